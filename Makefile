@@ -1,0 +1,60 @@
+# Two commands matter: `make demo` and `make test`. Stamp files in .venv keep reruns quick.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+MADE := $(VENV)/.made
+DEMO := $(VENV)/.demo-installed
+DEV := $(VENV)/.dev-installed
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint quick constraints clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: $(DEMO)  ## train on real clips, evaluate, run a small study (DEMO_SHORT=1 for a quick pass)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
+
+test: lint  ## lint, types, import contracts, then the tests, quick ones first
+	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(DEV)  ## ruff, formatting, mypy and the import contracts
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+quick: $(DEV)  ## ruff and the quick tests, stopping at the first failure
+	$(BIN)/ruff check
+	$(BIN)/python -m pytest -q -x -m "not slow"
+
+venv: $(DEV)  ## make .venv with everything needed to develop
+
+constraints: $(DEV)  ## upgrade .venv within pyproject's ranges and write its versions to constraints.txt
+	$(BIN)/python -m pip install --upgrade --upgrade-strategy eager -e ".[dev]"
+	@{ grep '^#' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable --exclude vsr-dist \
+	  | grep -viE '^(#|-e|nvidia-|cuda-|triton==|torchvision==)' | LC_ALL=C sort -fu; } > constraints.new
+	@mv constraints.new constraints.txt
+
+clean:  ## remove caches, build products and demo/ (keeps .venv and runs/)
+	rm -rf demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(MADE):
+	@command -v $(PYTHON) > /dev/null || { echo "make: no $(PYTHON) found; install it, or name another Python of 3.11 or later: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(DEMO): $(MADE) pyproject.toml constraints.txt
+	@echo "Installing into $(VENV); the first time this downloads about 3 GB"
+	$(INSTALL) -e ".[demo]"
+	@touch $@
+
+$(DEV): $(MADE) pyproject.toml constraints.txt
+	@echo "Installing into $(VENV); the first time this downloads about 3 GB"
+	$(INSTALL) -e ".[dev]"
+	@touch $(DEMO) $@

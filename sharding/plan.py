@@ -1,0 +1,234 @@
+"""What goes where, before anything is written: sources and shots to sequences, clips and shards. Pure.
+
+A sequence is a shot, or the part of a shot on one side of a split's boundary; it never spans two shards. Its
+number is its place among all such parts of its source, dropped ones included, so that names do not move when
+`min_frames` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import xxhash
+
+from sharding.codec import CODECS
+from sharding.degrade import SCALES, describe, get_recipe
+from sharding.errors import BadConfigError, BadInputError, nearest_hint
+from sharding.flow import METHODS, MIN_SIDE_PX
+from sharding.schema import (
+    FLOW_NAMES,
+    FORMAT_VERSION,
+    canonical_json,
+    format_key,
+    format_sequence,
+    format_shard,
+)
+from sharding.sources import ScannedSource
+
+TRAIN, VAL = "train", "val"
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """Everything of a pack that changes its bytes, besides the sources.
+
+    `holdout_tail` in [0, 1): that part of every source's frames, rounded to whole frames, from its end, is
+    split `val`. `holdout` names sources that are `val` as a whole. `shard_bytes` is a target that a shard
+    passes only if its first sequence does. `min_frames`: shorter sequences are dropped.
+    """
+
+    scale: int = 4
+    codec: str = "npy"
+    degradation: str = "bicubic"
+    flow: str = "none"
+    clip_frames: int = 16
+    shard_bytes: int = 256_000_000
+    holdout_tail: float = 0.0
+    holdout: tuple[str, ...] = ()
+    min_frames: int = 2
+
+
+@dataclass(frozen=True)
+class SequencePlan:
+    """`num_frames` frames of source number `source` from `first_frame` on, which `start_pts` finds."""
+
+    name: str
+    split: str
+    source: int
+    first_frame: int
+    num_frames: int
+    start_pts: int | None
+
+    def clips(self, clip_frames: int) -> Iterator[tuple[str, int, int]]:
+        """(key, first frame, number of frames) of every clip; the last one may be shorter."""
+        end = self.first_frame + self.num_frames
+        for first in range(self.first_frame, end, clip_frames):
+            yield format_key(self.name, first), first, min(clip_frames, end - first)
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One tar: its file name and the sequences in it, in order."""
+
+    name: str
+    split: str
+    sequences: tuple[SequencePlan, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole pack. `digest` is equal for two plans that write the same bytes."""
+
+    options: PackOptions
+    sources: tuple[ScannedSource, ...]
+    shards: tuple[ShardPlan, ...]
+    num_dropped_sequences: int
+    num_dropped_frames: int
+    digest: str
+
+    def dataset(self) -> dict[str, Any]:
+        """What the index says of the whole data set, without shards and clips."""
+        return dataset_record(self.options, self.sources)
+
+
+def check_options(options: PackOptions) -> None:
+    """Raise BadConfigError with all faults of the options."""
+    faults = []
+    if options.scale not in SCALES:
+        faults.append(f"--scale is {options.scale}, expected one of {', '.join(map(str, SCALES))}")
+    if options.codec not in CODECS:
+        hint = nearest_hint(options.codec, CODECS)
+        faults.append(f"--codec is '{options.codec}', expected one of {', '.join(CODECS)}{hint}")
+    if options.flow not in FLOW_NAMES:
+        faults.append(f"--flow is '{options.flow}', expected one of {', '.join(FLOW_NAMES)}")
+    if options.clip_frames < 1 or options.clip_frames > 999:
+        faults.append(f"--clip-frames is {options.clip_frames}, expected 1 to 999")
+    if options.min_frames < 1:
+        faults.append(f"--min-frames is {options.min_frames}, expected at least 1")
+    if options.shard_bytes < 1:
+        faults.append("--shard-mb must be above 0")
+    if not 0.0 <= options.holdout_tail < 1.0:
+        faults.append(f"--holdout-tail is {options.holdout_tail}, expected a fraction from 0 to below 1")
+    if options.degradation != "paired":
+        try:
+            get_recipe(options.degradation)
+        except BadConfigError as error:
+            faults.append(str(error))
+    if faults:
+        raise BadConfigError("; ".join(faults))
+
+
+def make_plan(sources: Sequence[ScannedSource], options: PackOptions) -> Plan:
+    """The plan of a pack. Raises BadConfigError or BadInputError where it would hold nothing or nonsense."""
+    check_options(options)
+    _check_holdout(sources, options)
+    _check_sizes(sources, options)
+    parts = [part for number, source in enumerate(sources) for part in _cut(number, source, options)]
+    kept = [part for part in parts if part.num_frames >= options.min_frames]
+    if not kept:
+        longest = max((part.num_frames for part in parts), default=0)
+        raise BadInputError(
+            f"nothing to pack: the longest shot has {longest} frames, expected at least "
+            f"{options.min_frames}; give longer videos or a lower --min-frames"
+        )
+    shards = [shard for split in (TRAIN, VAL) for shard in _fill(split, kept, sources, options)]
+    dropped = [part.num_frames for part in parts if part.num_frames < options.min_frames]
+    layout = [asdict(shard) for shard in shards]
+    record = {**dataset_record(options, sources), "options": asdict(options), "layout": layout}
+    return Plan(
+        options=options,
+        # The sequences carry the pts that are needed; every shard's task takes the plan along.
+        sources=tuple(replace(source, pts=()) for source in sources),
+        shards=tuple(shards),
+        num_dropped_sequences=len(dropped),
+        num_dropped_frames=sum(dropped),
+        digest=xxhash.xxh3_128_hexdigest(canonical_json(record)),
+    )
+
+
+def dataset_record(options: PackOptions, sources: Sequence[ScannedSource]) -> dict[str, Any]:
+    """The index's fields that describe the data set as a whole, as plain values."""
+    described = [source.describe() for source in sources]
+    return {
+        "version": FORMAT_VERSION,
+        "scale": options.scale,
+        "codec": options.codec,
+        "clip_frames": options.clip_frames,
+        "degradation": describe(options.degradation),
+        "sources": described,
+        "source_hash": xxhash.xxh3_128_hexdigest(canonical_json(described)),
+        "flow": options.flow,
+    }
+
+
+def frame_bytes(source: ScannedSource, options: PackOptions) -> int:
+    """Roughly what one frame of a source takes in a shard: HR, LR and flow."""
+    low_pixels = (source.height // options.scale) * (source.width // options.scale)
+    coded = 3 * low_pixels * (options.scale**2 + 1) * CODECS[options.codec].size_ratio
+    return int(coded) + (0 if options.flow == "none" else 8 * low_pixels)
+
+
+def _check_holdout(sources: Sequence[ScannedSource], options: PackOptions) -> None:
+    names = [source.source.name for source in sources]
+    faults = [
+        f"--holdout {name} is no source; expected one of {', '.join(names)}{nearest_hint(name, names)}"
+        for name in options.holdout
+        if name not in names
+    ]
+    if faults:
+        raise BadConfigError("; ".join(faults))
+
+
+def _check_sizes(sources: Sequence[ScannedSource], options: PackOptions) -> None:
+    least = options.scale * (MIN_SIDE_PX if options.flow in METHODS else 1)
+    faults = [
+        f"{source.source.path} is {source.width} x {source.height} px"
+        for source in sources
+        if min(source.width, source.height) < least
+    ]
+    if faults:
+        raise BadInputError(
+            f"expected frames of at least {least} x {least} px for --scale {options.scale} and --flow "
+            f"{options.flow}: {'; '.join(faults)}; leave them out"
+        )
+
+
+def _cut(number: int, source: ScannedSource, options: PackOptions) -> Iterator[SequencePlan]:
+    """All sequences of a source, short ones included, in time order."""
+    if source.source.name in options.holdout:
+        boundary = 0
+    else:
+        boundary = source.num_frames - round(source.num_frames * options.holdout_tail)
+    parts = []
+    for first, num_frames in source.shots:
+        end = first + num_frames
+        middle = min(max(boundary, first), end)
+        parts += [(first, middle, TRAIN), (middle, end, VAL)]
+    for shot, (first, end, split) in enumerate(part for part in parts if part[1] > part[0]):
+        yield SequencePlan(
+            name=format_sequence(source.source.name, shot),
+            split=split,
+            source=number,
+            first_frame=first,
+            num_frames=end - first,
+            start_pts=source.pts[first] if source.pts else None,
+        )
+
+
+def _fill(
+    split: str, parts: Sequence[SequencePlan], sources: Sequence[ScannedSource], options: PackOptions
+) -> Iterator[ShardPlan]:
+    """Shards of one split: sequences in order, a new shard when the next one would pass the target size."""
+    taken: list[SequencePlan] = []
+    num_bytes = number = 0
+    for part in (part for part in parts if part.split == split):
+        part_bytes = part.num_frames * frame_bytes(sources[part.source], options)
+        if taken and num_bytes + part_bytes > options.shard_bytes:
+            yield ShardPlan(format_shard(split, number), split, tuple(taken))
+            taken, num_bytes, number = [], 0, number + 1
+        taken.append(part)
+        num_bytes += part_bytes
+    if taken:
+        yield ShardPlan(format_shard(split, number), split, tuple(taken))

@@ -1,0 +1,113 @@
+"""Plain USTAR with the same bytes every time: a writer that knows where payloads lie, and a header scan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import xxhash
+
+from sharding.errors import BadShardError
+
+BLOCK_BYTES = 512
+END_BYTES = 2 * BLOCK_BYTES
+MAX_NAME_BYTES = 100
+_READ_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class TarEntry:
+    """A regular file in a tar: its name, and where its payload lies."""
+
+    name: str
+    offset: int
+    num_bytes: int
+
+
+class TarWriter:
+    """Append members to an open file; `num_bytes` and `hexdigest` are those of all bytes written so far."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = xxhash.xxh3_64()
+        self.num_bytes = 0
+
+    def add(self, name: str, payload: bytes) -> TarEntry:
+        """Write one member with modification time 0, mode 0644 and owner 0."""
+        self._write(tar_header(name, len(payload)))
+        entry = TarEntry(name, self.num_bytes, len(payload))
+        self._write(payload)
+        self._write(bytes(-len(payload) % BLOCK_BYTES))
+        return entry
+
+    def finish(self) -> str:
+        """Write the end mark; returns the hex of the xxh3_64 of the whole file."""
+        self._write(bytes(END_BYTES))
+        return str(self._hash.hexdigest())
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.num_bytes += len(data)
+
+
+def tar_header(name: str, num_bytes: int) -> bytes:
+    """The 512 bytes before a payload. Raises ValueError for more than 100 bytes of name or 8 GiB of data."""
+    encoded = name.encode("ascii")
+    if len(encoded) > MAX_NAME_BYTES or num_bytes >= 8 << 30:
+        raise ValueError(f"'{name}' with {num_bytes} bytes does not fit a USTAR header")
+    fields = [
+        encoded.ljust(100, b"\0"),
+        b"0000644\0" + b"0000000\0" + b"0000000\0",
+        f"{num_bytes:011o}\0".encode(),
+        b"00000000000\0",
+        b" " * 8,
+        b"0" + bytes(100),
+        b"ustar\x0000" + bytes(32) + bytes(32) + b"0000000\0" + b"0000000\0",
+    ]
+    header = bytearray(b"".join(fields).ljust(BLOCK_BYTES, b"\0"))
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    return bytes(header)
+
+
+def scan_tar(file: BinaryIO, num_bytes: int) -> Iterator[TarEntry]:
+    """The members of a tar of `num_bytes` bytes, by its headers alone.
+
+    Raises BadShardError at the first header that is damaged, and where the file ends without an end mark.
+    """
+    position = 0
+    while True:
+        file.seek(position)
+        header = file.read(BLOCK_BYTES)
+        if header == bytes(BLOCK_BYTES):
+            if num_bytes != position + END_BYTES or file.read(BLOCK_BYTES) != bytes(BLOCK_BYTES):
+                raise BadShardError(f"has {num_bytes} bytes, expected an end after {position + END_BYTES}")
+            return
+        entry = _parse_header(header, position)
+        position = entry.offset + entry.num_bytes + (-entry.num_bytes % BLOCK_BYTES)
+        if position + END_BYTES > num_bytes:
+            raise BadShardError(f"is truncated: it has {num_bytes} bytes and ends inside or after '{entry.name}'")
+        yield entry
+
+
+def _parse_header(header: bytes, position: int) -> TarEntry:
+    """The entry of a header as `tar_header` writes it, byte for byte. Raises BadShardError otherwise."""
+    try:
+        name = header[:100].rstrip(b"\0").decode("ascii")
+        num_bytes = int(header[124:135], 8)
+        whole = header == tar_header(name, num_bytes)
+    except ValueError:
+        whole = False
+    if not whole:
+        raise BadShardError(f"has a damaged or foreign tar header at byte {position}")
+    return TarEntry(name, position + BLOCK_BYTES, num_bytes)
+
+
+def hash_file(file: BinaryIO) -> str:
+    """Hex of the xxh3_64 of an open file, from its first byte."""
+    state = xxhash.xxh3_64()
+    file.seek(0)
+    while block := file.read(_READ_BYTES):
+        state.update(block)
+    return str(state.hexdigest())

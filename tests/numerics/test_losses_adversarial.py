@@ -1,0 +1,121 @@
+"""Adversarial objectives and gradient penalties against closed forms and PyTorch's own losses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vsr_dist.losses.adversarial import ADVERSARIAL
+from vsr_dist.losses.regularise import gradient_penalty
+
+torch.set_num_threads(1)
+
+
+def _logits(seed):
+    return torch.randn(3, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+# The constant logits of a discriminator that knows nothing, where its loss is smallest.
+UNDECIDED = {"paper": 0.0, "bce": 0.0, "lsgan": 0.5, "hinge": 0.0, "rpgan": 0.0}
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_chance_is_the_least_loss_of_an_ignorant_discriminator(name):
+    objective = ADVERSARIAL[name]
+    constants = torch.linspace(-3, 3, 601, dtype=torch.float64)
+    losses = torch.stack([objective.discriminator_loss(c.view(1, 1), c.view(1, 1)) for c in constants])
+    assert losses.min().item() == pytest.approx(objective.chance, abs=1e-4)
+    undecided = torch.full((2, 3), UNDECIDED[name], dtype=torch.float64)
+    assert objective.discriminator_loss(undecided, undecided).item() == pytest.approx(objective.chance)
+    assert objective.name == name
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_separation_brings_the_discriminator_to_zero_and_both_players_pull_apart(name):
+    objective = ADVERSARIAL[name]
+    high, low = (1.0, 0.0) if name == "lsgan" else (30.0, -30.0)
+    real, fake = torch.full((2, 3), high), torch.full((2, 3), low)
+    assert objective.discriminator_loss(real, fake).item() == pytest.approx(0.0, abs=1e-6)
+    fake = torch.zeros(2, 3, requires_grad=True)
+    real = torch.zeros(2, 3)
+    (down,) = torch.autograd.grad(objective.generator_loss(real, fake), fake)
+    assert (down < 0).all(), "the generator wants its logits to rise"
+    if name != "lsgan":
+        (up,) = torch.autograd.grad(objective.discriminator_loss(real, fake), fake)
+        assert (up > 0).all(), "the discriminator wants them to fall"
+
+
+def test_values_against_independent_forms():
+    real, fake = _logits(0), _logits(1)
+    d_real, d_fake = torch.sigmoid(real), torch.sigmoid(fake)
+    ones, zeros = torch.ones_like(real), torch.zeros_like(real)
+    bce = F.binary_cross_entropy
+    expected = {
+        "paper": (1 - d_real.mean() + d_fake.mean(), 1 - d_fake.mean()),
+        "bce": (bce(d_real, ones) + bce(d_fake, zeros), bce(d_fake, ones)),
+        "lsgan": (F.mse_loss(real, ones) + F.mse_loss(fake, zeros), F.mse_loss(fake, ones)),
+        "hinge": (
+            torch.clamp_min(1 - real, 0).mean() + torch.clamp_min(1 + fake, 0).mean(),
+            -fake.mean(),
+        ),
+        "rpgan": (-F.logsigmoid(real - fake).mean(), -F.logsigmoid(fake - real).mean()),
+    }
+    for name, objective in ADVERSARIAL.items():
+        torch.testing.assert_close(objective.discriminator_loss(real, fake), expected[name][0])
+        torch.testing.assert_close(objective.generator_loss(real, fake), expected[name][1])
+
+
+def test_only_rpgan_reads_the_real_logits_in_the_generator():
+    for name, objective in ADVERSARIAL.items():
+        assert objective.uses_real_in_generator == (name == "rpgan")
+        if not objective.uses_real_in_generator:
+            assert math.isfinite(objective.generator_loss(None, _logits(0)).item())
+    with pytest.raises(ValueError, match="real logits"):
+        ADVERSARIAL["rpgan"].generator_loss(None, _logits(0))
+    with pytest.raises(ValueError, match="equal shapes"):
+        ADVERSARIAL["rpgan"].discriminator_loss(_logits(0), _logits(0)[:, :1])
+
+
+def test_the_papers_gradient_dies_on_one_side_and_the_others_live():
+    """The saturation behind the drift to 1.0: both classes far on one side."""
+    gradients = {}
+    for name in ("paper", "bce", "rpgan"):
+        fake = torch.full((4,), 16.0, dtype=torch.float64, requires_grad=True)
+        loss = ADVERSARIAL[name].discriminator_loss(torch.full((4,), 16.0, dtype=torch.float64), fake)
+        (gradient,) = torch.autograd.grad(loss, fake)
+        gradients[name] = gradient.abs().sum().item()
+    assert gradients["paper"] < 1e-6
+    assert gradients["bce"] > 0.99
+    assert gradients["rpgan"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_half_precision_logits_are_computed_in_float32(name):
+    loss = ADVERSARIAL[name].discriminator_loss(_logits(0).bfloat16(), _logits(1).bfloat16())
+    assert loss.dtype == torch.float32
+
+
+def test_penalty_of_a_linear_discriminator_is_its_squared_weight():
+    weight = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
+    inputs = torch.randn(7, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    logits = (inputs * weight).flatten(1).sum(1)
+    penalty = gradient_penalty(logits, inputs, gamma=3.0)
+    torch.testing.assert_close(penalty, 1.5 * weight.pow(2).sum())
+    (gradient,) = torch.autograd.grad(penalty, weight)
+    torch.testing.assert_close(gradient, 3.0 * weight.detach())
+
+
+def test_penalty_is_per_sample_and_divided_by_patches():
+    inputs = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+    logits = inputs.pow(2).view(2, 3, 2)  # dD/dx = 2 x for each of 6 patches
+    expected = 0.5 * (4 * inputs.detach().pow(2)).sum(1).mean() / 6
+    torch.testing.assert_close(gradient_penalty(logits, inputs, gamma=1.0), expected)
+
+
+def test_penalty_needs_inputs_with_a_gradient():
+    inputs = torch.randn(2, 3)
+    with pytest.raises(ValueError, match="requires_grad"):
+        gradient_penalty(inputs.sum(1), inputs, gamma=1.0)

@@ -1,0 +1,158 @@
+"""Every loss against an independent transcription: listing 3, the base code's TVLoss and discriminator loss."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vsr_dist.core.errors import BadConfigError
+from vsr_dist.losses.adversarial import ADVERSARIAL
+from vsr_dist.losses.objective import LossConfig, combine
+from vsr_dist.losses.perceptual import perceptual
+from vsr_dist.losses.pixel import PIXEL, charbonnier, mse
+from vsr_dist.losses.temporal import temporal_difference
+from vsr_dist.losses.tv import total_variation
+
+torch.set_num_threads(1)
+
+
+class ListedTvLoss(nn.Module):
+    """TVLoss of github.com/leftthomas/SRGAN, loss.py, by hand: sums over counts, weight 1."""
+
+    def forward(self, x):
+        b, c, h, w = x.size()
+        vertical = sum(((x[:, :, i + 1] - x[:, :, i]) ** 2).sum() for i in range(h - 1))
+        horizontal = sum(((x[:, :, :, j + 1] - x[:, :, :, j]) ** 2).sum() for j in range(w - 1))
+        return 2 * (vertical / (c * (h - 1) * w) + horizontal / (c * h * (w - 1))) / b
+
+
+class ListedGeneratorLoss(nn.Module):
+    """The paper's listing 3, with the network it is given in the place of VGG."""
+
+    def __init__(self, loss_network):
+        super().__init__()
+        self.loss_network = loss_network
+        self.mse_loss = nn.MSELoss()
+        self.tv_loss = ListedTvLoss()
+        self.temporal_loss = nn.MSELoss()
+
+    def forward(self, out_labels, out_images, target_images, out_images_prev, target_images_prev):
+        adversarial_loss = torch.mean(1 - out_labels)
+        perception_loss = self.mse_loss(self.loss_network(out_images), self.loss_network(target_images))
+        image_loss = self.mse_loss(out_images, target_images)
+        tv_loss = self.tv_loss(out_images)
+        temporal_consistency_loss = self.temporal_loss(out_images - out_images_prev, target_images - target_images_prev)
+        return (
+            image_loss
+            + 0.001 * adversarial_loss
+            + 0.006 * perception_loss
+            + 2e-8 * tv_loss
+            + 0.1 * temporal_consistency_loss
+        )
+
+
+def _network(seed, num_out, stride):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, stride=stride), nn.ReLU(), nn.Conv2d(8, num_out, 3, padding=1)
+    ).double()
+
+
+@pytest.fixture
+def clips():
+    torch.manual_seed(0)
+    fake = torch.rand(2, 4, 3, 12, 10, dtype=torch.float64, requires_grad=True)
+    real = torch.rand(2, 4, 3, 12, 10, dtype=torch.float64)
+    return fake, real
+
+
+def test_total_and_gradient_equal_listing_3(clips):
+    fake, real = clips
+    features, scorer = _network(1, 5, 2), _network(2, 1, 4)
+    out, target = fake[:, 1:].flatten(0, 1), real[:, 1:].flatten(0, 1)
+    labels = torch.sigmoid(scorer(out).mean((1, 2, 3)))
+    previous = fake[:, :-1].flatten(0, 1), real[:, :-1].flatten(0, 1)
+    listed = ListedGeneratorLoss(features)(labels, out, target, *previous)
+    (listed_gradient,) = torch.autograd.grad(listed, fake)
+
+    logits = scorer(fake[:, 1:].flatten(0, 1)).mean((1, 2, 3)).view(2, 3)
+    config = LossConfig()
+    terms = {
+        "image": PIXEL[config.pixel](fake[:, 1:], real[:, 1:]),
+        "adversarial": ADVERSARIAL["paper"].generator_loss(None, logits),
+        "perceptual": perceptual(features(fake[:, 1:].flatten(0, 1)), features(real[:, 1:].flatten(0, 1))),
+        "tv": total_variation(fake[:, 1:]),
+        "temporal": temporal_difference(fake, real),
+    }
+    ours = combine(terms, config.weights())
+    (gradient,) = torch.autograd.grad(ours.total, fake)
+    assert abs(ours.total.item() - listed.item()) < 1e-12
+    assert (gradient - listed_gradient).norm() / listed_gradient.norm() < 1e-10
+
+
+def test_terms_are_logged_before_weighting_and_carry_no_graph(clips):
+    fake, real = clips
+    terms = {"image": mse(fake, real), "tv": total_variation(fake)}
+    result = combine(terms, {"image": 2.0, "tv": torch.tensor(0.5, dtype=torch.float64), "temporal": 9.0})
+    assert result.terms["image"].item() == mse(fake, real).item()
+    assert not result.terms["image"].requires_grad and result.total.requires_grad
+    expected = 2.0 * result.terms["image"] + 0.5 * result.terms["tv"]
+    torch.testing.assert_close(result.total, expected)
+
+
+def test_combine_refuses_a_term_without_a_weight():
+    with pytest.raises(ValueError, match="image"):
+        combine({"image": torch.tensor(1.0)}, {})
+    with pytest.raises(ValueError, match="at least one term"):
+        combine({}, {"image": 1.0})
+
+
+def test_config_defaults_are_listing_3_and_zero_switches_off():
+    assert LossConfig().weights() == {
+        "image": 1.0,
+        "adversarial": 0.001,
+        "perceptual": 0.006,
+        "tv": 2e-8,
+        "temporal": 0.1,
+    }
+    assert LossConfig(perceptual=0.0, tv=0.0).active_terms() == ("image", "adversarial", "temporal")
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_config_refuses_weights_that_are_no_weights(weight):
+    with pytest.raises(BadConfigError, match="image"):
+        LossConfig(image=weight)
+
+
+def test_config_refuses_to_train_nothing():
+    with pytest.raises(BadConfigError, match="all are 0"):
+        LossConfig(image=0.0, adversarial=0.0, perceptual=0.0, tv=0.0, temporal=0.0)
+
+
+def test_pixel_losses_on_known_errors():
+    real = torch.zeros(2, 3)
+    fake = torch.full((2, 3), 0.5)
+    assert mse(fake, real).item() == pytest.approx(0.25)
+    assert charbonnier(fake, real, eps=1.2).item() == pytest.approx(1.3)
+    assert charbonnier(real, real).item() == pytest.approx(1e-3)
+
+
+def test_perceptual_gives_no_gradient_to_the_truth():
+    fake, real = torch.rand(2, 4, requires_grad=True), torch.rand(2, 4, requires_grad=True)
+    loss = perceptual(fake, real)
+    loss.backward()
+    assert real.grad is None and fake.grad is not None
+    assert loss.item() == pytest.approx(F.mse_loss(fake, real).item())
+
+
+def test_temporal_ignores_standing_errors_and_sees_flicker():
+    real = torch.rand(1, 4, 3, 5, 5)
+    assert temporal_difference(real + 0.3, real).item() == pytest.approx(0.0, abs=1e-12)
+    flicker = torch.tensor([0.1, -0.1, 0.1, -0.1]).view(1, 4, 1, 1, 1)
+    assert temporal_difference(real + flicker, real).item() == pytest.approx(0.04, rel=1e-4)
+    with pytest.raises(ValueError, match="at least 2 frames"):
+        temporal_difference(real[:, :1], real[:, :1])

@@ -1,0 +1,79 @@
+"""Temporal metrics on clips whose motion and flicker are known."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from vsr_dist.core.errors import BadInputError
+from vsr_dist.losses.temporal import temporal_difference
+from vsr_dist.metrics.temporal import tdiff, tof, warping_error
+
+
+def _texture(side=160):
+    noise = np.random.default_rng(0).normal(size=(side, side, 3)).astype(np.float32)
+    smooth = cv2.GaussianBlur(noise, (0, 0), 3)
+    return np.clip(128 + 60 * smooth / smooth.std(), 0, 255).astype(np.uint8)
+
+
+def _moving(step_px, num_frames=6, side=112):
+    texture = _texture()
+    return np.stack([texture[16 : 16 + side, 40 - t * step_px :][:, :side] for t in range(num_frames)])
+
+
+def test_tdiff_equals_the_loss_of_listing_3():
+    rng = np.random.default_rng(0)
+    fake, real = rng.integers(0, 256, (2, 4, 9, 8, 3), dtype=np.uint8)
+    clips = [torch.from_numpy(clip)[None].double() / 255 for clip in (fake, real)]
+    assert tdiff(fake, real) == pytest.approx(temporal_difference(*clips).item(), rel=1e-12)
+
+
+def test_tdiff_ignores_standing_errors():
+    real = _moving(2)
+    fake = np.clip(real, 0, 200)
+    assert tdiff(real, real) == 0.0
+    assert tdiff(np.clip(real, 40, 255) - 40 + np.uint8(40), np.clip(real, 40, 255)) == 0.0
+    assert tdiff(fake, real) > 0.0
+
+
+def test_tof_is_the_difference_of_speeds():
+    assert tof(_moving(2), _moving(2)) == 0.0
+    assert tof(_moving(3), _moving(1)) == pytest.approx(2.0, abs=0.15)
+
+
+def test_tof_trims_frames_and_crops():
+    real, fake = _moving(1, num_frames=6), _moving(1, num_frames=6)
+    fake[:2], fake[-2:] = 0, 0
+    fake[:, :8], fake[:, -8:] = 0, 0
+    assert tof(fake, real) == 0.0, "96 of 112 rows are kept, so the darkened edges are outside"
+    assert tof(fake, real, trim_frames=0) > 0.0
+    assert tof(fake, real, crop_to_multiple=False) > 0.0
+
+
+def test_warping_error_is_small_for_motion_and_sees_flicker():
+    real = _moving(2)
+    flicker = real.copy()
+    flicker[1::2] = np.clip(flicker[1::2].astype(int) + 20, 0, 255).astype(np.uint8)
+    steady = warping_error(real, real)
+    assert steady < 1e-4
+    assert warping_error(flicker, real) == pytest.approx((20 / 255) ** 2, rel=0.15)
+    assert warping_error(np.zeros_like(real), real) == 0.0
+
+
+@pytest.mark.parametrize("metric", [tdiff, tof, warping_error])
+def test_mistakes_are_answered(metric):
+    clip = np.zeros((6, 64, 64, 3), np.uint8)
+    with pytest.raises(BadInputError, match="equal shapes"):
+        metric(clip, clip[:, :60])
+    with pytest.raises(BadInputError, match="at least"):
+        metric(clip[:1], clip[:1])
+
+
+def test_tof_names_the_way_out():
+    clip = np.zeros((5, 40, 40, 3), np.uint8)
+    with pytest.raises(BadInputError, match="trim_frames=0"):
+        tof(clip, clip)
+    with pytest.raises(BadInputError, match="crop_to_multiple=False"):
+        tof(clip, clip, trim_frames=0)

@@ -1,0 +1,134 @@
+"""The one door for configurations: YAML file plus `PATH=VALUE` overrides -> a strict, frozen `Config`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vsr_dist.core.config_io import (
+    Tree,
+    apply_overrides,
+    field_types,
+    key_faults,
+    parse_section,
+    raise_faults,
+    read_yaml,
+    to_tree,
+)
+from vsr_dist.core.errors import BadConfigError, nearest_hint
+from vsr_dist.core.fields import io
+from vsr_dist.data.loader import DataConfig
+from vsr_dist.losses.adversarial import AdversarialName
+from vsr_dist.losses.objective import LossConfig
+from vsr_dist.models import (
+    DISCRIMINATORS,
+    GENERATORS,
+    DiscriminatorConfig,
+    GeneratorConfig,
+)
+from vsr_dist.models.features import PerceptualConfig
+from vsr_dist.models.recurrent import RecurrentConfig
+from vsr_dist.models.spatiotemporal import SpatiotemporalConfig
+from vsr_dist.training.gan_step import AdversaryConfig
+from vsr_dist.training.schedule import OptimizerConfig
+from vsr_dist.training.tracking import TrackingConfig
+from vsr_dist.training.trainer import TrainConfig
+
+_DEFAULT_KIND = {"generator": "recurrent", "discriminator": "spatiotemporal"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a training run is made of. The resolved form is saved in the run directory and can be rerun.
+
+    Attributes:
+        name: name of the run, in MLflow and in tables.
+        run_dir: folder that the run writes.
+        seed: decides initial weights, order, augmentation and dropout.
+        scale: enlargement; must equal the scale that the data was packed with.
+        objective: adversarial objective (`vsr_dist.losses.adversarial`).
+    """
+
+    name: str = io("run")
+    run_dir: str = io("runs/run")
+    seed: int = 0
+    scale: int = 4
+    data: DataConfig = field(default_factory=DataConfig)
+    generator: GeneratorConfig = field(default_factory=RecurrentConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=SpatiotemporalConfig)
+    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    objective: AdversarialName = "rpgan"
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+    generator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    discriminator_optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=4e-4, betas=(0.0, 0.99))
+    )
+    train: TrainConfig = field(default_factory=TrainConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply overrides in order, and check everything; every fault found is in one error."""
+    return parse_config(apply_overrides(read_yaml(path), overrides), str(path))
+
+
+def parse_config(tree: Tree, origin: str) -> Config:
+    """A `Config` from nested mappings. Missing keys take their defaults; `origin` opens the error message."""
+    sections, faults = section_types(tree)
+    faults += key_faults(tree, sections)
+    raise_faults(origin, faults)
+    values: dict[str, Any] = {}
+    for name, value in tree.items():
+        values[name], section_faults = parse_section(name, sections[name], value)
+        faults += section_faults
+    raise_faults(origin, faults)
+    return Config(**values)
+
+
+def section_types(tree: Tree) -> tuple[dict[str, type], list[str]]:
+    """(Type of each top-level key, faults); `generator.kind` and `discriminator.kind` choose their classes."""
+    types = field_types(Config)
+    faults = []
+    tables = {"generator": GENERATORS, "discriminator": DISCRIMINATORS}
+    for role, table in tables.items():
+        section = tree.get(role)
+        kind = section.get("kind", _DEFAULT_KIND[role]) if isinstance(section, dict) else _DEFAULT_KIND[role]
+        if kind not in table:
+            faults.append(f"{role}.kind is {kind!r}{nearest_hint(str(kind), table)}; choose {', '.join(table)}")
+            kind = _DEFAULT_KIND[role]
+        types[role] = table[kind].config_type
+    return types, faults
+
+
+def config_tree(config: Config) -> Tree:
+    """The resolved configuration as nested plain mappings."""
+    return to_tree(config)
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML text that `load_config` reads back to an equal `Config`."""
+    return yaml.safe_dump(config_tree(config), sort_keys=False)
+
+
+def check_config(config: Config) -> None:
+    """Rules that tie sections together, checked before anything is read or built; all faults at once."""
+    faults = []
+    fixed_px = getattr(config.generator, "input_px", None) if getattr(config.generator, "lstm", False) else None
+    for key in ("crop_px", "val_crop_px"):
+        side = getattr(config.data, key)
+        if fixed_px is not None and side != fixed_px:
+            faults.append(f"data.{key} is {side}; the generator's LSTM is built for generator.input_px = {fixed_px}")
+    if config.train.warmup_steps >= config.train.steps and config.loss.adversarial > 0:
+        faults.append(
+            f"train.warmup_steps {config.train.warmup_steps} leaves no adversarial step of train.steps "
+            f"{config.train.steps}; lower it, or set loss.adversarial=0 to train without a discriminator"
+        )
+    if config.loss.temporal > 0 and config.data.clip_frames < 2:
+        faults.append("loss.temporal needs data.clip_frames of at least 2")
+    if faults:
+        raise BadConfigError("; ".join(faults))

@@ -1,0 +1,66 @@
+"""The only module that calls torch.distributed. Without a process group each call is the one-rank answer."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from vsr_dist.core.world import World
+
+Item = TypeVar("Item")
+
+
+def is_active() -> bool:
+    """True if a process group exists, that is, if there may be other ranks."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def current_world() -> World:
+    """This process's rank and the number of ranks."""
+    return World(dist.get_rank(), dist.get_world_size()) if is_active() else World()
+
+
+def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Elementwise mean of a detached tensor (any shape, float) over all ranks, the same on every rank."""
+    if not is_active():
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def gather_lists(items: list[Item]) -> list[Item]:
+    """All ranks' lists, one behind the other in rank order, on every rank. Items must be picklable."""
+    if not is_active():
+        return list(items)
+    gathered: list[list[Item]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, items)
+    return [item for part in gathered for item in part]
+
+
+def from_main(item: Item) -> Item:
+    """Rank 0's item on every rank. The item must be picklable."""
+    if not is_active():
+        return item
+    box = [item]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def any_rank(flag: bool) -> bool:
+    """True on every rank if `flag` is true on at least one: reduce before a branch that holds a collective."""
+    return any(gather_lists([flag]))
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if is_active():
+        dist.barrier()
+
+
+def shutdown() -> None:
+    """Leave the process group, if there is one; without it torch warns of leaked resources at exit."""
+    if is_active():
+        dist.destroy_process_group()

@@ -1,0 +1,142 @@
+"""YAML and `PATH=VALUE` overrides -> plain dictionaries -> strict dataclasses, with errors that teach."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from vsr_dist.core.errors import BadConfigError, nearest_hint
+
+Tree = dict[str, Any]
+
+
+def read_yaml(path: Path) -> Tree:
+    """The mapping that a YAML file holds; an absent or malformed file is a `BadConfigError`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadConfigError(f"no configuration file {path}; name an existing YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadConfigError(f"{path} cannot be read as a YAML text file: {error}") from error
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BadConfigError(f"{path} is not valid YAML: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise BadConfigError(f"{path} holds a {type(tree).__name__}; expected a mapping of sections")
+    return tree
+
+
+def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
+    """A copy of `tree` with each `a.b.c=value` set; the value is read as YAML (`3`, `1e-4`, `true`, `[1, 2]`)."""
+    result = _copy(tree)
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path.strip():
+            raise BadConfigError(f"override '{override}' is not of the form PATH=VALUE, e.g. loss.tv=1e-3")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise BadConfigError(f"the value of override '{override}' is not valid YAML: {error}") from error
+        set_path(result, path.strip(), value)
+    return result
+
+
+def set_path(tree: Tree, path: str, value: object) -> None:
+    """Set the dotted `path` in a nested mapping, making the sections on the way."""
+    *sections, leaf = path.split(".")
+    node = tree
+    for name in sections:
+        below = node.setdefault(name, {})
+        if not isinstance(below, dict):
+            raise BadConfigError(f"cannot set {path}: '{name}' is a value, not a section")
+        node = below
+    node[leaf] = value
+
+
+def key_faults(tree: Mapping[str, Any], sections: Mapping[str, type], prefix: str = "") -> list[str]:
+    """One message for each key of `tree` that `sections` (key -> type) lacks or that has no value.
+
+    An unknown key is answered with the nearest known one. Empty values are caught here because jsonargparse
+    takes a null for any type.
+    """
+    faults = []
+    for key, value in tree.items():
+        if key not in sections:
+            hint = nearest_hint(str(key), sections)
+            faults.append(f"unknown key {prefix}{key}{hint}")
+        elif value is None and type(None) not in typing.get_args(sections[key]):
+            faults.append(f"{prefix}{key} is empty; give a value or leave the key out")
+        elif dataclasses.is_dataclass(sections[key]):
+            if isinstance(value, dict):
+                faults += key_faults(value, field_types(sections[key]), f"{prefix}{key}.")
+            else:
+                faults.append(f"{prefix}{key} is {value!r}; expected a section with keys of its own")
+    return faults
+
+
+def field_types(config_type: type) -> dict[str, type]:
+    """Field name -> resolved type of a dataclass."""
+    hints = typing.get_type_hints(config_type)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config_type)}
+
+
+def parse_section(name: str, config_type: type, value: object) -> tuple[Any, list[str]]:
+    """(The typed value, no faults) or (None, what is wrong), for one top-level key of the configuration."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument(f"--{name}", type=config_type)
+    try:
+        return getattr(parser.instantiate(parser.parse_object({name: value})), name), []
+    except Exception as error:  # noqa: BLE001 - jsonargparse raises several kinds; the text is all a user needs
+        return None, [_clean(str(error))]
+
+
+def raise_faults(origin: str, faults: Iterable[str]) -> None:
+    """Raise one `BadConfigError` that names every fault, if there is one."""
+    found = list(faults)
+    if found:
+        raise BadConfigError(f"{origin}: " + "; ".join(found))
+
+
+def to_tree(config: Any) -> Tree:  # noqa: ANN401 - any dataclass instance
+    """A dataclass as nested plain mappings (tuples become lists), ready for YAML."""
+    plain = _plain(dataclasses.asdict(config))
+    assert isinstance(plain, dict)
+    return plain
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _copy(tree: Mapping[str, Any]) -> Tree:
+    return {key: _copy(value) if isinstance(value, dict) else value for key, value in tree.items()}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _plain(below) for key, below in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(below) for below in value]
+    return value
+
+
+def _clean(message: str) -> str:
+    """jsonargparse's message on one line, without its name for the argument parser."""
+    text = " ".join(message.split())
+    return text.removeprefix("Parser key ").replace('"', "").replace("typing.", "")

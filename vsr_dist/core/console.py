@@ -1,0 +1,70 @@
+"""What a person reads while a command works: a progress bar on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+
+def say(text: str) -> None:
+    """One line (or block) on stdout, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def format_duration(seconds: float) -> str:
+    """`75 s` -> `1m15s`; hours are added from 3,600 s on."""
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    minutes, left = divmod(rest, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{left:02d}s" if minutes else f"{left}s"
+
+
+class Progress:
+    """Counts work of a known total. On a terminal it draws a bar; elsewhere `note` prints plain lines.
+
+    A disabled one (on ranks other than 0) does nothing.
+    """
+
+    def __init__(self, total: int, unit: str, *, start: int = 0, enabled: bool = True) -> None:
+        self._enabled = enabled
+        self._total, self._start, self._done = total, start, start
+        self._begin_s = time.monotonic()
+        on_terminal = enabled and sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=start, unit=unit, dynamic_ncols=True) if on_terminal else None
+
+    def advance(self, count: int = 1) -> None:
+        """Say that `count` more units are done."""
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(count)
+
+    def note(self, text: str) -> None:
+        """A line above the bar, or a plain line ending with the time left."""
+        if not self._enabled:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stdout)
+            return
+        say(f"{text} | {format_duration(self.seconds_left())} left")
+
+    def seconds_left(self) -> float:
+        """Estimate from the mean speed since the start of this process."""
+        done = self._done - self._start
+        if not done:
+            return 0.0
+        return (time.monotonic() - self._begin_s) / done * (self._total - self._done)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()

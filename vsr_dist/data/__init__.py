@@ -1,0 +1,1 @@
+"""Shards -> ordered windows -> batches: a pure plan, memory-mapped crops, augmentation, a prefetching loader."""

@@ -1,0 +1,77 @@
+"""Whole sequences in time order, read front to back through plain webdataset: what evaluation uses.
+
+Axis letters: T time, H W low-resolution rows and columns, Y X high-resolution rows and columns, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset as wds
+
+from sharding.codec import CODECS
+from sharding.index import read_index
+from sharding.schema import Clip, Index, parse_sequence
+from vsr_dist.core.errors import BadShardError
+from vsr_dist.data.augment import Frames
+
+
+@dataclass(frozen=True)
+class StreamedClip:
+    """The next clip of a split: uint8 RGB frames, the sequence and source video that they belong to."""
+
+    sequence: str
+    source: str
+    first_frame: int
+    low_THWC: Frames
+    real_TYXC: Frames
+
+
+class SplitStream:
+    """Clips of one split, sequence by sequence, each in time order."""
+
+    def __init__(self, root: Path, split: str) -> None:
+        """Open the set; index and shard sizes are checked. An unknown split is a `BadShardError`."""
+        self.root, self.split = root, split
+        self.index: Index = read_index(root)
+        if split not in self.index.splits:
+            raise BadShardError(f"{root} has no split '{split}'; it has: {', '.join(sorted(self.index.splits))}")
+        self.clips = [clip for clips in self.index.sequences(split).values() for clip in clips]
+
+    def fps(self, source: str) -> Fraction:
+        """Frame rate of a source video; 25 for image folders, which have none."""
+        text = next(entry["fps"] for entry in self.index.sources if entry["name"] == source)
+        return Fraction(text or 25)
+
+    def __iter__(self) -> Iterator[StreamedClip]:
+        shards = list(dict.fromkeys(clip.shard for clip in self.clips))
+        urls = [str(self.root / name) for name in shards]
+        expected = {clip.key: clip for clip in self.clips}
+        # Splitting by node and by worker is off: every process that iterates wants the whole split, in order.
+        samples = wds.WebDataset(urls, shardshuffle=False, nodesplitter=lambda urls: urls, empty_check=False)
+        for sample in samples:
+            clip = expected.pop(sample["__key__"], None)
+            if clip is None:
+                raise BadShardError(f"{self.root}: clip {sample['__key__']} is not in the index; run 'vsr-dist verify'")
+            yield self._decoded(clip, sample)
+        if expected:
+            raise BadShardError(f"{self.root}: {len(expected)} clips of the index are not in the shards, first {min(expected)}")
+
+    def _decoded(self, clip: Clip, sample: dict[str, Any]) -> StreamedClip:
+        low_THWC, real_TYXC = (self._field(clip, sample, field) for field in ("lr", "hr"))
+        source, _ = parse_sequence(clip.sequence)
+        return StreamedClip(clip.sequence, source, clip.first_frame, low_THWC, real_TYXC)
+
+    def _field(self, clip: Clip, sample: dict[str, Any], field: str) -> Frames:
+        codec = CODECS[self.index.codec]
+        names = [member.name.removeprefix(f"{clip.key}.") for member in clip.members[field]]
+        missing = [name for name in names if name not in sample]
+        if missing:
+            raise BadShardError(f"{self.root / clip.shard}: clip {clip.key} lacks {', '.join(missing)}")
+        parts = [codec.decode(sample[name]) for name in names]
+        return np.stack(parts) if codec.per_frame else parts[0]

@@ -1,0 +1,86 @@
+"""`generator.safetensors` and `generator.json`: a trained generator that loads without the run's configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from vsr_dist.core.config_io import parse_section
+from vsr_dist.core.errors import BadCheckpointError
+from vsr_dist.models import GENERATORS, Generator, GeneratorConfig, build_generator
+
+WEIGHTS_NAME = "generator.safetensors"
+DESCRIPTION_NAME = "generator.json"
+_FORMAT_VERSION = 1
+
+
+def save_generator(folder: Path, generator: Generator, config: GeneratorConfig, provenance: dict[str, Any]) -> None:
+    """Write both files into `folder`, each published by rename; the description last.
+
+    `provenance` is any JSON mapping that says where the weights come from; it is kept and not interpreted.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
+    weights = folder / WEIGHTS_NAME
+    save_file(tensors, weights.with_suffix(".tmp"))
+    os.replace(weights.with_suffix(".tmp"), weights)
+    description = {
+        "format_version": _FORMAT_VERSION,
+        "scale": generator.scale,
+        "generator": asdict(config),
+        "provenance": provenance,
+    }
+    temporary = folder / (DESCRIPTION_NAME + ".tmp")
+    temporary.write_text(json.dumps(description, indent=1))
+    os.replace(temporary, folder / DESCRIPTION_NAME)
+
+
+def load_generator(path: Path) -> tuple[Generator, dict[str, Any]]:
+    """(The generator in eval mode on the CPU, its description) from a run directory or a weight file.
+
+    Raises BadCheckpointError if either file is missing, damaged or of another network.
+    """
+    folder = path if path.is_dir() else path.parent
+    weights = folder / WEIGHTS_NAME if path.is_dir() else path
+    if not weights.is_file():
+        raise BadCheckpointError(
+            f"no {WEIGHTS_NAME} in {path}; expected a finished run directory or a generator file"
+            if path.is_dir()
+            else f"no file {path}; expected a run directory or a {WEIGHTS_NAME}"
+        )
+    description = _read_description(folder / DESCRIPTION_NAME)
+    generator = _build(description, folder / DESCRIPTION_NAME)
+    try:
+        generator.load_state_dict(load_file(weights))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise BadCheckpointError(
+            f"{weights} does not hold the weights that {DESCRIPTION_NAME} describes: {error}"
+        ) from error
+    return generator.eval().requires_grad_(False), description
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(path.read_text())
+        version = description["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadCheckpointError(f"{path} cannot be read; it must lie beside the weights: {error}") from error
+    if version != _FORMAT_VERSION:
+        raise BadCheckpointError(f"{path} has format version {version}; this release reads {_FORMAT_VERSION}")
+    found: dict[str, Any] = description
+    return found
+
+
+def _build(description: dict[str, Any], path: Path) -> Generator:
+    kind = description["generator"]["kind"]
+    if kind not in GENERATORS:
+        raise BadCheckpointError(f"{path}: unknown generator kind {kind!r}; this release knows {', '.join(GENERATORS)}")
+    config, faults = parse_section("generator", GENERATORS[kind].config_type, description["generator"])
+    if faults:
+        raise BadCheckpointError(f"{path}: {'; '.join(faults)}")
+    return build_generator(config, description["scale"])

@@ -1,0 +1,1 @@
+"""Loss terms on tensors and their weighted sum. A loss never sees a network."""

@@ -1,0 +1,116 @@
+"""Adversarial objectives on logits, in one table.
+
+Each objective states `chance`, the discriminator loss of one that cannot tell real from fake (it gives every
+input the same, best constant). Loss / chance is then 1 at chance and 0 for perfect separation in every
+formula (`bce` and `rpgan` only approach 0).
+
+Logits have any shape with the batch first; the means run over all of them, so every patch counts the same.
+Half precision logits are computed in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+AdversarialName = Literal["paper", "bce", "lsgan", "hinge", "rpgan"]
+
+
+@dataclass(frozen=True)
+class AdversarialObjective:
+    """One adversarial game.
+
+    discriminator_loss(real_logits, fake_logits) and generator_loss(real_logits, fake_logits) return scalars
+    to minimise. `uses_real_in_generator` says whether the generator's loss reads the real logits; the others
+    accept None for them.
+    """
+
+    name: AdversarialName
+    chance: float
+    uses_real_in_generator: bool
+    discriminator_loss: Callable[[Tensor, Tensor], Tensor]
+    generator_loss: Callable[[Tensor | None, Tensor], Tensor]
+
+
+def _full(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def paper_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """`1 - mean D(real) + mean D(fake)`, D = sigmoid(logit): github.com/leftthomas/SRGAN, train.py.
+
+    Its gradient carries the factor D (1 - D) and dies once the logits of both classes lie on one far side.
+    """
+    return 1.0 - torch.sigmoid(_full(real)).mean() + torch.sigmoid(_full(fake)).mean()
+
+
+def paper_generator(_real: Tensor | None, fake: Tensor) -> Tensor:
+    """`mean(1 - D(fake))`, D = sigmoid(logit): listing 3 of the paper."""
+    return torch.mean(1.0 - torch.sigmoid(_full(fake)))
+
+
+def bce_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """`-mean log D(real) - mean log(1 - D(fake))`: Goodfellow et al. 2014, equation 1."""
+    return F.softplus(-_full(real)).mean() + F.softplus(_full(fake)).mean()
+
+
+def bce_generator(_real: Tensor | None, fake: Tensor) -> Tensor:
+    """`-mean log D(fake)`: the non-saturating form, Goodfellow et al. 2014, section 3."""
+    return F.softplus(-_full(fake)).mean()
+
+
+def lsgan_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """`mean (real - 1)^2 + mean fake^2`: Mao et al. 2017 (arXiv:1611.04076), without its halves."""
+    return (_full(real) - 1.0).pow(2).mean() + _full(fake).pow(2).mean()
+
+
+def lsgan_generator(_real: Tensor | None, fake: Tensor) -> Tensor:
+    """`mean (fake - 1)^2`: Mao et al. 2017."""
+    return (_full(fake) - 1.0).pow(2).mean()
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """`mean max(0, 1 - real) + mean max(0, 1 + fake)`: Lim and Ye 2017 (arXiv:1705.02894)."""
+    return F.relu(1.0 - _full(real)).mean() + F.relu(1.0 + _full(fake)).mean()
+
+
+def hinge_generator(_real: Tensor | None, fake: Tensor) -> Tensor:
+    """`-mean fake`: Lim and Ye 2017. Not bounded below."""
+    return -_full(fake).mean()
+
+
+def rpgan_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """`mean softplus(fake - real)` per pair: relativistic pairing, Huang et al. 2024 (arXiv:2501.05441).
+
+    real and fake must be logits of the same clips, so that each reconstruction meets its own ground truth.
+    """
+    return F.softplus(_paired(fake, real)).mean()
+
+
+def rpgan_generator(real: Tensor | None, fake: Tensor) -> Tensor:
+    """`mean softplus(real - fake)` per pair: Huang et al. 2024 (arXiv:2501.05441)."""
+    if real is None:
+        raise ValueError("rpgan: the generator's loss needs the real logits of the same clips, found None")
+    return F.softplus(_paired(real, fake)).mean()
+
+
+def _paired(first: Tensor, second: Tensor) -> Tensor:
+    if first.shape != second.shape:
+        shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
+        raise ValueError(f"rpgan pairs logits one to one: expected equal shapes, found {shapes}")
+    return _full(first) - _full(second)
+
+
+ADVERSARIAL: dict[AdversarialName, AdversarialObjective] = {
+    "paper": AdversarialObjective("paper", 1.0, False, paper_discriminator, paper_generator),
+    "bce": AdversarialObjective("bce", 2.0 * math.log(2.0), False, bce_discriminator, bce_generator),
+    "lsgan": AdversarialObjective("lsgan", 0.5, False, lsgan_discriminator, lsgan_generator),
+    "hinge": AdversarialObjective("hinge", 2.0, False, hinge_discriminator, hinge_generator),
+    "rpgan": AdversarialObjective("rpgan", math.log(2.0), True, rpgan_discriminator, rpgan_generator),
+}

@@ -1,0 +1,24 @@
+"""Normalisation of the discriminators' convolutions, in one table of names."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+NormName = Literal["batch", "none", "group", "spectral"]
+# Wu and He 2018 group by 8 to 32 channels; narrow layers get the largest group count that divides them.
+MAX_GROUPS = 8
+
+
+def norm_layers(conv: nn.Conv2d, norm: NormName) -> list[nn.Module]:
+    """The convolution and what follows it: nothing, batch or group norm; `spectral` wraps the convolution."""
+    if norm == "spectral":
+        return [spectral_norm(conv)]
+    if norm == "batch":
+        return [conv, nn.BatchNorm2d(conv.out_channels)]
+    if norm == "group":
+        return [conv, nn.GroupNorm(math.gcd(MAX_GROUPS, conv.out_channels), conv.out_channels)]
+    return [conv]

@@ -1,0 +1,24 @@
+"""Spatial resampling.
+
+Axes: B batch, T time, C channels, H W low-resolution, Y X high-resolution.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def bicubic_upsample(low: Tensor, scale: int) -> Tensor:
+    """Enlarge images (B, C, H, W) or clips (B, T, C, H, W), float, `scale` times in both directions.
+
+    The kernel is PyTorch's bicubic: cubic convolution (Keys 1981) with a = -0.75, pixel centres at
+    half-integers (`align_corners=False`), edge pixels repeated. The result is not clamped and may overshoot
+    the input's range by a few percent. Scale 1 returns the input itself.
+    """
+    if scale == 1:
+        return low
+    if low.dim() == 5:
+        return torch.unflatten(bicubic_upsample(low.flatten(0, 1), scale), 0, low.shape[:2])
+    return F.interpolate(low, scale_factor=float(scale), mode="bicubic", align_corners=False)

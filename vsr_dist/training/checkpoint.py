@@ -1,0 +1,156 @@
+"""Checkpoints that are whole or absent, hold nothing that can run code, and are restored by name.
+
+A checkpoint is a folder `step_XXXXXXXX`: weights as safetensors, optimiser states as plain tensors, `state.json`,
+and `manifest.json` with the size and hash of every file. It is written under a temporary name and renamed, and
+older ones are removed only afterwards. Nothing random is stored: seeds are functions of the step
+(`vsr_dist.core.rng`), and so is the data position.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from vsr_dist.core.errors import BadCheckpointError
+
+_PREFIX = "step_"
+_TEMPORARY = ".tmp"
+_MANIFEST = "manifest.json"
+_OPTIMIZERS = "optimizers.pt"
+
+
+@dataclass(frozen=True)
+class Restorable:
+    """What lives through a run, by name. Modules are unwrapped: their keys carry no `module.`."""
+
+    modules: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint taken after `step` steps lies."""
+    return folder / f"{_PREFIX}{step:08d}"
+
+
+def save(folder: Path, step: int, live: Restorable, state: dict[str, Any], keep: int) -> Path:
+    """Write a checkpoint and then remove all but the newest `keep`. Call on one rank only.
+
+    `state` is any JSON value that the caller wants back.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(f"{_PREFIX}*{_TEMPORARY}"):
+        shutil.rmtree(leftover)
+    final = checkpoint_path(folder, step)
+    temporary = final.with_name(final.name + _TEMPORARY)
+    temporary.mkdir()
+    for name, module in live.modules.items():
+        save_file(_contiguous(module.state_dict()), temporary / f"{name}.safetensors")
+    optimizer_states = {name: optimizer.state_dict() for name, optimizer in live.optimizers.items()}
+    torch.save(optimizer_states, temporary / _OPTIMIZERS)
+    (temporary / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
+    manifest = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
+    (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for path in temporary.iterdir():
+        _flush(path)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    _flush(folder)
+    for old in complete_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints whose files all have the size that their manifest says, oldest first."""
+    found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
+    return sorted(path for path in found if not _faults(path, hashes=False))
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest complete checkpoint in `folder`, or None."""
+    complete = complete_checkpoints(folder)
+    return complete[-1] if complete else None
+
+
+def load(path: Path, live: Restorable) -> dict[str, Any]:
+    """Restore every module and optimiser by name, in place; returns the saved state. Call on every rank."""
+    faults = _faults(path, hashes=True)
+    if faults:
+        raise BadCheckpointError(f"checkpoint {path} is damaged: {'; '.join(faults)}; use an older checkpoint")
+    optimizer_states = torch.load(path / _OPTIMIZERS, map_location="cpu", weights_only=True)
+    _check_names(path, set(optimizer_states), set(live.optimizers), "optimisers")
+    for name, module in live.modules.items():
+        load_weights(module, path / f"{name}.safetensors")
+    for name, optimizer in live.optimizers.items():
+        optimizer.load_state_dict(optimizer_states[name])
+    state: dict[str, Any] = json.loads((path / "state.json").read_text())
+    return state
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a safetensors file into a module; any missing, extra or differently shaped tensor is an error."""
+    try:
+        module.load_state_dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise BadCheckpointError(f"{path} cannot be read as a safetensors file: {error}") from error
+    except RuntimeError as error:
+        raise BadCheckpointError(
+            f"{path} does not fit the configured network; use the configuration that it was trained with: {error}"
+        ) from error
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write a module's tensors as safetensors, published by rename."""
+    temporary = path.with_name(path.name + _TEMPORARY)
+    save_file(_contiguous(module.state_dict()), temporary)
+    os.replace(temporary, path)
+
+
+def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    return {"num_bytes": len(data), "xxh3": xxhash.xxh3_64_hexdigest(data)}
+
+
+def _faults(path: Path, *, hashes: bool) -> list[str]:
+    """What a checkpoint folder lacks against its manifest."""
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text())
+    except (OSError, ValueError):
+        return ["no readable manifest.json"]
+    faults = []
+    for name, expected in manifest.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != expected["num_bytes"]:
+            faults.append(f"{name} is missing or has another size")
+        elif hashes and _fingerprint(file) != expected:
+            faults.append(f"the bytes of {name} differ from its hash")
+    return faults
+
+
+def _check_names(path: Path, found: set[str], wanted: set[str], what: str) -> None:
+    if found != wanted:
+        raise BadCheckpointError(f"checkpoint {path} holds the {what} {sorted(found)}; expected {sorted(wanted)}")
+
+
+def _flush(path: Path) -> None:
+    """Force a file's (or folder's) bytes to the disk, so that the rename cannot overtake them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

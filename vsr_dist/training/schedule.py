@@ -1,0 +1,38 @@
+"""What changes over a run, as pure functions of the step: learning rates and the adversarial weight."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam (Kingma and Ba 2015) with a cosine schedule.
+
+    Attributes:
+        learning_rate: at the start.
+        final_ratio: learning rate at the last step as a share of the first; 1 keeps it constant.
+        betas: decay rates of the first and second moment.
+    """
+
+    learning_rate: float = 1e-4
+    final_ratio: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.99)
+
+
+def learning_rate_at(config: OptimizerConfig, step: int, num_steps: int) -> float:
+    """Half a cosine from `learning_rate` at step 0 to `final_ratio` of it at step `num_steps` - 1.
+
+    Loshchilov and Hutter 2017 (SGDR), equation 5, without restarts.
+    """
+    progress = step / max(num_steps - 1, 1)
+    low = config.learning_rate * config.final_ratio
+    return low + 0.5 * (config.learning_rate - low) * (1.0 + math.cos(math.pi * progress))
+
+
+def adversarial_factor_at(step: int, warmup_steps: int, ramp_steps: int) -> float:
+    """Share of the adversarial weight in force: 0 in the warm-up, then a line up to 1 over `ramp_steps`."""
+    if step < warmup_steps:
+        return 0.0
+    return min(1.0, (step - warmup_steps + 1) / max(ramp_steps, 1))

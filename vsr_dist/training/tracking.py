@@ -1,0 +1,172 @@
+"""Where the numbers of a run go: `metrics.jsonl` first, then MLflow. The only module that calls MLflow."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+from vsr_dist.core.config_io import flatten
+from vsr_dist.core.errors import BadConfigError
+from vsr_dist.core.fields import io
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+_MAX_PARAMETER_CHARS = 6000
+_SQLITE = "sqlite:///"
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where a run is tracked.
+
+    Attributes:
+        mlflow: send parameters, metrics, pictures and the model to MLflow; `metrics.jsonl` is written in any case.
+        uri: MLflow tracking URI: a server (`http://host:5000`) or a local SQLite file (`sqlite:///mlflow.db`).
+        experiment: MLflow experiment name.
+        tags: further tags of the run.
+        log_model: log the final generator as an MLflow model.
+    """
+
+    mlflow: bool = io(True)
+    uri: str = io("sqlite:///mlflow.db")
+    experiment: str = io("vsr-dist")
+    tags: dict[str, str] = field(default_factory=dict, metadata={"effect": "io"})
+    log_model: bool = io(True)
+
+
+class MetricsFile:
+    """`metrics.jsonl` of a run directory: one object per logged step, `{"step": n, "time_s": t, name: value}`."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        """Open for appending; lines of steps after `resume_step` (from before a crash) are dropped first."""
+        self.path = path
+        kept = [line for line in read_metrics(path) if line["step"] <= resume_step]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "time_s": round(time.time(), 3), **metrics}) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a `metrics.jsonl`, oldest first; none if there is no file. An unfinished last line is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+class MlflowRun:
+    """One MLflow run. Made on rank 0 only."""
+
+    def __init__(self, config: TrackingConfig, name: str, run_id: str | None) -> None:
+        """Start a run named `name`, or go on with `run_id`."""
+        import mlflow  # noqa: PLC0415 - three seconds of import that runs without tracking need not pay
+
+        self._mlflow = mlflow
+        mlflow.set_tracking_uri(config.uri)
+        self.client = mlflow.MlflowClient()
+        try:
+            experiment_id = self._experiment_id(config)
+            if run_id is None:
+                tags = {"mlflow.runName": name, "mlflow.source.name": "vsr_dist.train", **config.tags}
+                run_id = self.client.create_run(experiment_id, tags=tags).info.run_id
+            else:
+                self.client.update_run(run_id, status="RUNNING")
+        except mlflow.exceptions.MlflowException as error:
+            raise BadConfigError(f"MLflow at tracking.uri={config.uri} refused the run: {error}") from error
+        self.run_id = run_id
+
+    def _experiment_id(self, config: TrackingConfig) -> str:
+        found = self.client.get_experiment_by_name(config.experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        location = None
+        if config.uri.startswith(_SQLITE):
+            # Beside the database and absolute: MLflow's own default is relative to wherever a command was started.
+            location = (Path(config.uri.removeprefix(_SQLITE)).absolute().parent / "mlartifacts").as_uri()
+        try:
+            return str(self.client.create_experiment(config.experiment, artifact_location=location))
+        except self._mlflow.exceptions.MlflowException:
+            found = self.client.get_experiment_by_name(config.experiment)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+    def parameters(self, tree: Mapping[str, Any]) -> None:
+        """Log a nested mapping as flat parameters; texts over MLflow's limit go to `long_parameters.json`."""
+        flat = {key: str(value) for key, value in flatten(tree).items()}
+        entities = self._mlflow.entities
+        short = [entities.Param(k, v) for k, v in flat.items() if len(v) <= _MAX_PARAMETER_CHARS]
+        for first in range(0, len(short), 100):
+            self.client.log_batch(self.run_id, params=short[first : first + 100])
+        long = {key: value for key, value in flat.items() if len(value) > _MAX_PARAMETER_CHARS}
+        if long:
+            self.client.log_dict(self.run_id, long, "long_parameters.json")
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log scalars at a step in one request."""
+        now_ms = int(time.time() * 1000)
+        points = [self._mlflow.entities.Metric(name, value, now_ms, step) for name, value in values.items()]
+        self.client.log_batch(self.run_id, metrics=points)
+
+    def picture(self, key: str, step: int, picture_YXC: np.ndarray) -> None:
+        """Log a uint8 RGB picture under a stable key, which gives a step slider in the UI."""
+        self.client.log_image(self.run_id, picture_YXC, key=key, step=step, synchronous=True)
+
+    def files(self, *paths: Path) -> None:
+        """Log files as artifacts at the top level."""
+        for path in paths:
+            self.client.log_artifact(self.run_id, str(path))
+
+    def tag(self, key: str, value: str) -> None:
+        """Set one tag."""
+        self.client.set_tag(self.run_id, key, value)
+
+    def model(self, generator: nn.Module, requirements: list[str]) -> None:
+        """Log the generator as an MLflow model `generator`: float32 clips (B, T, 3, H, W) in [0, 1] in and out."""
+        mlflow = self._mlflow
+        spec = mlflow.types.Schema([mlflow.types.TensorSpec(np.dtype(np.float32), (-1, -1, 3, -1, -1))])
+        with mlflow.start_run(run_id=self.run_id):
+            mlflow.pytorch.log_model(
+                generator,
+                name="generator",
+                signature=mlflow.models.ModelSignature(inputs=spec, outputs=spec),
+                pip_requirements=requirements,
+                serialization_format="pickle",
+            )
+
+    def end(self, status: Status) -> None:
+        """Set the final status. Set explicitly: MLflow's exit hook would call a crashed run FINISHED."""
+        self.client.set_terminated(self.run_id, status=status)
+
+
+class Tracker:
+    """The file and, if configured, MLflow. On ranks other than 0 every call does nothing."""
+
+    def __init__(self, file: MetricsFile | None, mlflow_run: MlflowRun | None) -> None:
+        self.file, self.mlflow_run = file, mlflow_run
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of this run, or None."""
+        return self.mlflow_run.run_id if self.mlflow_run else None
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log scalars at a step, to the file first."""
+        if self.file:
+            self.file.write(step, values)
+        if self.mlflow_run:
+            self.mlflow_run.metrics(step, values)
+
+    def picture(self, key: str, step: int, picture_YXC: np.ndarray) -> None:
+        """Log a uint8 RGB picture under a stable key."""
+        if self.mlflow_run:
+            self.mlflow_run.picture(key, step, picture_YXC)

@@ -1,0 +1,231 @@
+"""The training loop: read, step, average, log, validate, save; and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch.optim.swa_utils import AveragedModel
+
+from vsr_dist.core.collectives import barrier
+from vsr_dist.core.console import Progress
+from vsr_dist.core.errors import BadConfigError
+from vsr_dist.core.fields import io
+from vsr_dist.core.rng import seed_step
+from vsr_dist.core.stats import IntervalMeans
+from vsr_dist.core.world import World
+from vsr_dist.data.loader import ClipBatch, TrainLoader
+from vsr_dist.training import checkpoint
+from vsr_dist.training.gan_step import GanStep, set_learning_rate
+from vsr_dist.training.schedule import OptimizerConfig, adversarial_factor_at, learning_rate_at
+from vsr_dist.training.tracking import Tracker
+from vsr_dist.training.validation import Validator
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and in which stages a run trains, and when it reports.
+
+    Attributes:
+        steps: optimiser steps of each player (the discriminator rests in the warm-up).
+        warmup_steps: first steps, without the adversarial and the perceptual term.
+        ramp_steps: steps after the warm-up over which the adversarial weight grows to its full value.
+        accumulation_steps: micro-batches per optimiser step and process.
+        max_grad_norm: gradients are scaled down to this L2 norm, per player.
+        ema_decay: decay of the generator's moving average.
+        precision: `no` is float32; `bf16` runs the networks under bfloat16 autocast.
+        perceptual_frames: frames per clip that the perceptual term looks at; 0 means all.
+        processes: number of processes that this configuration is meant for; a launch with another number is
+            refused. Empty accepts any.
+        threads: CPU threads per process for torch; 0 leaves torch's own choice.
+        log_every: steps between log lines.
+        validate_every: steps between validations on the held-out windows.
+        checkpoint_every: steps between checkpoints; the last step is always saved.
+        keep_checkpoints: newest checkpoints that are kept.
+        pictures: number of held-out windows shown in MLflow at each validation.
+    """
+
+    steps: int = 100_000
+    warmup_steps: int = 0
+    ramp_steps: int = 0
+    accumulation_steps: int = 1
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    precision: Literal["no", "bf16"] = "no"
+    perceptual_frames: int = 0
+    processes: int | None = io(None)
+    threads: int = io(0)
+    log_every: int = io(50)
+    validate_every: int = io(500)
+    checkpoint_every: int = io(1000)
+    keep_checkpoints: int = io(2)
+    pictures: int = io(4)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense together."""
+        positive = (
+            "steps",
+            "accumulation_steps",
+            "log_every",
+            "validate_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+        )
+        low = [f"{name} is {getattr(self, name)}" for name in positive if getattr(self, name) < 1]
+        if low:
+            raise BadConfigError(f"train: {', '.join(low)}; expected at least 1")
+        if self.max_grad_norm <= 0 or not 0 <= self.ema_decay < 1:
+            raise BadConfigError("train: max_grad_norm must be above 0 and ema_decay in [0, 1)")
+
+
+@dataclass
+class Parts:
+    """What `build.py` composes for one rank; networks are held both prepared (in `step`) and unwrapped."""
+
+    accelerator: Accelerator
+    world: World
+    step: GanStep
+    live: checkpoint.Restorable
+    ema: AveragedModel
+    loader: TrainLoader
+    validator: Validator
+    tracker: Tracker
+    run_dir: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the last validation's metrics, optimiser steps in all, clips and seconds of this process."""
+
+    metrics: dict[str, float]
+    steps: int
+    clips_per_s: float
+
+
+class Trainer:
+    """Runs the loop from any step. All ranks make the same calls in the same order."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        parts: Parts,
+        *,
+        seed: int,
+        generator_schedule: OptimizerConfig,
+        discriminator_schedule: OptimizerConfig,
+        checkpoint_state: dict[str, Any],
+    ) -> None:
+        self.config, self.parts, self.seed = config, parts, seed
+        self.schedules = {"generator": generator_schedule, "discriminator": discriminator_schedule}
+        self.checkpoint_state = checkpoint_state
+        self.means = IntervalMeans()
+        self._data_wait_s = 0.0
+
+    def run(self, first_step: int) -> Outcome:
+        """Train from `first_step` (steps already done) to the end; returns the last validation."""
+        config, parts = self.config, self.parts
+        metrics: dict[str, float] = {}
+        batches = parts.loader.batches(first_step)
+        begin_s = interval_begin_s = time.perf_counter()
+        interval_first = first_step
+        with Progress(config.steps, "step", start=first_step, enabled=parts.world.is_main) as progress:
+            for step in range(first_step, config.steps):
+                self._train_step(step, batches)
+                done = step + 1
+                progress.advance()
+                if done % config.log_every == 0 or done == config.steps:
+                    seconds = time.perf_counter() - interval_begin_s
+                    self._log(done, done - interval_first, seconds, progress)
+                    interval_first = done
+                    interval_begin_s = time.perf_counter()
+                if done % config.validate_every == 0 or done == config.steps:
+                    metrics = self._validate(done, progress)
+                    interval_begin_s = time.perf_counter()
+                if done % config.checkpoint_every == 0 or done == config.steps:
+                    self._save(done)
+        batches.close()
+        steps_here = config.steps - first_step
+        clips = steps_here * parts.loader.config.batch_clips
+        return Outcome(metrics, config.steps, clips / (time.perf_counter() - begin_s) if steps_here else 0.0)
+
+    def _train_step(self, step: int, batches: Iterator[ClipBatch]) -> None:
+        config, parts = self.config, self.parts
+        seed_step(self.seed, parts.world.rank, step)
+        for name, optimizer in parts.live.optimizers.items():
+            set_learning_rate(optimizer, learning_rate_at(self.schedules[name], step, config.steps))
+        factor = adversarial_factor_at(step, config.warmup_steps, config.ramp_steps)
+        for _ in range(config.accumulation_steps):
+            wait_begin_s = time.perf_counter()
+            batch = next(batches)
+            self._data_wait_s += time.perf_counter() - wait_begin_s
+            self.means.add(parts.step.micro_step(batch.low_BTCHW, batch.real_BTCYX, factor))
+        parts.ema.update_parameters(parts.live.modules["generator"])
+
+    def _log(self, done: int, num_steps: int, seconds: float, progress: Progress) -> None:
+        """Interval means over steps and ranks, speed and memory; one line for people."""
+        values = self.means.read()
+        values |= {
+            f"learning_rate/{name}": optimizer.param_groups[0]["lr"]
+            for name, optimizer in self.parts.live.optimizers.items()
+        }
+        values["perf/clips_per_s"] = num_steps * self.parts.loader.config.batch_clips / seconds
+        values["perf/step_ms"] = 1000 * seconds / num_steps
+        values["perf/data_wait_ms"] = 1000 * self._data_wait_s / num_steps
+        values["perf/peak_memory_mb"] = peak_memory_mb(self.parts.accelerator.device)
+        self._data_wait_s = 0.0
+        self.parts.tracker.metrics(done, values)
+        progress.note(describe_losses(done, self.config.steps, values))
+
+    def _validate(self, done: int, progress: Progress) -> dict[str, float]:
+        """Quality of the EMA generator; drift measures of the discriminator once it has learnt something."""
+        parts = self.parts
+        metrics = parts.validator.quality(parts.ema.module)
+        if done > self.config.warmup_steps and parts.step.loss.adversarial > 0:
+            live = parts.live.modules
+            metrics |= parts.validator.drift(live["generator"], live["discriminator"], parts.step.objective)
+        parts.tracker.metrics(done, metrics)
+        if parts.world.is_main:
+            for number, name in enumerate(parts.validator.batch.names[: self.config.pictures]):
+                picture_YXC = parts.validator.picture(parts.ema.module, number)
+                parts.tracker.picture(f"samples/{name}", done, picture_YXC)
+        progress.note(describe_validation(done, self.config.steps, metrics))
+        return metrics
+
+    def _save(self, done: int) -> None:
+        parts = self.parts
+        if parts.world.is_main:
+            folder = parts.run_dir / "checkpoints"
+            checkpoint.save(folder, done, parts.live, self.checkpoint_state, self.config.keep_checkpoints)
+        barrier()
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Highest memory so far in MB (1e6 bytes): allocated on a CUDA device, resident size of this process else."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    import resource  # noqa: PLC0415 - absent on Windows, where only the CUDA branch runs
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def describe_losses(done: int, total: int, values: dict[str, float]) -> str:
+    """One log line: step, the losses, speed."""
+    losses = [f"{name} {values[name]:.4g}" for name in ("loss_g/total", "loss_d/total") if name in values]
+    return f"step {done}/{total} | {' | '.join(losses)} | {values['perf/clips_per_s']:.1f} clips/s"
+
+
+def describe_validation(done: int, total: int, metrics: dict[str, float]) -> str:
+    """One log line: held-out quality beside bicubic, and the drift measures once there are some."""
+    gain = metrics["val/psnr_y"] - metrics["val_bicubic/psnr_y"]
+    text = f"step {done}/{total} | held-out PSNR-Y {metrics['val/psnr_y']:.2f} dB ({gain:+.2f} against bicubic)"
+    if "drift/normalized_loss" in metrics:
+        text += (
+            f" | D loss / chance {metrics['drift/normalized_loss']:.2f}"
+            f" | D right on {100 * metrics['drift/paired_accuracy']:.0f} % of pairs"
+        )
+    return text

@@ -1,0 +1,133 @@
+"""Judging a generator and a discriminator on the fixed held-out windows, spread over the ranks.
+
+Axis letters: B batch, T time, C channels, H W low-resolution, Y X high-resolution rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vsr_dist.core.collectives import gather_lists
+from vsr_dist.core.world import World
+from vsr_dist.data.loader import ClipBatch
+from vsr_dist.losses.adversarial import AdversarialObjective
+from vsr_dist.metrics.drift import auc, dead_fraction, normalised_loss, paired_accuracy
+from vsr_dist.metrics.fidelity import frame_fidelity
+from vsr_dist.metrics.temporal import tdiff, tof
+from vsr_dist.ops.color import from_uint8, to_uint8
+from vsr_dist.ops.picture import Picture, side_by_side
+from vsr_dist.ops.resample import bicubic_upsample
+
+
+@contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Networks in eval mode and gradients off inside; each network's own mode is put back afterwards."""
+    modes = [network.training for network in networks]
+    for network in networks:
+        network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for network, mode in zip(networks, modes, strict=True):
+            network.train(mode)
+
+
+class Validator:
+    """Holds the validation windows of one rank; every rank must call each method at the same step."""
+
+    def __init__(self, batch: ClipBatch, world: World, scale: int, device: torch.device) -> None:
+        self.batch, self.world, self.scale, self.device = batch, world, scale, device
+        self.mine = list(range(world.rank, len(batch.names), world.size))
+
+    def quality(self, generator: nn.Module) -> dict[str, float]:
+        """`val/*` of the generator and `val_bicubic/*` of bicubic, means over all windows, equal on all ranks."""
+        rows: list[tuple[int, dict[str, float]]] = []
+        with evaluating(generator):
+            for number in self.mine:
+                low_BTCHW, real_BTCYX = self._clip(number)
+                for name, fake_BTCYX in (
+                    ("val", generator(low_BTCHW)),
+                    ("val_bicubic", bicubic_upsample(low_BTCHW, self.scale)),
+                ):
+                    rows.append((number, clip_scores(name, fake_BTCYX[0], real_BTCYX[0], self.scale)))
+        return _mean_rows(gather_lists(rows))
+
+    def drift(
+        self, generator: nn.Module, discriminator: nn.Module, objective: AdversarialObjective
+    ) -> dict[str, float]:
+        """`drift/*` of the discriminator on real and generated held-out windows, equal on all ranks."""
+        pairs: list[tuple[int, Tensor, Tensor]] = []
+        with evaluating(generator, discriminator):
+            for number in self.mine:
+                low_BTCHW, real_BTCYX = self._clip(number)
+                bicubic_BTCYX = bicubic_upsample(low_BTCHW, self.scale)
+                real_logits = discriminator(real_BTCYX, bicubic_BTCYX)
+                fake_logits = discriminator(generator(low_BTCHW), bicubic_BTCYX)
+                pairs.append((number, real_logits.float().cpu(), fake_logits.float().cpu()))
+        return drift_scores(sorted(gather_lists(pairs), key=lambda pair: pair[0]), objective)
+
+    def picture(self, generator: nn.Module, number: int, height_px: int = 288) -> Picture:
+        """(Y, X, 3) uint8 RGB: the middle frame as low-resolution, bicubic, generated, truth, from left to right.
+
+        The low-resolution panel is enlarged without smoothing; all panels are enlarged by a whole factor towards
+        `height_px`.
+        """
+        with evaluating(generator):
+            low_BTCHW, real_BTCYX = self._clip(number)
+            middle = low_BTCHW.shape[1] // 2
+            nearest_CYX = low_BTCHW[0, middle].repeat_interleave(self.scale, 1).repeat_interleave(self.scale, 2)
+            clips = (bicubic_upsample(low_BTCHW, self.scale), generator(low_BTCHW), real_BTCYX)
+            panels_CYX = [nearest_CYX] + [clip[0, middle] for clip in clips]
+        return side_by_side([to_uint8(panel).permute(1, 2, 0).cpu().numpy() for panel in panels_CYX], height_px)
+
+    def _clip(self, number: int) -> tuple[Tensor, Tensor]:
+        """One window as (low_BTCHW, real_BTCYX) with B = 1, float in [0, 1] on the device."""
+        low_BTCHW = self.batch.low_BTCHW[number : number + 1]
+        real_BTCYX = self.batch.real_BTCYX[number : number + 1]
+        return from_uint8(low_BTCHW.to(self.device)), from_uint8(real_BTCYX.to(self.device))
+
+
+def clip_scores(prefix: str, fake_TCYX: Tensor, real_TCYX: Tensor, scale: int) -> dict[str, float]:
+    """Fidelity and temporal metrics of one clip (float RGB in [0, 1]), rounded to 8 bits first."""
+    fake_TYXC = to_uint8(fake_TCYX).permute(0, 2, 3, 1).cpu().numpy()
+    real_TYXC = to_uint8(real_TCYX).permute(0, 2, 3, 1).cpu().numpy()
+    frames = [asdict(frame_fidelity(fake, real, scale)) for fake, real in zip(fake_TYXC, real_TYXC, strict=True)]
+    scores = {name: float(np.mean([frame[name] for frame in frames])) for name in frames[0]}
+    if len(real_TYXC) > 1:
+        # Windows are short: no frame is cut at their ends, unlike in the published protocol.
+        scores["tdiff"] = tdiff(fake_TYXC, real_TYXC)
+        scores["tof"] = tof(fake_TYXC, real_TYXC, trim_frames=0)
+    return {f"{prefix}/{name}": value for name, value in scores.items()}
+
+
+def drift_scores(pairs: list[tuple[int, Tensor, Tensor]], objective: AdversarialObjective) -> dict[str, float]:
+    """Drift measures from (window, real logits, fake logits) of each held-out window, in a fixed order."""
+    real, fake = (torch.cat([pair[side] for pair in pairs]) for side in (1, 2))
+    with torch.enable_grad():
+        real, fake = real.requires_grad_(), fake.requires_grad_()
+        loss = objective.discriminator_loss(real, fake)
+        gradients = torch.autograd.grad(loss, [real, fake])
+    real_means = real.detach().flatten(1).mean(1).double().numpy()
+    fake_means = fake.detach().flatten(1).mean(1).double().numpy()
+    return {
+        "drift/normalized_loss": normalised_loss(float(loss.detach()), objective.chance),
+        "drift/paired_accuracy": paired_accuracy(real_means, fake_means),
+        "drift/auc": auc(real_means, fake_means),
+        "drift/dead_fraction": float(np.mean([dead_fraction(gradient.numpy()) for gradient in gradients])),
+    }
+
+
+def _mean_rows(rows: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    """Mean of each metric over windows, summed in window order so that the result is the same for any world."""
+    columns: dict[str, list[float]] = {}
+    for _, scores in sorted(rows, key=lambda row: row[0]):
+        for name, value in scores.items():
+            columns.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in columns.items()}
