@@ -19,8 +19,8 @@ demo: $(DEMO)  ## train on real clips, evaluate, run a small study (DEMO_SHORT=1
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
 
 test: lint  ## lint, types, import contracts, then the tests, quick ones first
-	$(BIN)/python -m pytest -q -m "not slow"
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m slow
 
 lint: $(DEV)  ## ruff, formatting, mypy and the import contracts
 	$(BIN)/ruff check
@@ -45,16 +45,17 @@ clean:  ## remove caches, build products and demo/ (keeps .venv and runs/)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(MADE):
-	@command -v $(PYTHON) > /dev/null || { echo "make: no $(PYTHON) found; install it, or name another Python of 3.11 or later: make PYTHON=python3.12" >&2; exit 2; }
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "no $(PYTHON) found; install it, or name another Python >= 3.11: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 $(DEMO): $(MADE) pyproject.toml constraints.txt
-	@echo "Installing into $(VENV); the first time this downloads about 3 GB"
+	@echo "Installing into $(VENV); the first time this downloads several GB"
 	$(INSTALL) -e ".[demo]"
 	@touch $@
 
 $(DEV): $(MADE) pyproject.toml constraints.txt
-	@echo "Installing into $(VENV); the first time this downloads about 3 GB"
+	@echo "Installing into $(VENV); the first time this downloads several GB"
 	$(INSTALL) -e ".[dev]"
 	@touch $(DEMO) $@

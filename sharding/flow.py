@@ -35,13 +35,18 @@ def _dis(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.floa
 
 
 METHODS: Mapping[str, _PairFlow] = {"farneback": _farneback, "dis": _dis}
-# DIS's coarsest level must hold whole patches; below this OpenCV fails or returns nonsense.
+# OpenCV 5.0's DIS crashes the process for sides of 8 to 15 px; this keeps a margin.
 MIN_SIDE_PX = 24
 
 
 def clip_flow(frames: Sequence[Frame], method: str) -> Flow:
-    """Quantised flow (T-1, 2, H, W, 2) of T LR frames (H, W, 3); T = 1 gives an empty array."""
+    """Quantised flow (T-1, 2, H, W, 2) of T LR frames (H, W, 3); T = 1 gives an empty array.
+
+    Raises ValueError for a side below `MIN_SIDE_PX`.
+    """
     height, width = frames[0].shape[:2]
+    if min(height, width) < MIN_SIDE_PX:
+        raise ValueError(f"expected frames of at least {MIN_SIDE_PX} px a side, got {height} x {width}")
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     result = np.zeros((len(frames) - 1, 2, height, width, 2), dtype=np.int16)
     # OpenCV's DIS cuts the picture into as many stripes as it has threads, and each stripe's search starts

@@ -24,6 +24,8 @@ DATASET_MEMBER = "__vsr__/dataset.json"
 CodecName = Literal["npy", "png", "webp", "jpg"]
 FlowName = Literal["none", "farneback", "dis"]
 CODEC_NAMES: tuple[str, ...] = get_args(CodecName)
+# The order of the members of a clip in its tar.
+FIELDS = ("hr", "lr", "flow")
 FLOW_NAMES: tuple[str, ...] = get_args(FlowName)
 
 _SLUG = re.compile(r"[a-z0-9_]+")
@@ -196,9 +198,13 @@ class Index:
 
 def clip_from_dict(data: Mapping[str, Any]) -> Clip:
     """The clip of its JSON form. Raises KeyError, TypeError or ValueError for other content."""
+    foreign = set(data["members"]) - set(FIELDS)
+    if foreign:
+        raise ValueError(f"clip {data['key']} has foreign fields: {sorted(foreign)}")
     members = {
-        field: tuple(Member(**{**member, "shape": tuple(member["shape"])}) for member in entries)
-        for field, entries in data["members"].items()
+        field: tuple(Member(**{**member, "shape": tuple(member["shape"])}) for member in data["members"][field])
+        for field in FIELDS
+        if field in data["members"]
     }
     return Clip(**{**data, "members": members})
 

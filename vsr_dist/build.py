@@ -65,13 +65,12 @@ def build_parts(
         "generator": make_optimizer(generator, config.generator_optimizer),
         "discriminator": make_optimizer(discriminator, config.discriminator_optimizer),
     }
-    prepared = accelerator.prepare(generator, discriminator, *optimizers.values())
-    features = None
+    players = Players(*accelerator.prepare(generator, discriminator, *optimizers.values()))
     if "perceptual" in config.loss.active_terms():
-        features = PerceptualTrunk(config.perceptual).to(accelerator.device)
+        players.features = PerceptualTrunk(config.perceptual).to(accelerator.device)
     step = GanStep(
         accelerator,
-        Players(*prepared, features=features),
+        players,
         config.loss,
         ADVERSARIAL[config.objective],
         config.adversary,

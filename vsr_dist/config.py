@@ -80,12 +80,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 def parse_config(tree: Tree, origin: str) -> Config:
     """A `Config` from nested mappings. Missing keys take their defaults; `origin` opens the error message."""
     sections, faults = section_types(tree)
-    faults += key_faults(tree, sections)
-    raise_faults(origin, faults)
     values: dict[str, Any] = {}
     for name, value in tree.items():
-        values[name], section_faults = parse_section(name, sections[name], value)
-        faults += section_faults
+        found = key_faults({name: value}, sections)
+        if not found:
+            values[name], found = parse_section(name, sections[name], value)
+        faults += found
     raise_faults(origin, faults)
     return Config(**values)
 
@@ -94,11 +94,11 @@ def section_types(tree: Tree) -> tuple[dict[str, type], list[str]]:
     """(Type of each top-level key, faults); `generator.kind` and `discriminator.kind` choose their classes."""
     types = field_types(Config)
     faults = []
-    tables = {"generator": GENERATORS, "discriminator": DISCRIMINATORS}
+    tables: dict[str, dict[str, Any]] = {"generator": GENERATORS, "discriminator": DISCRIMINATORS}
     for role, table in tables.items():
         section = tree.get(role)
         kind = section.get("kind", _DEFAULT_KIND[role]) if isinstance(section, dict) else _DEFAULT_KIND[role]
-        if kind not in table:
+        if not isinstance(kind, str) or kind not in table:
             faults.append(f"{role}.kind is {kind!r}{nearest_hint(str(kind), table)}; choose {', '.join(table)}")
             kind = _DEFAULT_KIND[role]
         types[role] = table[kind].config_type

@@ -1,6 +1,6 @@
 """Measure a generator (or bicubic) on a held-out split, beside bicubic, and show what it does.
 
-    vsr-dist evaluate --checkpoint demo/run --data demo/data --out demo/evaluation
+vsr-dist evaluate --checkpoint demo/run --data demo/data --out demo/evaluation
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ SHOWN_METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "tof", "tdiff")
 PROTOCOL = (
     "Frames are rounded to 8 bits; {border} pixels are cut from each side; every frame of the split is measured. "
     "PSNR (peak 255) and SSIM (Gaussian window, sigma 1.5) come from scikit-image, on BT.601 studio-range luma (Y) "
-    "and on RGB, per frame, averaged over the frames of a video; `overall` is the mean of the videos. tOF is the mean "
-    "length in pixels of the difference between Farneback flows of result and truth (TecoGAN's measure, no frames cut), "
-    "tdiff the mean squared error of the frame-to-frame change; both need a frame before, so a sequence's first has none. "
-    "Bicubic is cubic convolution with a = -0.5."
+    "and on RGB, per frame, averaged over the frames of a video; `overall` is the mean of the videos. tOF is the "
+    "mean length in pixels of the difference between Farneback flows of result and truth (TecoGAN's measure, no "
+    "frames cut), tdiff the mean squared error of the frame-to-frame change; both need a frame before, so the first "
+    "of a sequence has none. Bicubic is cubic convolution with a = -0.5."
 )
 
 
@@ -64,7 +64,9 @@ class Subject:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate as the parsed arguments say; returns the exit status."""
     stream = SplitStream(arguments.data, arguments.split)
-    device = torch.device(arguments.device)
+    device = _device(arguments.device)
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise BadConfigError(f"--out {arguments.out} is a file; expected a folder, or a name that is free")
     subject = _subject(arguments, stream.index.scale, device)
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows, pictures = _measure(stream, subject, device, arguments.out)
@@ -74,9 +76,19 @@ def run(arguments: argparse.Namespace) -> int:
     write_png(arguments.out / "comparison.png", stack_rows(pictures))
     protocol = PROTOCOL.format(border=stream.index.scale)
     _write_report(arguments.out, arguments, table, methods, protocol, subject)
-    say(plain_table(table, methods, SHOWN_METRICS))
+    text = plain_table(table, methods, SHOWN_METRICS)
+    (arguments.out / "table.txt").write_text(text + "\n")
+    say(text)
     say(f"report: {arguments.out / 'report.md'}   pictures: {arguments.out / 'comparison.png'}, videos/")
     return 0
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BadConfigError(f"--device {name} cannot be used ({reason}); expected 'cpu', or 'cuda' on a GPU") from error
 
 
 def _subject(arguments: argparse.Namespace, scale: int, device: torch.device) -> Subject:
@@ -136,8 +148,8 @@ def _treat(stream: SplitStream, subject: Subject, device: torch.device) -> Itera
     """Every frame of the split in order, enlarged by bicubic and by the subject."""
     bicubic = BicubicUpscaler(stream.index.scale)
     lengths: dict[str, int] = {}
-    for clip in stream.clips:
-        lengths[clip.sequence] = lengths.get(clip.sequence, 0) + clip.num_frames
+    for entry in stream.clips:
+        lengths[entry.sequence] = lengths.get(entry.sequence, 0) + entry.num_frames
     sequence, before, position = None, None, 0
     for clip in stream:
         if clip.sequence != sequence:

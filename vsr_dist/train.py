@@ -21,7 +21,7 @@ from typing import Any, cast
 from vsr_dist.build import build_parts, make_accelerator
 from vsr_dist.config import Config, config_tree, dump_config, load_config
 from vsr_dist.core.collectives import barrier, from_main, shutdown
-from vsr_dist.core.config_io import flatten
+from vsr_dist.core.config_io import add_override_option, flatten
 from vsr_dist.core.console import format_duration, say
 from vsr_dist.core.errors import BadCheckpointError, BadConfigError, UserError, run_cli
 from vsr_dist.core.fields import effects
@@ -38,14 +38,7 @@ _PACKAGES = ("vsr-dist", "torch", "accelerate", "mlflow", "numpy", "opencv-pytho
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vsr-dist train` and `python -m vsr_dist.train`, which are the same command."""
     parser.add_argument("--config", type=Path, required=True, help="YAML configuration")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="PATH=VALUE",
-        help="override one key, e.g. --set loss.tv=1e-3; may be repeated",
-    )
+    add_override_option(parser)
     parser.add_argument(
         "--resume",
         choices=["auto"],

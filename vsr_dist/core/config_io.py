@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -50,6 +52,18 @@ def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
     return result
 
 
+def add_override_option(parser: argparse.ArgumentParser) -> None:
+    """`--set PATH=VALUE`, repeatable, as `overrides`: the same option for every command that reads a configuration."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="override one key, e.g. --set loss.tv=1e-3; may be repeated",
+    )
+
+
 def set_path(tree: Tree, path: str, value: object) -> None:
     """Set the dotted `path` in a nested mapping, making the sections on the way."""
     *sections, leaf = path.split(".")
@@ -90,13 +104,16 @@ def field_types(config_type: type) -> dict[str, type]:
 
 
 def parse_section(name: str, config_type: type, value: object) -> tuple[Any, list[str]]:
-    """(The typed value, no faults) or (None, what is wrong), for one top-level key of the configuration."""
+    """(The typed value, no faults) or (None, all that is wrong), for one key of the configuration (dotted below the top)."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument(f"--{name}", type=config_type)
     try:
-        return getattr(parser.instantiate(parser.parse_object({name: value})), name), []
+        return parser.instantiate(parser.parse_object({name: value}))[name], []
     except Exception as error:  # noqa: BLE001 - jsonargparse raises several kinds; the text is all a user needs
-        return None, [_clean(str(error))]
+        # jsonargparse stops at the first fault of a section; asking key by key finds the others.
+        types = field_types(config_type) if dataclasses.is_dataclass(config_type) and isinstance(value, dict) else {}
+        below = [parse_section(f"{name}.{key}", types[key], value[key])[1] for key in types if key in value]
+        return None, [fault for faults in below for fault in faults] or [_clean(str(error))]
 
 
 def raise_faults(origin: str, faults: Iterable[str]) -> None:
@@ -139,4 +156,5 @@ def _plain(value: object) -> object:
 def _clean(message: str) -> str:
     """jsonargparse's message on one line, without its name for the argument parser."""
     text = " ".join(message.split())
-    return text.removeprefix("Parser key ").replace('"', "").replace("typing.", "")
+    text = text.removeprefix("Parser key ").replace('"', "").replace("typing.", "")
+    return re.sub(r"<class '([\w.]+)'>", r"\1", text)

@@ -8,7 +8,7 @@ Axis letters: B batch, T time, C channels, H W low-resolution, Y X high-resoluti
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,13 @@ class DataConfig:
     reader_threads: int = speed(1)
     read_ahead_batches: int = speed(4)
 
+    def __post_init__(self) -> None:
+        """Refuse numbers with which nothing could be read."""
+        numbers = {name: value for name, value in vars(self).items() if type(value) is int}
+        low = [f"{name} is {value}" for name, value in numbers.items() if value < 1]
+        if low:
+            raise BadConfigError(f"data: {', '.join(low)}; expected at least 1")
+
 
 @dataclass(frozen=True)
 class ClipBatch:
@@ -85,7 +92,7 @@ class TrainLoader:
         _check_sizes(self.windows_of, config.crop_px, config.clip_frames, "data.crop_px")
         self.windows = list_windows(self.windows_of.sequence_num_frames, config.clip_frames)
 
-    def batches(self, first_step: int) -> Iterator[ClipBatch]:
+    def batches(self, first_step: int) -> Generator[ClipBatch, None, None]:
         """Micro-batches of `first_step`, `first_step + 1`, ... in order, read ahead in threads."""
         pool = ThreadPoolExecutor(self.config.reader_threads, thread_name_prefix="clip-reader")
         pending: deque[Future[ClipBatch]] = deque()

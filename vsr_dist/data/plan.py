@@ -10,8 +10,10 @@ resumes anywhere without reading data. Nothing is dropped or repeated at the end
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.rng import mix, purpose
@@ -52,12 +54,13 @@ def spread_windows(sequence_num_frames: Sequence[int], num_frames: int, num_wind
     Fewer are returned only if there are fewer different windows.
     """
     usable = [(sequence, length) for sequence, length in enumerate(sequence_num_frames) if length >= num_frames]
+    turns = (sequence for turn in range(num_windows) for sequence, length in usable if turn <= length - num_frames)
+    shares = Counter(islice(turns, num_windows))
     chosen: list[Window] = []
-    for place, (sequence, length) in enumerate(usable):
-        share = num_windows // len(usable) + (place < num_windows % len(usable))
-        last = length - num_frames
-        starts = {round(i * last / max(share - 1, 1)) for i in range(share)}
-        chosen += [Window(sequence, start, num_frames) for start in sorted(starts)]
+    for sequence, length in usable:
+        last, share = length - num_frames, shares[sequence]
+        starts = [round(i * last / max(share - 1, 1)) for i in range(share)]
+        chosen += [Window(sequence, start, num_frames) for start in starts]
     return chosen
 
 

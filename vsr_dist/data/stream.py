@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from tarfile import TarError
 from typing import Any
 
 import numpy as np
 import webdataset as wds
+import xxhash
 
 from sharding.codec import CODECS
 from sharding.index import read_index
@@ -54,13 +56,22 @@ class SplitStream:
         expected = {clip.key: clip for clip in self.clips}
         # Splitting by node and by worker is off: every process that iterates wants the whole split, in order.
         samples = wds.WebDataset(urls, shardshuffle=False, nodesplitter=lambda urls: urls, empty_check=False)
-        for sample in samples:
+        for sample in self._whole(samples):
             clip = expected.pop(sample["__key__"], None)
             if clip is None:
                 raise BadShardError(f"{self.root}: clip {sample['__key__']} is not in the index; run 'vsr-dist verify'")
             yield self._decoded(clip, sample)
         if expected:
-            raise BadShardError(f"{self.root}: {len(expected)} clips of the index are not in the shards, first {min(expected)}")
+            raise BadShardError(
+                f"{self.root}: {len(expected)} clips of the index are not in the shards, first {min(expected)}"
+            )
+
+    def _whole(self, samples: wds.WebDataset) -> Iterator[dict[str, Any]]:
+        try:
+            yield from samples
+        except TarError as error:
+            # webdataset appends the open file and the path of the shard.
+            raise BadShardError(f"{error.args[-1]} is no whole tar file ({error.args[0]}); pack it again") from error
 
     def _decoded(self, clip: Clip, sample: dict[str, Any]) -> StreamedClip:
         low_THWC, real_TYXC = (self._field(clip, sample, field) for field in ("lr", "hr"))
@@ -73,5 +84,11 @@ class SplitStream:
         missing = [name for name in names if name not in sample]
         if missing:
             raise BadShardError(f"{self.root / clip.shard}: clip {clip.key} lacks {', '.join(missing)}")
+        for name, member in zip(names, clip.members[field], strict=True):
+            if xxhash.xxh3_64_hexdigest(sample[name]) != member.xxh3:
+                raise BadShardError(
+                    f"clip {clip.key} in {self.root / clip.shard}: the bytes of {member.name} differ from the index; "
+                    "run 'vsr-dist verify' on the set and pack the shard again"
+                )
         parts = [codec.decode(sample[name]) for name in names]
         return np.stack(parts) if codec.per_frame else parts[0]

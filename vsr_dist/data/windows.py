@@ -118,7 +118,7 @@ class ShardWindows:
             return
         for member in clip.members[field]:
             payload = shard[member.offset : member.offset + member.num_bytes]
-            if xxhash.xxh3_64_hexdigest(payload) != member.xxh3:
+            if xxhash.xxh3_64_hexdigest(payload.data) != member.xxh3:
                 raise BadShardError(
                     f"clip {clip.key} in {self.root / clip.shard}: the bytes of {member.name} differ from the "
                     "index; run 'vsr-dist verify' on the set and pack the shard again"

@@ -73,6 +73,9 @@ def _read_description(path: Path) -> dict[str, Any]:
     if version != _FORMAT_VERSION:
         raise BadCheckpointError(f"{path} has format version {version}; this release reads {_FORMAT_VERSION}")
     found: dict[str, Any] = description
+    generator = found.get("generator")
+    if not isinstance(generator, dict) or "kind" not in generator or "scale" not in found:
+        raise BadCheckpointError(f"{path} lacks scale or generator.kind; take it from the run that wrote the weights")
     return found
 
 

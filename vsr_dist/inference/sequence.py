@@ -84,7 +84,7 @@ def upscale_in_tiles(generator: Generator, low_TCHW: Tensor, tile_px: int) -> Te
     padded = F.pad(low_TCHW, padding, mode="replicate")
     tiles = padded.reshape(frames, channels, rows, tile_px, columns, tile_px)
     tiles_BTCHW = tiles.permute(2, 4, 0, 1, 3, 5).reshape(rows * columns, frames, channels, tile_px, tile_px)
-    fake_BTCYX = torch.cat([generator(tile_BTCHW) for tile_BTCHW in tiles_BTCHW.split(1)])
+    fake_BTCYX = torch.cat([generator(tile_TCHW[None]) for tile_TCHW in tiles_BTCHW])
     out_px = tile_px * generator.scale
     fakes = fake_BTCYX.reshape(rows, columns, frames, channels, out_px, out_px).permute(2, 3, 0, 4, 1, 5)
     whole = fakes.reshape(frames, channels, rows * out_px, columns * out_px)

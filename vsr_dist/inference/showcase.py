@@ -61,9 +61,7 @@ def comparison_row(frame: FrameSet, label: str) -> Picture:
 def stack_rows(rows: list[Picture]) -> Picture:
     """Rows of different widths under one another on white."""
     width = max(row.shape[1] for row in rows)
-    padded = [
-        np.pad(row, ((0, 8), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows
-    ]
+    padded = [np.pad(row, ((0, 8), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     return np.vstack(padded)
 
 

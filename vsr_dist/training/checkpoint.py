@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +88,11 @@ def load(path: Path, live: Restorable) -> dict[str, Any]:
     """Restore every module and optimiser by name, in place; returns the saved state. Call on every rank."""
     faults = _faults(path, hashes=True)
     if faults:
-        raise BadCheckpointError(f"checkpoint {path} is damaged: {'; '.join(faults)}; use an older checkpoint")
-    optimizer_states = torch.load(path / _OPTIMIZERS, map_location="cpu", weights_only=True)
+        raise BadCheckpointError(f"checkpoint {path} is damaged: {'; '.join(faults)}; delete it to use an older one")
+    try:
+        optimizer_states = torch.load(path / _OPTIMIZERS, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise BadCheckpointError(f"{path / _OPTIMIZERS} does not hold plain tensors: {error}") from error
     _check_names(path, set(optimizer_states), set(live.optimizers), "optimisers")
     for name, module in live.modules.items():
         load_weights(module, path / f"{name}.safetensors")

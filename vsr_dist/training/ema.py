@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+
+Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
 
 def decay_at(num_updates: int, decay: float) -> float:
@@ -25,7 +25,7 @@ def make_ema(generator: nn.Module, decay: float) -> AveragedModel:
     """
 
     @torch.no_grad()
-    def average(averaged: Sequence[torch.Tensor], current: Sequence[torch.Tensor], num_averaged: torch.Tensor) -> None:
+    def average(averaged: Tensors, current: Tensors, num_averaged: torch.Tensor | int) -> None:
         weight = 1.0 - decay_at(int(num_averaged), decay)
         torch._foreach_lerp_(list(averaged), list(current), weight)
 

@@ -54,7 +54,7 @@ class Players:
     discriminator: nn.Module
     generator_optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer
-    features: nn.Module | None
+    features: nn.Module | None = None
 
 
 class GanStep:

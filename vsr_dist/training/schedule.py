@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from vsr_dist.core.errors import BadConfigError
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -19,6 +21,13 @@ class OptimizerConfig:
     learning_rate: float = 1e-4
     final_ratio: float = 1.0
     betas: tuple[float, float] = (0.9, 0.99)
+
+    def __post_init__(self) -> None:
+        """Refuse what Adam cannot run with."""
+        if not 0 < self.learning_rate < math.inf or not 0 <= self.final_ratio < math.inf:
+            raise BadConfigError("optimizer: learning_rate must be above 0, final_ratio at least 0, both finite")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise BadConfigError(f"optimizer: betas are {self.betas}; expected two numbers from 0 to below 1")
 
 
 def learning_rate_at(config: OptimizerConfig, step: int, num_steps: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -71,6 +72,9 @@ class MlflowRun:
         import mlflow  # noqa: PLC0415 - three seconds of import that runs without tracking need not pay
 
         self._mlflow = mlflow
+        # Set-up notes of the database and the reminder that pickles run code say nothing to whoever trains.
+        for logger in ("mlflow.store.db.utils", "alembic.runtime.migration", "mlflow.pytorch"):
+            logging.getLogger(logger).setLevel(logging.ERROR)
         mlflow.set_tracking_uri(config.uri)
         self.client = mlflow.MlflowClient()
         try:

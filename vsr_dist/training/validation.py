@@ -5,7 +5,7 @@ Axis letters: B batch, T time, C channels, H W low-resolution, Y X high-resoluti
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 
@@ -107,11 +107,11 @@ def clip_scores(prefix: str, fake_TCYX: Tensor, real_TCYX: Tensor, scale: int) -
     return {f"{prefix}/{name}": value for name, value in scores.items()}
 
 
-def drift_scores(pairs: list[tuple[int, Tensor, Tensor]], objective: AdversarialObjective) -> dict[str, float]:
+def drift_scores(pairs: Sequence[tuple[int, Tensor, Tensor]], objective: AdversarialObjective) -> dict[str, float]:
     """Drift measures from (window, real logits, fake logits) of each held-out window, in a fixed order."""
-    real, fake = (torch.cat([pair[side] for pair in pairs]) for side in (1, 2))
     with torch.enable_grad():
-        real, fake = real.requires_grad_(), fake.requires_grad_()
+        real = torch.cat([real for _, real, _ in pairs]).requires_grad_()
+        fake = torch.cat([fake for _, _, fake in pairs]).requires_grad_()
         loss = objective.discriminator_loss(real, fake)
         gradients = torch.autograd.grad(loss, [real, fake])
     real_means = real.detach().flatten(1).mean(1).double().numpy()

@@ -1,0 +1,194 @@
+"""The search space of a study: dotted configuration paths, each with what may be tried for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import optuna
+import yaml
+
+from vsr_dist.config import check_config, config_tree, parse_config
+from vsr_dist.core.config_io import Tree, apply_overrides, field_types, flatten, key_faults, parse_section, raise_faults
+from vsr_dist.core.errors import BadConfigError, nearest_hint
+
+Value = bool | int | float | str
+Parameters = dict[str, Value]
+# The driver gives every trial its own name, folder and tags.
+DRIVER_KEYS = ("name", "run_dir", "tracking.tags")
+
+
+@dataclass(frozen=True)
+class FloatRange:
+    """Real numbers from low to high, both included; `log` spreads them evenly over the orders of magnitude.
+
+    With `step` only low, low + step, ... are tried; high must be one of them.
+    """
+
+    low: float
+    high: float
+    type: Literal["float"] = "float"
+    log: bool = False
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_range(self.low, self.high, log=self.log, step=self.step)
+
+    def suggest(self, trial: optuna.Trial, path: str) -> Value:
+        """Let the trial's sampler choose a value for `path`."""
+        return trial.suggest_float(path, self.low, self.high, log=self.log, step=self.step)
+
+    def extremes(self) -> tuple[Value, ...]:
+        """The values at the ends."""
+        return (self.low, self.high)
+
+
+@dataclass(frozen=True)
+class IntRange:
+    """Whole numbers from low to high, both included; `log` and `step` as in `FloatRange`."""
+
+    low: int
+    high: int
+    type: Literal["int"] = "int"
+    log: bool = False
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        _check_range(self.low, self.high, log=self.log, step=None if self.log and self.step == 1 else self.step)
+
+    def suggest(self, trial: optuna.Trial, path: str) -> Value:
+        """Let the trial's sampler choose a value for `path`."""
+        return trial.suggest_int(path, self.low, self.high, log=self.log, step=self.step)
+
+    def extremes(self) -> tuple[Value, ...]:
+        """The values at the ends."""
+        return (self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """One of the listed values; no order among them is assumed."""
+
+    choices: tuple[Value, ...]
+    type: Literal["categorical"] = "categorical"
+
+    def __post_init__(self) -> None:
+        if len(self.choices) < 2 or len({repr(choice) for choice in self.choices}) < len(self.choices):
+            raise BadConfigError(f"choices: expected at least 2 different values, found {list(self.choices)}")
+
+    def suggest(self, trial: optuna.Trial, path: str) -> Value:
+        """Let the trial's sampler choose a value for `path`."""
+        value = trial.suggest_categorical(path, self.choices)
+        assert value is not None  # None is no choice: `Value` does not hold it
+        return value
+
+    def extremes(self) -> tuple[Value, ...]:
+        """Every choice: any of them may be the one that is not valid."""
+        return self.choices
+
+
+Dimension = FloatRange | IntRange | Categorical
+Space = Mapping[str, Dimension]
+DIMENSIONS: dict[str, type[Dimension]] = {"float": FloatRange, "int": IntRange, "categorical": Categorical}
+
+
+def parse_space(tree: object) -> tuple[dict[str, Dimension], list[str]]:
+    """(The space, faults) from the `space` section of a study; each fault is one message."""
+    if not isinstance(tree, dict) or not tree:
+        return {}, ["space: expected at least one entry such as loss.adversarial: {type: float, low: ..., high: ...}"]
+    space: dict[str, Dimension] = {}
+    faults: list[str] = []
+    for path, value in tree.items():
+        dimension, found = _parse_dimension(str(path), value)
+        faults += found
+        if dimension is not None:
+            space[str(path)] = dimension
+    return space, faults
+
+
+def suggest(trial: optuna.Trial, space: Space) -> Parameters:
+    """One value per path, chosen by the trial's sampler, in the order of the space."""
+    return {path: dimension.suggest(trial, path) for path, dimension in space.items()}
+
+
+def describe(parameters: Mapping[str, Any]) -> str:
+    """Parameters on one line, for people."""
+    return ", ".join(f"{path} {format_value(value)}" for path, value in parameters.items())
+
+
+def format_value(value: object) -> str:
+    """A parameter's value for people: four digits of a float."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def as_override(path: str, value: Value) -> str:
+    """`PATH=VALUE` that `--set` reads back to the same value (`1.0e-05`, and not the text `1e-05`, for 0.00001)."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
+    return f"{path}={text.removesuffix(chr(10)).removesuffix(chr(10) + '...')}"
+
+
+def is_driver_key(path: str) -> bool:
+    """True for what the driver sets itself and neither `set` nor `space` may name."""
+    return any(path == key or path.startswith(f"{key}.") for key in DRIVER_KEYS)
+
+
+def check_space(space: Space, base_tree: Tree, origin: str) -> None:
+    """Raise one BadConfigError with all that is wrong with a space for a base configuration.
+
+    base_tree: nested mappings of a valid configuration, as written, not resolved: a choice of another network
+    must not meet the keys of the one that it replaces. Each path must be a key of the resolved configuration, and
+    each extreme value alone must make a configuration that is valid.
+    """
+    known = flatten(config_tree(parse_config(base_tree, origin)))
+    faults: list[str] = []
+    for path, dimension in space.items():
+        if is_driver_key(path):
+            faults.append(f"space.{path}: the driver sets {path} for every trial; take it out of the space")
+        elif path not in known:
+            faults.append(f"space.{path}: no such key in the training configuration{nearest_hint(path, known)}")
+        else:
+            faults += [fault for value in dimension.extremes() for fault in _value_faults(base_tree, path, value)]
+    raise_faults(origin, faults)
+
+
+def _parse_dimension(path: str, value: object) -> tuple[Dimension | None, list[str]]:
+    if not isinstance(value, dict):
+        return None, [f"space.{path} is {value!r}; expected a mapping with type and low, high or choices"]
+    kind = str(value.get("type"))
+    if kind not in DIMENSIONS:
+        return None, [f"space.{path}.type is {kind!r}{nearest_hint(kind, DIMENSIONS)}; choose {', '.join(DIMENSIONS)}"]
+    faults = key_faults(value, field_types(DIMENSIONS[kind]), f"space.{path}.")
+    if faults:
+        return None, faults
+    dimension, found = parse_section("range", DIMENSIONS[kind], value)
+    return dimension, [f"space.{path}: {fault.replace('range.', '')}" for fault in found]
+
+
+def _value_faults(base_tree: Tree, path: str, value: Value) -> list[str]:
+    override = as_override(path, value)
+    try:
+        check_config(parse_config(apply_overrides(base_tree, [override]), override))
+    except BadConfigError as error:
+        return [f"space.{path}: {error}" if str(error).startswith(override) else f"space.{path}: {override}: {error}"]
+    return []
+
+
+def _check_range(low: float, high: float, *, log: bool, step: float | None) -> None:
+    """Raise BadConfigError for a range that cannot be sampled as it is written."""
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise BadConfigError(f"expected low below high, both finite, found {low} and {high}")
+    if log and low <= 0:
+        raise BadConfigError(f"log: true needs low above 0, found {low}")
+    if step is None:
+        return
+    if log:
+        raise BadConfigError(f"log: true and step {step} exclude each other; leave one out")
+    _check_step(low, high, step)
+
+
+def _check_step(low: float, high: float, step: float) -> None:
+    num_steps: Any = (high - low) / step if step > 0 else 0.0
+    if num_steps < 1 - 1e-9 or abs(num_steps - round(num_steps)) > 1e-9 * max(1.0, num_steps):
+        raise BadConfigError(f"expected a step above 0 that leads from {low} to {high} in whole steps, found {step}")

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import sharding.write
+from sharding.errors import BadConfigError, BadInputError, BadShardError
+from sharding.index import read_index
+from sharding.pack import PackJob, pack
+from sharding.plan import PackOptions
+from sharding.samples import find_samples
+from sharding.verify import verify
+
+CLIPS = {path.stem: path for path in find_samples()}
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def job(out: Path, name: str = "carphone_pristine", **options: object) -> PackJob:
+    settings = {"shard_bytes": 1, "holdout_tail": 0.5, **options}
+    return PackJob(out, (CLIPS[name],), options=PackOptions(**settings))  # type: ignore[arg-type]
+
+
+def children_of(pid: int) -> set[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return {int(child) for child in path.read_text().split()} if path.exists() else set()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to see the worker processes")
+def test_a_killed_pack_is_no_data_set_and_a_rerun_gives_the_same_bytes(tmp_path: Path) -> None:
+    out, reference = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, "-m", "sharding", "pack", str(CLIPS["bikes"]), "--codec", "png"]
+    options = ["--shard-mb", "5", "--workers", "2", "--out"]
+    log = tmp_path / "log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen([*command, *options, str(out)], stdout=stream, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + 60
+        while not list(out.glob("*.tar")) and time.monotonic() < deadline:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.01)
+        workers = children_of(process.pid)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert len(workers) >= 2
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers), "workers outlived their parent"
+    finished = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    (out / "train-000001.tar.tmp.1").write_bytes(b"half a shard")
+    with pytest.raises(BadShardError, match=r"no index\.json"):
+        read_index(out)
+
+    done = subprocess.run([*command, *options, str(out)], capture_output=True, text=True, check=True)
+    assert f"skipped {len(finished)} finished shards" in done.stdout
+    assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished
+    subprocess.run([*command, *options, str(reference)], capture_output=True, check=True)
+    assert contents(out) == contents(reference)
+    assert verify(out) == []
+
+
+def test_a_rerun_of_a_finished_pack_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "set"
+    first = pack(job(out))
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    again = pack(job(out))
+    assert (first.num_written, first.num_skipped) == (2, 0)
+    assert (again.num_written, again.num_skipped) == (0, 2)
+    assert "skipped 2 finished shards" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*.tar")} == before
+
+
+def test_a_lost_or_short_shard_is_made_again_with_the_same_bytes(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    pack(job(out))
+    expected = contents(out)
+    (out / "train-000000.tar").write_bytes(b"short")
+    (out / "val-000000.tar").unlink()
+    with pytest.raises(BadShardError, match=r"train-000000.tar has 5 bytes.*val-000000.tar is missing.*rerun pack"):
+        read_index(out)
+    assert pack(job(out)).num_written == 2
+    assert contents(out) == expected
+
+
+def test_an_exception_half_way_leaves_nothing_that_looks_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "set"
+    calls = []
+
+    def failing(*args: object) -> dict[str, object]:
+        calls.append(args)
+        if len(calls) == 6:
+            raise OSError("disk full")
+        return record(*args)  # type: ignore[arg-type]
+
+    record = sharding.write.clip_record
+    monkeypatch.setattr(sharding.write, "clip_record", failing)
+    with pytest.raises(OSError, match="disk full"):
+        pack(job(out))
+    assert [path.name for path in out.iterdir() if path.name != ".pack"] == ["train-000000.tar"]
+    monkeypatch.undo()
+    assert pack(job(out)).num_skipped == 1
+    assert verify(out) == []
+
+
+def test_a_failure_in_the_first_shard_leaves_no_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding.write, "clip_record", lambda *args: {}["x"])
+    with pytest.raises(KeyError):
+        pack(job(tmp_path / "set"))
+    assert [path.name for path in (tmp_path / "set").iterdir()] == [".pack"]
+
+
+def test_another_pack_is_refused_and_overwrite_replaces_it(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    pack(job(out))
+    before = contents(out)
+    with pytest.raises(BadShardError, match=r"scale 4, now 2.*--overwrite"):
+        pack(job(out, scale=2))
+    with pytest.raises(BadShardError, match="other sources"):
+        pack(job(out, name="carphone_distorted"))
+    with pytest.raises(BadShardError, match="other splits"):
+        pack(job(out, holdout_tail=0.25))
+    assert contents(out) == before
+    pack(replace(job(out, scale=2, holdout_tail=0.0), overwrite=True))
+    assert read_index(out).scale == 2
+    assert sorted(path.name for path in out.glob("*.tar")) == ["train-000000.tar"]
+    assert verify(out) == []
+
+
+def test_overwrite_with_a_bad_source_leaves_the_old_pack(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    pack(job(out))
+    before = contents(out)
+    text = tmp_path / "text.mp4"
+    text.write_text("hello")
+    with pytest.raises(BadInputError):
+        pack(PackJob(out, (text,), overwrite=True))
+    assert contents(out) == before
+
+
+def test_shards_without_a_journal_are_not_touched(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    out.mkdir()
+    (out / "train-000000.tar").write_bytes(b"someone else's")
+    with pytest.raises(BadShardError, match="no journal"):
+        pack(job(out))
+    assert (out / "train-000000.tar").read_bytes() == b"someone else's"
+
+
+def test_overwrite_is_refused_for_a_part(tmp_path: Path) -> None:
+    with pytest.raises(BadConfigError, match="other parts"):
+        pack(replace(job(tmp_path / "set"), part=(0, 2), overwrite=True))

@@ -1,0 +1,222 @@
+"""The driver against trials that finish, crash, hang, or hurt it. Trials are a script, see `sweeps_stub`."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+import yaml
+from optuna.trial import TrialState
+from sweeps_stub import SPACE, make_study, study_tree
+
+from sweeps.driver import run_study
+from sweeps.storage import load_trials
+from vsr_dist.config import load_config
+from vsr_dist.core.errors import BadConfigError, UserError
+
+
+def states(study):
+    return [trial.state.name for trial in load_trials(study)]
+
+
+def reason(study, number):
+    return load_trials(study)[number].user_attrs["reason"]
+
+
+def worker_is_gone(folder: Path) -> bool:
+    pid = int((folder / "worker.pid").read_text())
+    for _ in range(50):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_study_runs_all_its_trials_and_finds_the_best(tmp_path, capsys):
+    study = make_study(tmp_path, num_trials=4)
+    best = run_study(study)
+    trials = load_trials(study)
+    assert states(study) == ["COMPLETE"] * 4
+    values = [30 - (math.log10(trial.params["loss.adversarial"]) + 3) ** 2 for trial in trials]
+    assert [trial.value for trial in trials] == pytest.approx(values)
+    assert best.number == values.index(max(values))
+    assert trials[2].user_attrs == {"drift/auc": 0.75, "mlflow_run_id": "run2", "clips_per_s": 4.0}
+    printed = capsys.readouterr().out
+    assert "trial 3: val/psnr_y" in printed
+    assert f"best: trial {best.number}, val/psnr_y" in printed
+
+
+def test_what_a_trial_is_given_is_a_valid_configuration_of_its_own(tmp_path):
+    study = make_study(tmp_path, num_trials=1, set=["train.steps=20", "loss.tv=1e-3"])
+    run_study(study)
+    folder = study.trial_dir(0)
+    options = json.loads((folder / "options.json").read_text())
+    assert options[:2] == ["--config", study.base]
+    assert options[2::2] == ["--set"] * len(options[2::2])
+    config = load_config(Path(options[1]), options[3::2])
+    parameters = load_trials(study)[0].params
+    assert (config.name, config.run_dir) == ("stub-trial-0000", str(folder))
+    assert config.tracking.tags == {"team": "pixels", "study": "stub", "trial": "0"}
+    assert (config.train.steps, config.loss.tv) == (20, 1e-3)
+    assert config.loss.adversarial == parameters["loss.adversarial"]
+    assert config.discriminator.filters == parameters["discriminator.filters"]
+
+
+def test_failures_are_told_with_their_reason_and_the_study_goes_on(tmp_path):
+    study = make_study(tmp_path, "crash", "user_error", "nan", "renamed", "finish", num_trials=5)
+    assert run_study(study).number == 4
+    assert states(study) == ["FAIL", "FAIL", "FAIL", "FAIL", "COMPLETE"]
+    assert reason(study, 0) == "RuntimeError: out of memory on rank 1 (exit status 17)"
+    assert reason(study, 1) == "error: data.root holds no index.json (exit status 1)"
+    assert reason(study, 2) == "val/psnr_y is nan; expected a finite number"
+    assert reason(study, 3).startswith("the summary has no metric val/psnr_y (did you mean 'val/psnr'?)")
+
+
+def test_a_hanging_trial_is_stopped_with_all_its_processes(tmp_path):
+    study = make_study(tmp_path, "hang", num_trials=2, trial_timeout_s=1.0)
+    run_study(study, grace_s=0.2)
+    assert states(study) == ["FAIL", "COMPLETE"]
+    assert reason(study, 0) == "stopped after 1 s, the study's trial_timeout_s"
+    assert worker_is_gone(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interruption_fails_the_trial_and_a_rerun_goes_on(tmp_path, name):
+    study = make_study(tmp_path, "finish", name, num_trials=2)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, grace_s=0.2)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert states(study) == ["COMPLETE", "FAIL"]
+    assert reason(study, 1) == "interrupted by Ctrl-C or SIGTERM"
+    assert worker_is_gone(tmp_path)
+    run_study(study)  # The interrupted trial is made up for, the finished one counts.
+    assert states(study) == ["COMPLETE", "FAIL", "COMPLETE"]
+
+
+def test_a_killed_driver_leaves_nothing_that_the_next_one_does_not_clear(tmp_path, capsys):
+    study = make_study(tmp_path, "SIGKILL", num_trials=1)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study_tree(tmp_path, num_trials=1)))
+    command = [sys.executable, "-m", "sweeps", "run", "--config", str(tmp_path / "study.yaml")]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert states(study) == ["RUNNING"]
+    run_study(study, grace_s=0.2)
+    assert states(study) == ["FAIL", "COMPLETE"]
+    assert reason(study, 0) == "the driver was killed while this trial ran"
+    assert worker_is_gone(tmp_path)
+    assert "trial 0: failed: the driver was killed while this trial ran; stopped" in capsys.readouterr().out
+
+
+def test_a_complete_study_says_so_and_starts_nothing(tmp_path, capsys):
+    study = make_study(tmp_path, num_trials=2)
+    run_study(study)
+    capsys.readouterr()
+    run_study(study)
+    assert "study stub is complete: 2 of 2 trials" in capsys.readouterr().out
+    assert states(study) == ["COMPLETE"] * 2
+
+
+def test_a_study_in_two_runs_tries_what_one_run_would(tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    whole = make_study(tmp_path / "whole", num_trials=4, seed=3)
+    parts = make_study(tmp_path / "parts", num_trials=2, seed=3)
+    run_study(whole)
+    run_study(parts)
+    run_study(replace(parts, num_trials=4))
+    parameters = [trial.params for trial in load_trials(whole)]
+    assert [trial.params for trial in load_trials(parts)] == parameters
+    assert len({trial["loss.adversarial"] for trial in parameters}) == 4
+
+
+def test_a_failed_trial_counts(tmp_path):
+    study = make_study(tmp_path, "crash", num_trials=2)
+    run_study(study)
+    run_study(study)
+    assert states(study) == ["FAIL", "COMPLETE"]
+
+
+def test_a_study_without_any_result_is_an_error_with_the_last_reason(tmp_path):
+    study = make_study(tmp_path, "crash", "user_error", num_trials=2)
+    for _ in range(2):  # A rerun finds nothing to do, and says the same.
+        with pytest.raises(UserError, match=r"all 2 trials of study stub failed; the last one: error: data\.root"):
+            run_study(study)
+    assert states(study) == ["FAIL", "FAIL"]
+
+
+def test_sqlite_storage_is_accepted(tmp_path):
+    study = make_study(tmp_path, num_trials=1, storage=f"sqlite:///{tmp_path}/db/study.db")
+    run_study(study)
+    loaded = optuna.load_study(study_name="stub", storage=study.storage)
+    assert [trial.state for trial in loaded.trials] == [TrialState.COMPLETE]
+    assert not (study.directory / "journal.log").exists()
+
+
+def test_a_changed_study_is_not_mixed_with_the_old_one(tmp_path):
+    study = make_study(tmp_path, num_trials=1)
+    run_study(study)
+    other = {**SPACE, "loss.adversarial": {**SPACE["loss.adversarial"], "high": 1.0}}
+    with pytest.raises(BadConfigError, match=r"begun with other settings \(study.space.loss.adversarial .*'high': 1.0"):
+        run_study(make_study(tmp_path, num_trials=2, space=other))
+    with pytest.raises(BadConfigError, match=r"\(train.steps 10 -> 20\)"):
+        run_study(make_study(tmp_path, num_trials=2, set=["train.steps=20"]))
+    # What does not change a result, and the base's value of what is sampled anyway, may change.
+    unchanged = make_study(tmp_path, num_trials=2, set=["train.log_every=7"])
+    base = Path(study.base)
+    base.write_text(base.read_text().replace("0.001", "0.002"))
+    run_study(unchanged)
+    assert states(study) == ["COMPLETE"] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"space": {"loss.adversrial": SPACE["loss.adversarial"]}}, "did you mean 'loss.adversarial'"),
+        ({"objective": {"metric": "val/psnr"}}, "not computed by a validation"),
+        ({"launch": {"config_file": "no/such.yaml"}}, "there is no file no/such.yaml"),
+        ({"launch": {"command": ["no-such-program"]}}, "there is no program no-such-program"),
+        ({"base": "no/such.yaml"}, "no configuration file no/such.yaml"),
+        ({"set": ["train.warmup_steps=10"]}, "leaves no adversarial step"),
+        ({"set": ["train.stepz=10"]}, "did you mean 'steps'"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(tmp_path, changes, expected):
+    study = make_study(tmp_path, **changes)
+    with pytest.raises(BadConfigError, match=expected):
+        run_study(study)
+    assert not study.directory.exists()
+
+
+def test_a_folder_that_the_storage_does_not_know_is_not_taken_for_a_result(tmp_path):
+    study = make_study(tmp_path, num_trials=1)
+    run_study(study)
+    (study.directory / "journal.log").unlink()
+    with pytest.raises(UserError, match="trial_0000 is of a trial that the storage does not know"):
+        run_study(study)
+
+
+def test_two_drivers_do_not_run_one_study(tmp_path):
+    study = make_study(tmp_path, num_trials=1)
+    study.directory.mkdir()
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print('held', flush=True); input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(study.directory / "driver.lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="another driver runs study stub"):
+            run_study(study)
+    finally:
+        holder.communicate(b"\n")
+    assert run_study(study).number == 0
