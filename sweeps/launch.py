@@ -24,6 +24,7 @@ from sweeps.study_config import LaunchConfig
 MARK = "VSR_DIST_TRIAL"
 # Enough for processes that heed SIGTERM; the rest is killed.
 GRACE_S = 15.0
+_KILL_WAIT_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,11 @@ def run_logged(
                 env={**os.environ, MARK: mark},
                 start_new_session=True,  # A Ctrl-C on the terminal reaches the driver alone.
             )
-        status: int | None = process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        status = None
+        status = _wait(process, timeout_s)
+        seconds = time.monotonic() - begin_s
     finally:
         stop_marked(mark, grace_s)
-    return Ending(status, time.monotonic() - begin_s)
+    return Ending(status, seconds)
 
 
 def stop_marked(mark: str, grace_s: float = GRACE_S) -> int:
@@ -88,7 +88,7 @@ def stop_marked(mark: str, grace_s: float = GRACE_S) -> int:
             for process in left:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
-            psutil.wait_procs(left, timeout=1.0)
+            psutil.wait_procs(left, timeout=_KILL_WAIT_S)
     return len(found)
 
 
@@ -104,6 +104,14 @@ def sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _wait(process: subprocess.Popen[bytes], timeout_s: float | None) -> int | None:
+    """Exit status, or None at the time limit."""
+    try:
+        return process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _marked(mark: str) -> list[psutil.Process]:

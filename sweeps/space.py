@@ -162,8 +162,8 @@ def _parse_dimension(path: str, value: object) -> tuple[Dimension | None, list[s
     faults = key_faults(value, field_types(DIMENSIONS[kind]), f"space.{path}.")
     if faults:
         return None, faults
-    dimension, found = parse_section("range", DIMENSIONS[kind], value)
-    return dimension, [f"space.{path}: {fault.replace('range.', '')}" for fault in found]
+    dimension, found = parse_section(f"space.{path}", DIMENSIONS[kind], value)
+    return dimension, found
 
 
 def _value_faults(base_tree: Tree, path: str, value: Value) -> list[str]:

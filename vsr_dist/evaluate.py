@@ -88,7 +88,7 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise BadConfigError(f"--device {name} cannot be used ({reason}); expected 'cpu', or 'cuda' on a GPU") from error
+        raise BadConfigError(f"--device {name} cannot be used ({reason}); expected cpu, or cuda on a GPU") from error
 
 
 def _subject(arguments: argparse.Namespace, scale: int, device: torch.device) -> Subject:

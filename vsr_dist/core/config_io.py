@@ -104,15 +104,16 @@ def field_types(config_type: type) -> dict[str, type]:
 
 
 def parse_section(name: str, config_type: type, value: object) -> tuple[Any, list[str]]:
-    """(The typed value, no faults) or (None, all that is wrong), for one key of the configuration (dotted below the top)."""
+    """(The typed value, no faults) or (None, all that is wrong), for one dotted key of the configuration."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument(f"--{name}", type=config_type)
     try:
         return parser.instantiate(parser.parse_object({name: value}))[name], []
     except Exception as error:  # noqa: BLE001 - jsonargparse raises several kinds; the text is all a user needs
         # jsonargparse stops at the first fault of a section; asking key by key finds the others.
-        types = field_types(config_type) if dataclasses.is_dataclass(config_type) and isinstance(value, dict) else {}
-        below = [parse_section(f"{name}.{key}", types[key], value[key])[1] for key in types if key in value]
+        types = field_types(config_type) if dataclasses.is_dataclass(config_type) else {}
+        parts = value.items() if isinstance(value, dict) else ()
+        below = [parse_section(f"{name}.{key}", types[key], part)[1] for key, part in parts if key in types]
         return None, [fault for faults in below for fault in faults] or [_clean(str(error))]
 
 
@@ -157,4 +158,4 @@ def _clean(message: str) -> str:
     """jsonargparse's message on one line, without its name for the argument parser."""
     text = " ".join(message.split())
     text = text.removeprefix("Parser key ").replace('"', "").replace("typing.", "")
-    return re.sub(r"<class '([\w.]+)'>", r"\1", text)
+    return re.sub(r"a <class '([\w.]+)'>", r"\1", text)

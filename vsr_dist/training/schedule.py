@@ -25,9 +25,9 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Refuse what Adam cannot run with."""
         if not 0 < self.learning_rate < math.inf or not 0 <= self.final_ratio < math.inf:
-            raise BadConfigError("optimizer: learning_rate must be above 0, final_ratio at least 0, both finite")
+            raise BadConfigError("expected a learning_rate above 0 and a final_ratio of at least 0, both finite")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise BadConfigError(f"optimizer: betas are {self.betas}; expected two numbers from 0 to below 1")
+            raise BadConfigError(f"betas are {self.betas}; expected two numbers from 0 to below 1")
 
 
 def learning_rate_at(config: OptimizerConfig, step: int, num_steps: int) -> float:

@@ -1,0 +1,153 @@
+"""The GAN step: where gradients go, what stops it, and that its numbers stay what they were."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from vsr_dist.core.errors import NonFiniteError
+from vsr_dist.losses.adversarial import ADVERSARIAL
+from vsr_dist.losses.objective import LossConfig
+from vsr_dist.models import build_discriminator, build_generator
+from vsr_dist.models.recurrent import RecurrentConfig
+from vsr_dist.models.spatiotemporal import SpatiotemporalConfig
+from vsr_dist.models.srgan_discriminator import SrganDiscriminatorConfig
+from vsr_dist.training.gan_step import AdversaryConfig, GanStep, Players, spread_frames
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def make_step(objective="rpgan", loss=None, adversary=None, discriminator=None, learning_rate=1e-3, max_grad_norm=1.0):
+    torch.manual_seed(0)
+    accelerator = Accelerator(cpu=True)
+    generator = build_generator(RecurrentConfig(channels=8, num_blocks=2), 4)
+    # The residual starts at zero, where the trunk gets no gradient; the tests look at the trunk as well.
+    torch.nn.init.normal_(generator.tail[0].weight, std=0.02)
+    network = build_discriminator(discriminator or SpatiotemporalConfig(filters=8, levels=2), 4)
+    optimizers = [torch.optim.SGD(net.parameters(), lr=learning_rate) for net in (generator, network)]
+    players = Players(*accelerator.prepare(generator, network, *optimizers))
+    loss = loss or LossConfig(perceptual=0.0)
+    step = GanStep(
+        accelerator,
+        players,
+        loss,
+        ADVERSARIAL[objective],
+        adversary or AdversaryConfig(),
+        scale=4,
+        max_grad_norm=max_grad_norm,
+        perceptual_frames=0,
+    )
+    return step, generator, network
+
+
+def clips(seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    low = torch.randint(0, 256, (2, 3, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    real = torch.randint(0, 256, (2, 3, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return low, real
+
+
+def snapshot(network):
+    return {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+
+
+@pytest.mark.parametrize("objective", list(ADVERSARIAL))
+def test_the_adversarial_gradient_reaches_the_generator(objective):
+    """With the adversarial term alone every parameter of G moves; with its factor at 0 (warm-up) none could."""
+    only_adversarial = LossConfig(image=0.0, adversarial=1.0, perceptual=0.0, tv=0.0, temporal=0.0)
+    step, generator, _ = make_step(objective, only_adversarial, learning_rate=1.0, max_grad_norm=math.inf)
+    before = snapshot(generator)
+    step.micro_step(*clips(), adversarial_factor=1.0)
+    # The recurrence's projection starts at zero, so what lies behind it cannot move in the first step.
+    still = {name for name, value in snapshot(generator).items() if torch.equal(value, before[name])}
+    assert all("memory.from_" in name for name in still), still
+    assert len(still) < len(before)
+
+
+@pytest.mark.parametrize("objective", list(ADVERSARIAL))
+def test_the_discriminator_gets_no_gradient_in_the_generator_step(objective):
+    step, _, network = make_step(objective, LossConfig(perceptual=0.0, adversarial=1.0))
+    low, real = (clip.float() / 255 for clip in clips())
+    from vsr_dist.ops.resample import bicubic_upsample
+
+    with step.accelerator.accumulate(step.players.generator, step.players.discriminator):
+        step._generator_step(low, real, bicubic_upsample(low, 4), 1.0)
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_warm_up_leaves_the_discriminator_and_its_terms_alone():
+    step, generator, network = make_step()
+    before_g, before_d = snapshot(generator), snapshot(network)
+    scalars = step.micro_step(*clips(), adversarial_factor=0.0)
+    assert set(scalars) == {"loss_g/total", "loss_g/image", "loss_g/tv", "loss_g/temporal"}
+    assert all(torch.equal(value, before_d[name]) for name, value in snapshot(network).items())
+    assert any(not torch.equal(value, before_g[name]) for name, value in snapshot(generator).items())
+
+
+def test_total_is_the_weighted_sum_of_the_terms():
+    loss = LossConfig(image=0.5, adversarial=0.25, perceptual=0.0, tv=0.125, temporal=2.0)
+    step, _, _ = make_step("bce", loss)
+    scalars = step.micro_step(*clips(), adversarial_factor=0.5)
+    expected = (
+        0.5 * scalars["loss_g/image"]
+        + 0.125 * scalars["loss_g/adversarial"]
+        + 0.125 * scalars["loss_g/tv"]
+        + 2.0 * scalars["loss_g/temporal"]
+    )
+    torch.testing.assert_close(scalars["loss_g/total"], expected)
+
+
+def test_discriminator_loss_falls_on_a_fixed_batch():
+    step, _, _ = make_step("bce", LossConfig(perceptual=0.0, adversarial=1e-3), learning_rate=0.05)
+    losses = [float(step.micro_step(*clips(), adversarial_factor=1.0)["loss_d/total"]) for _ in range(40)]
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_penalties_enter_the_discriminator_loss_once():
+    plain, _, plain_d = make_step()
+    plain.micro_step(*clips(), adversarial_factor=1.0)
+    AcceleratorState._reset_state()
+    penalised, _, penalised_d = make_step(adversary=AdversaryConfig(r1_gamma=10.0, r2_gamma=10.0))
+    scalars = penalised.micro_step(*clips(), adversarial_factor=1.0)
+    assert float(scalars["loss_d/penalty"]) > 0
+    assert any(
+        not torch.equal(value, snapshot(penalised_d)[name]) for name, value in snapshot(plain_d).items()
+    )
+
+
+@pytest.mark.parametrize("player", ["generator", "discriminator"])
+def test_a_non_finite_number_stops_before_the_optimiser_moves_and_names_the_term(player):
+    step, generator, network = make_step("bce", LossConfig(perceptual=0.0, adversarial=1e-3))
+    broken = {"generator": generator.head, "discriminator": next(network.modules())}[player]
+    with torch.no_grad():
+        next(broken.parameters()).fill_(math.nan)
+    before = snapshot(generator), snapshot(network)
+    with pytest.raises(NonFiniteError) as error:
+        step.micro_step(*clips(), adversarial_factor=1.0)
+    # A broken D makes the adversarial term of G the first that is not finite.
+    assert ("loss_g/adversarial" if player == "discriminator" else "loss_g/image") in str(error.value)
+    for saved, net in zip(before, (generator, network), strict=True):
+        assert all(torch.equal(v.nan_to_num(), saved[k].nan_to_num()) for k, v in snapshot(net).items())
+
+
+def test_batch_norm_discriminator_takes_two_forwards_before_one_backward():
+    step, _, _ = make_step("paper", discriminator=SrganDiscriminatorConfig(filters=4, norm="batch"))
+    scalars = step.micro_step(*clips(), adversarial_factor=1.0)
+    assert 0.0 <= float(scalars["loss_d/total"]) <= 2.0
+
+
+def test_spread_frames():
+    assert spread_frames(5, 0) == [0, 1, 2, 3, 4]
+    assert spread_frames(5, 1) == [2]
+    assert spread_frames(6, 2) == [1, 4]
+    assert spread_frames(3, 9) == [0, 1, 2]
