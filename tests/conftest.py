@@ -57,8 +57,9 @@ def films() -> dict[str, np.ndarray]:
 def pack_films(films: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Packs `films` with a codec, once per session; treat the folder as read-only.
 
-    Clips of 4 frames, scale 4, `walk` cropped to 64 x 80 px; with npy two train shards. Sequences: walk_s000 (frames 0 to 14), walk_s001 (15 to 19) and
-    steps_s000 (0 to 9) are `train`; walk_s002 (20 to 26) and steps_s001 (10 to 13) are `val`.
+    Clips of 4 frames, scale 4, `walk` cropped to 64 x 80 px; with npy two train shards. Sequences: walk_s000
+    (frames 0 to 14), walk_s001 (15 to 19) and steps_s000 (0 to 9) are `train`; walk_s002 (20 to 26) and
+    steps_s001 (10 to 13) are `val`.
     """
     root = tmp_path_factory.mktemp("films")
     for name, frames in films.items():

@@ -84,8 +84,9 @@ def parse_config(tree: Tree, origin: str) -> Config:
     for name, value in tree.items():
         found = key_faults({name: value}, sections)
         if not found:
-            values[name], found = parse_section(name, sections[name], value)
-        faults += [fault if name in fault else f"{name}: {fault}" for fault in found]
+            values[name], unnamed = parse_section(name, sections[name], value)
+            found = [fault if name in fault else f"{name}: {fault}" for fault in unnamed]
+        faults += found
     raise_faults(origin, faults)
     return Config(**values)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vsr_dist.config import Config, check_config, config_tree, dump_config, load_config, parse_config
@@ -154,6 +154,7 @@ def test_the_kind_chooses_which_keys_exist():
     assert "unknown key generator.lstm" in refusal("generator.lstm=false")
 
 
+@settings(max_examples=25, deadline=None)
 @given(
     st.fixed_dictionaries(
         {
