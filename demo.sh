@@ -5,17 +5,19 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 out=demo
+study=configs/studies/demo.yaml
 train_overrides=()
-study_overrides=()
 if [[ "${DEMO_SHORT:-0}" == 1 ]]; then
   out=demo-short
+  study=$out/study.yaml
+  mkdir -p $out
+  sed -e "s#^study_dir: .*#study_dir: $out/study#" -e 's/^num_trials: .*/num_trials: 2/' \
+    -e "s#^set:#set:\n  - data.root=$out/data\n  - tracking.uri=sqlite:///$out/mlflow.db#" \
+    -e 's/train.steps=.*/train.steps=12/' -e 's/train.warmup_steps=.*/train.warmup_steps=8/' \
+    configs/studies/demo.yaml > $study
   train_overrides=(
     --set run_dir=$out/run --set data.root=$out/data --set tracking.uri=sqlite:///$out/mlflow.db
-    --set train.steps=60 --set train.warmup_steps=50 --set train.validate_every=30 --set train.checkpoint_every=30
-  )
-  study_overrides=(
-    --set study_dir=$out/study --set num_trials=2
-    --set set.run.0=data.root=$out/data
+    --set train.steps=40 --set train.warmup_steps=30 --set train.validate_every=20 --set train.checkpoint_every=20
   )
 fi
 
@@ -37,8 +39,8 @@ title "4/6  evaluation on the held-out frames -> $out/evaluation"
 vsr-dist evaluate --checkpoint $out/run --data $out/data --out $out/evaluation
 
 title "5/6  Optuna study: a loss weight and the discriminator's width -> $out/study"
-vsr-dist study run --config configs/studies/demo.yaml "${study_overrides[@]}"
-vsr-dist study report --config configs/studies/demo.yaml "${study_overrides[@]}"
+vsr-dist study run --config $study
+vsr-dist study report --config $study
 
 title "6/6  done in $(( (SECONDS - begin) / 60 )) min $(( (SECONDS - begin) % 60 )) s"
 cat <<END

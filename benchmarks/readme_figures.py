@@ -1,0 +1,92 @@
+"""Regenerate what the README shows, from a finished `make demo`: the table, the comparison picture, the MLflow page.
+
+    .venv/bin/python benchmarks/readme_figures.py --demo demo --chromium chromium
+
+Needs Debian's `chromium` for the screenshot. The MLflow server runs on loopback for as long as the screenshot takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import cv2
+
+from vsr_dist.metrics.table import markdown_table
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = ROOT / "docs" / "images"
+METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "tof", "tdiff")
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+
+
+def write_table(demo: Path) -> None:
+    table = json.loads((demo / "evaluation" / "metrics.json").read_text())["table"]
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    readme.write_text(f"{before}{BEGIN}\n{markdown_table(table, ['bicubic', 'ours'], METRICS)}\n{END}{after}")
+
+
+def write_comparison(demo: Path) -> None:
+    picture = cv2.imread(str(demo / "evaluation" / "comparison.png"))
+    cv2.imwrite(str(IMAGES / "comparison.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 85])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def screenshot(demo: Path, chromium: str, target: Path, path: str, *, height: int = 1400) -> None:
+    port = free_port()
+    store = f"sqlite:///{(demo / 'mlflow.db').absolute()}"
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    server = subprocess.Popen([*command, "--backend-store-uri", store], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until_healthy(f"http://127.0.0.1:{port}/health")
+        with tempfile.TemporaryDirectory() as profile:
+            flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars", "--disable-sync"]
+            flags += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={profile}"]
+            flags += [f"--window-size=1500,{height}", "--virtual-time-budget=30000", f"--screenshot={target}"]
+            url = f"http://127.0.0.1:{port}/{path}"
+            subprocess.run([chromium, *flags, url], check=True, timeout=180, stderr=subprocess.DEVNULL)
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def wait_until_healthy(url: str, limit_s: float = 90.0) -> None:
+    begin_s = time.monotonic()
+    while time.monotonic() - begin_s < limit_s:
+        try:
+            with urllib.request.urlopen(url, timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.5)
+    raise TimeoutError(f"no MLflow server at {url} within {limit_s:.0f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, default=Path("demo"), help="folder of a finished demo (default: %(default)s)")
+    parser.add_argument("--chromium", default="chromium", help="browser command (default: %(default)s)")
+    arguments = parser.parse_args()
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    write_table(arguments.demo)
+    write_comparison(arguments.demo)
+    page = "#/experiments/1?workflowType=machine_learning&compareRunsMode=CHART"
+    screenshot(arguments.demo, arguments.chromium, IMAGES / "mlflow.png", page)
+
+
+if __name__ == "__main__":
+    main()
