@@ -57,5 +57,5 @@ Compare the runs, with charts and sample pictures over the steps, in the MLflow 
 
   .venv/bin/mlflow ui --backend-store-uri sqlite:///$out/mlflow.db
 
-and open http://127.0.0.1:5000/#/experiments/1?workflowType=machine_learning&compareRunsMode=CHART
+and open http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART
 END

@@ -1,5 +1,6 @@
 """Regenerate what the README shows, from a finished `make demo`: the table, the comparison picture, the MLflow page.
 
+    .venv/bin/pip install playwright
     .venv/bin/python benchmarks/readme_figures.py --demo demo --chromium chromium
 
 Needs Debian's `chromium` for the screenshot. The MLflow server runs on loopback for as long as the screenshot takes.
@@ -9,21 +10,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from pathlib import Path
 
 import cv2
+from playwright.sync_api import sync_playwright
 
 from vsr_dist.metrics.table import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "tof", "tdiff")
+PAGE = "#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART"
+CHARTS = "val/psnr_y|val/ssim_y|val/tof|loss_g/total|loss_d/total|drift/normalized|samples"
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 
 
@@ -46,19 +50,26 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def screenshot(demo: Path, chromium: str, target: Path, path: str, *, height: int = 1400) -> None:
+def screenshot(demo: Path, chromium: str, target: Path) -> None:
+    """The charts of all runs, filtered to what the README talks about, without the assistant's panel."""
     port = free_port()
     store = f"sqlite:///{(demo / 'mlflow.db').absolute()}"
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    server = subprocess.Popen([*command, "--backend-store-uri", store], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [*command, "--backend-store-uri", store], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         wait_until_healthy(f"http://127.0.0.1:{port}/health")
-        with tempfile.TemporaryDirectory() as profile:
-            flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars", "--disable-sync"]
-            flags += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={profile}"]
-            flags += [f"--window-size=1500,{height}", "--virtual-time-budget=30000", f"--screenshot={target}"]
-            url = f"http://127.0.0.1:{port}/{path}"
-            subprocess.run([chromium, *flags, url], check=True, timeout=180, stderr=subprocess.DEVNULL)
+        with sync_playwright() as playwright:
+            flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+            browser = playwright.chromium.launch(executable_path=shutil.which(chromium), args=flags)
+            page = browser.new_page(viewport={"width": 1500, "height": 1480})
+            page.goto(f"http://127.0.0.1:{port}/{PAGE}")
+            page.get_by_role("button", name="Close").click()
+            page.get_by_placeholder("Search metric charts").fill(CHARTS)
+            page.wait_for_timeout(6000)
+            page.screenshot(path=target)
+            browser.close()
     finally:
         server.terminate()
         server.wait(30)
@@ -78,14 +89,15 @@ def wait_until_healthy(url: str, limit_s: float = 90.0) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demo", type=Path, default=Path("demo"), help="folder of a finished demo (default: %(default)s)")
+    parser.add_argument(
+        "--demo", type=Path, default=Path("demo"), help="folder of a finished demo (default: %(default)s)"
+    )
     parser.add_argument("--chromium", default="chromium", help="browser command (default: %(default)s)")
     arguments = parser.parse_args()
     IMAGES.mkdir(parents=True, exist_ok=True)
     write_table(arguments.demo)
     write_comparison(arguments.demo)
-    page = "#/experiments/1?workflowType=machine_learning&compareRunsMode=CHART"
-    screenshot(arguments.demo, arguments.chromium, IMAGES / "mlflow.png", page)
+    screenshot(arguments.demo, arguments.chromium, IMAGES / "mlflow.png")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from typing import Any
 
 from sharding.codec import CODECS
 from sharding.degrade import RECIPES, SCALES
-from sharding.errors import BadShardError, UserError
-from sharding.index import read_index, rebuild_index, write_index
+from sharding.errors import BadShardError, OneLineParser, UserError
+from sharding.index import load_index, read_index, rebuild_index, write_index
 from sharding.inspect import summarise, write_sheet
 from sharding.pack import PackJob, merge, pack
 from sharding.parallel import say
@@ -41,7 +41,7 @@ def register(subparsers: Subparsers) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """`python -m sharding ARGV`; returns the exit status. UserError is left to the caller."""
-    parser = argparse.ArgumentParser(prog="python -m sharding", description="Turn videos into ordered shards.")
+    parser = OneLineParser(prog="python -m sharding", description="Turn videos into ordered shards.")
     register(parser.add_subparsers(dest="verb", required=True, metavar="VERB"))
     args = parser.parse_args(argv)
     status: int = args.handler(args)
@@ -107,6 +107,7 @@ def run_verify(args: argparse.Namespace) -> int:
     if args.rebuild_index:
         write_index(args.root, rebuild_index(args.root))
         say(f"wrote {args.root / INDEX_NAME} from the shards")
+    load_index(args.root)
     faults = verify(args.root)
     for fault in faults:
         say(fault)

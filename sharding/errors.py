@@ -6,9 +6,12 @@ mistake: one line on stderr and status 2. A status of 1 with a traceback is a bu
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -31,6 +34,27 @@ class MissingExtraError(UserError):
     """An optional dependency is needed for what was asked and is not installed."""
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose complaints are a `UserError`, that is one line, and not a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the complaint with the command that explains the options."""
+        raise UserError(f"{message}; see '{self.prog} --help'")
+
+
+# What the operating system refuses for reasons that the user can mend; any other OSError is a bug of ours.
+_REFUSALS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+}
+
+
 def nearest_hint(word: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the known word most like `word`, or an empty string if none is near."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
@@ -49,9 +73,14 @@ def run_cli(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None 
         message = " ".join(str(error).split())
         sys.stderr.write(f"error: {message}\n")
         return 2
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            sys.stderr.close()
+            return 0
+        if error.errno not in _REFUSALS:
+            raise
+        sys.stderr.write(f"error: {error}; make room or give the right to it, and run the command again\n")
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted\n")
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0

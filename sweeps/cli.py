@@ -13,6 +13,7 @@ from sweeps.promote import promote
 from sweeps.report import write_report
 from sweeps.study_config import load_study
 from vsr_dist.core.console import say
+from vsr_dist.core.errors import OneLineParser
 
 Subparsers = Any  # argparse gives its sub-parser action no public name
 
@@ -41,6 +42,14 @@ def register(subparsers: Subparsers) -> None:
         )
         parser.epilog = f"example:\n  {parser.prog} --config configs/studies/demo.yaml"
         parser.add_argument("--config", metavar="FILE", type=Path, required=True, help="YAML file of the study")
+        parser.add_argument(
+            "--set",
+            dest="overrides",
+            action="append",
+            default=[],
+            metavar="PATH=VALUE",
+            help="override one key of the study, e.g. --set num_trials=50; may be repeated",
+        )
         if name == "promote":
             parser.add_argument("--out", metavar="FILE", type=Path, help="where to (default STUDY_DIR/best.yaml)")
         parser.set_defaults(handler=verb.handler)
@@ -53,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """`python -m sweeps ARGV`; returns the exit status. UserError is left to the caller."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m sweeps", description="Tune a training with Optuna, one launched run per trial."
     )
     add_arguments(parser)
@@ -62,13 +71,13 @@ def main(argv: Sequence[str]) -> int:
 
 def run_verb(arguments: argparse.Namespace) -> int:
     """Run what is left of a study."""
-    run_study(load_study(arguments.config))
+    run_study(load_study(arguments.config, arguments.overrides))
     return 0
 
 
 def report_verb(arguments: argparse.Namespace) -> int:
     """Write the report and print its table."""
-    table_path, picture_path = write_report(load_study(arguments.config))
+    table_path, picture_path = write_report(load_study(arguments.config, arguments.overrides))
     say(table_path.read_text(encoding="utf-8").rstrip())
     say(f"wrote {table_path} and {picture_path}")
     return 0
@@ -76,7 +85,7 @@ def report_verb(arguments: argparse.Namespace) -> int:
 
 def promote_verb(arguments: argparse.Namespace) -> int:
     """Write the best trial's configuration."""
-    config = load_study(arguments.config)
+    config = load_study(arguments.config, arguments.overrides)
     best, path = promote(config, arguments.out)
     say(f"wrote {path}: trial {best.number}, {config.objective.metric} {best.value:.4f}")
     if config.set:

@@ -17,14 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from sweeps.study_config import LaunchConfig
+from vsr_dist.core.errors import UserError
 
 MARK = "VSR_DIST_TRIAL"
 # Enough for processes that heed SIGTERM; the rest is killed.
 GRACE_S = 15.0
 _KILL_WAIT_S = 0.1
+_KILL_LIMIT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,10 @@ def run_logged(
 
 
 def stop_marked(mark: str, grace_s: float = GRACE_S) -> int:
-    """Ask every process with the mark to end (SIGTERM), kill what is left, and return how many there were."""
+    """Ask every process with the mark to end (SIGTERM), kill what is left, and return how many there were.
+
+    Raises UserError for processes that the system cannot kill, such as one that hangs in a driver call.
+    """
     found = _marked(mark)
     if not found:
         return 0
@@ -84,11 +89,7 @@ def stop_marked(mark: str, grace_s: float = GRACE_S) -> int:
                 process.terminate()
         psutil.wait_procs(found, timeout=grace_s)
     finally:  # Also if a second Ctrl-C cuts the wait short.
-        while left := _marked(mark):
-            for process in left:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-            psutil.wait_procs(left, timeout=_KILL_WAIT_S)
+        _kill_marked(mark)
     return len(found)
 
 
@@ -104,6 +105,19 @@ def sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _kill_marked(mark: str) -> None:
+    """Kill until none is left; a process may have started another one in the meantime."""
+    limit_s = time.monotonic() + _KILL_LIMIT_S
+    while left := _marked(mark):
+        if time.monotonic() > limit_s:
+            pids = ", ".join(str(process.pid) for process in left)
+            raise UserError(f"processes {pids} of {mark} cannot be killed; end them, then start the study again")
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=_KILL_WAIT_S)
 
 
 def _wait(process: subprocess.Popen[bytes], timeout_s: float | None) -> int | None:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from sweeps.space import Dimension, is_driver_key, parse_space
-from vsr_dist.core.config_io import Tree, field_types, key_faults, parse_section, raise_faults, read_yaml
+from vsr_dist.core.config_io import (
+    Tree,
+    apply_overrides,
+    field_types,
+    key_faults,
+    parse_section,
+    raise_faults,
+    read_yaml,
+)
 from vsr_dist.core.errors import BadConfigError
 
 Direction = Literal["maximize", "minimize"]
@@ -117,9 +126,12 @@ class StudyConfig:
         return self.trial_dir(number) / "output.log"
 
 
-def load_study(path: Path) -> StudyConfig:
-    """Read and check a study's YAML file; every fault found is in one BadConfigError."""
-    return parse_study(read_yaml(path), str(path))
+def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
+    """Read a study's YAML file, apply overrides `PATH=VALUE` of its own keys in order, and check everything.
+
+    Every fault found is in one BadConfigError.
+    """
+    return parse_study(apply_overrides(read_yaml(path), overrides), str(path))
 
 
 def parse_study(tree: Tree, origin: str) -> StudyConfig:

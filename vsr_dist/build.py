@@ -31,7 +31,7 @@ def make_accelerator(config: TrainConfig) -> tuple[Accelerator, World]:
     """The accelerator and this process's place; a launch that is not what the configuration expects is refused."""
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
-        mixed_precision=config.precision,
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.accumulation_steps),
         step_scheduler_with_optimizer=False,
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sharding.cli import register as register_sharding
 from vsr_dist import __version__
-from vsr_dist.core.errors import run_cli
+from vsr_dist.core.errors import OneLineParser, run_cli
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ VERBS: dict[str, Verb] = {
 
 def make_parser(chosen: str | None) -> argparse.ArgumentParser:
     """The whole parser; of the verbs with a module of their own, only `chosen` gets its options."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="vsr-dist",
         description="Train, compare and tune video super-resolution GANs on many GPUs.",
         epilog="'vsr-dist VERB --help' tells a verb's options and gives an example.",

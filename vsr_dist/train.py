@@ -23,7 +23,7 @@ from vsr_dist.config import Config, config_tree, dump_config, load_config
 from vsr_dist.core.collectives import barrier, from_main, shutdown
 from vsr_dist.core.config_io import add_override_option, flatten
 from vsr_dist.core.console import format_duration, say
-from vsr_dist.core.errors import BadCheckpointError, BadConfigError, UserError, run_cli
+from vsr_dist.core.errors import BadCheckpointError, BadConfigError, OneLineParser, UserError, run_cli
 from vsr_dist.core.fields import effects
 from vsr_dist.inference.generator_io import DESCRIPTION_NAME, WEIGHTS_NAME, save_generator
 from vsr_dist.models.base import Generator
@@ -87,6 +87,8 @@ def _load_config_once(path: Path, overrides: Sequence[str]) -> Config:
 def prepare_run_dir(config: Config, resume: str | None) -> Start:
     """Make the run directory and decide where to start; a directory in use is an error unless resumed."""
     run_dir = Path(config.run_dir)
+    if run_dir.exists() and not run_dir.is_dir():
+        raise BadConfigError(f"run_dir {run_dir} is a file; expected a folder, or a name that is free")
     newest = checkpoint.newest(run_dir / "checkpoints")
     used = newest is not None or (run_dir / "metrics.jsonl").exists()
     if used and resume is None:
@@ -237,7 +239,7 @@ def package_versions() -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry of `python -m vsr_dist.train`; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="vsr_dist.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)

@@ -21,9 +21,7 @@ WEIGHTS = ("generator", "discriminator", "ema")
 def weights(run_dir: Path, step: int = 20) -> dict[str, torch.Tensor]:
     folder = run_dir / "checkpoints" / f"step_{step:08d}"
     return {
-        f"{name}.{key}": tensor
-        for name in WEIGHTS
-        for key, tensor in load_file(folder / f"{name}.safetensors").items()
+        f"{name}.{key}": tensor for name in WEIGHTS for key, tensor in load_file(folder / f"{name}.safetensors").items()
     }
 
 

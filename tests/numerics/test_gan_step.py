@@ -120,9 +120,7 @@ def test_penalties_enter_the_discriminator_loss_once():
     penalised, _, penalised_d = make_step(adversary=AdversaryConfig(r1_gamma=10.0, r2_gamma=10.0))
     scalars = penalised.micro_step(*clips(), adversarial_factor=1.0)
     assert float(scalars["loss_d/penalty"]) > 0
-    assert any(
-        not torch.equal(value, snapshot(penalised_d)[name]) for name, value in snapshot(plain_d).items()
-    )
+    assert any(not torch.equal(value, snapshot(penalised_d)[name]) for name, value in snapshot(plain_d).items())
 
 
 @pytest.mark.parametrize("player", ["generator", "discriminator"])

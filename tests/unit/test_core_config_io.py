@@ -110,7 +110,7 @@ def test_an_empty_value_is_refused(override):
         ("discriminator.kind=3", "discriminator.kind is 3; choose srgan, spatiotemporal"),
         ("loss.tv=-1", "found tv -1"),
         ("loss.tv=.inf", "found tv inf"),
-        ("train.steps=0", "train: steps is 0; expected at least 1"),
+        ("train.steps=0", "train: steps is 0, expected at least 1"),
         ("data.batch_clips=0", "data: batch_clips is 0; expected at least 1"),
         ("generator.channels=0", "generator: model 'recurrent'"),
         ("discriminator_optimizer.learning_rate=-1", "discriminator_optimizer: expected a learning_rate above 0"),

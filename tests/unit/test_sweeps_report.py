@@ -117,6 +117,11 @@ def test_the_commands_do_it_all(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "| trial | state | val/psnr_y |" in printed and "report.png" in printed
     assert run_cli(main, ["run", "--config", str(tmp_path / "no.yaml")]) == 2
+    assert run_cli(main, ["run", "--config", str(file), "--set", "num_trials=4"]) == 0
+    assert "trial 3: val/psnr_y" in capsys.readouterr().out
+    out = tmp_path / "best.yaml"
+    assert run_cli(main, ["promote", "--config", str(file), "--out", str(out), "--set", "num_trial=4"]) == 2
+    assert "did you mean 'num_trials'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["run", "report", "promote"])

@@ -28,7 +28,7 @@ def effect_of(field: dataclasses.Field[Any]) -> Effect:
 
 
 def effects(config: Any, prefix: str = "") -> dict[str, Effect]:  # noqa: ANN401 - any dataclass instance
-    """Dotted key -> effect for every leaf of a nested dataclass; a marked section marks all that it holds."""
+    """Dotted key -> effect for every leaf of a nested dataclass; a marked mapping marks all that it holds."""
     found: dict[str, Effect] = {}
     for field in dataclasses.fields(config):
         key, value = f"{prefix}{field.name}", getattr(config, field.name)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 class VideoWriter:
-    """Writes uint8 RGB frames (Y, X, 3) of one size as H.264 in an mp4.
+    """Writes uint8 RGB frames (Y, X, 3) of one size as H.264 in an mp4; without a frame no file appears.
 
     Odd sizes lose their last row or column, since 4:2:0 chroma needs even ones. Use as a context manager: the file
     is written under a temporary name and renamed at the end; after an exception nothing is left.
@@ -29,6 +29,8 @@ class VideoWriter:
     def write(self, frame_YXC: NDArray[np.uint8]) -> None:
         """Append one frame."""
         height, width = frame_YXC.shape[0] // 2 * 2, frame_YXC.shape[1] // 2 * 2
+        if self._stream is not None and (height, width) != (self._stream.height, self._stream.width):
+            raise ValueError(f"a frame of {width}x{height} in a video of {self._stream.width}x{self._stream.height}")
         if self._stream is None:
             options = {"crf": str(self._crf), "preset": "veryfast"}
             self._stream = self._container.add_stream("libx264", rate=self._fps, options=options)
@@ -45,7 +47,7 @@ class VideoWriter:
         if kind is None and self._stream is not None:
             self._container.mux(self._stream.encode(None))
         self._container.close()
-        if kind is None:
+        if kind is None and self._stream is not None:
             os.replace(self._temporary, self.path)
         else:
             self._temporary.unlink(missing_ok=True)

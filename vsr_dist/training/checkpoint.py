@@ -136,6 +136,8 @@ def _faults(path: Path, *, hashes: bool) -> list[str]:
         manifest = json.loads((path / _MANIFEST).read_text())
     except (OSError, ValueError):
         return ["no readable manifest.json"]
+    if not isinstance(manifest, dict) or "state.json" not in manifest:
+        return ["manifest.json lists no checkpoint"]
     faults = []
     for name, expected in manifest.items():
         file = path / name

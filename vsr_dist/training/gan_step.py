@@ -10,6 +10,7 @@ of D's gradients is all-reduced for it. Each player's backward is followed by it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vsr_dist.core.collectives import gather_lists
-from vsr_dist.core.errors import NonFiniteError
+from vsr_dist.core.errors import BadConfigError, NonFiniteError
 from vsr_dist.losses.adversarial import AdversarialObjective
 from vsr_dist.losses.objective import LossConfig, TermName, combine
 from vsr_dist.losses.perceptual import perceptual
@@ -41,6 +42,13 @@ class AdversaryConfig:
 
     r1_gamma: float = 0.0
     r2_gamma: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse penalties that reward steepness."""
+        if not (0 <= self.r1_gamma < math.inf and 0 <= self.r2_gamma < math.inf):
+            raise BadConfigError(
+                f"adversary: r1_gamma is {self.r1_gamma} and r2_gamma {self.r2_gamma}; expected finite numbers from 0"
+            )
 
 
 @dataclass

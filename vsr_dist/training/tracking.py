@@ -45,9 +45,10 @@ class MetricsFile:
     """`metrics.jsonl` of a run directory: one object per logged step, `{"step": n, "time_s": t, name: value}`."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
-        """Open for appending; lines of steps after `resume_step` (from before a crash) are dropped first."""
+        """Open for appending; lines of steps after `resume_step` (from before a crash) are dropped first, all of
+        them for a fresh start at 0."""
         self.path = path
-        kept = [line for line in read_metrics(path) if line["step"] <= resume_step]
+        kept = [line for line in read_metrics(path) if resume_step and line["step"] <= resume_step]
         path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:

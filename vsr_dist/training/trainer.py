@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from vsr_dist.core.collectives import barrier
 from vsr_dist.core.console import Progress
 from vsr_dist.core.errors import BadConfigError
-from vsr_dist.core.fields import io
+from vsr_dist.core.fields import io, speed
 from vsr_dist.core.rng import seed_step
 from vsr_dist.core.stats import IntervalMeans
 from vsr_dist.core.world import World
@@ -38,7 +38,7 @@ class TrainConfig:
         accumulation_steps: micro-batches per optimiser step and process.
         max_grad_norm: gradients are scaled down to this L2 norm, per player.
         ema_decay: decay of the generator's moving average.
-        precision: `no` is float32; `bf16` runs the networks under bfloat16 autocast.
+        precision: `float32`, or `bf16`, which runs the networks under bfloat16 autocast.
         perceptual_frames: frames per clip that the perceptual term looks at; 0 means all.
         processes: number of processes that this configuration is meant for; a launch with another number is
             refused. Empty accepts any.
@@ -56,10 +56,10 @@ class TrainConfig:
     accumulation_steps: int = 1
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
-    precision: Literal["no", "bf16"] = "no"
+    precision: Literal["float32", "bf16"] = "float32"
     perceptual_frames: int = 0
     processes: int | None = io(None)
-    threads: int = io(0)
+    threads: int = speed(0)
     log_every: int = io(50)
     validate_every: int = io(500)
     checkpoint_every: int = io(1000)
@@ -67,20 +67,21 @@ class TrainConfig:
     pictures: int = io(4)
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no sense together."""
-        positive = (
-            "steps",
-            "accumulation_steps",
-            "log_every",
-            "validate_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-        )
-        low = [f"{name} is {getattr(self, name)}" for name in positive if getattr(self, name) < 1]
-        if low:
-            raise BadConfigError(f"train: {', '.join(low)}; expected at least 1")
-        if self.max_grad_norm <= 0 or not 0 <= self.ema_decay < 1:
-            raise BadConfigError("train: max_grad_norm must be above 0 and ema_decay in [0, 1)")
+        """Refuse numbers that make no sense; all faults at once."""
+        lowest = dict.fromkeys(("warmup_steps", "ramp_steps", "perceptual_frames", "threads", "pictures"), 0)
+        lowest |= dict.fromkeys(("steps", "accumulation_steps", "log_every", "validate_every"), 1)
+        lowest |= dict.fromkeys(("checkpoint_every", "keep_checkpoints"), 1)
+        faults = [
+            f"{name} is {getattr(self, name)}, expected at least {least}"
+            for name, least in lowest.items()
+            if getattr(self, name) < least
+        ]
+        if not self.max_grad_norm > 0:
+            faults.append(f"max_grad_norm is {self.max_grad_norm}, expected above 0 (.inf does not clip)")
+        if not 0 <= self.ema_decay < 1:
+            faults.append(f"ema_decay is {self.ema_decay}, expected at least 0 and below 1")
+        if faults:
+            raise BadConfigError(f"train: {'; '.join(faults)}")
 
 
 @dataclass
@@ -98,9 +99,18 @@ class Parts:
     run_dir: Path
 
 
+@dataclass
+class _Interval:
+    """Steps since the last log line, without validation and saving: their number, time, and time waited for data."""
+
+    num_steps: int = 0
+    seconds: float = 0.0
+    data_wait_s: float = 0.0
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the last validation's metrics, optimiser steps in all, clips and seconds of this process."""
+    """How a run ended: metrics of the last validation, optimiser steps in all, training speed since start or resume."""
 
     metrics: dict[str, float]
     steps: int
@@ -124,37 +134,35 @@ class Trainer:
         self.schedules = {"generator": generator_schedule, "discriminator": discriminator_schedule}
         self.checkpoint_state = checkpoint_state
         self.means = IntervalMeans()
-        self._data_wait_s = 0.0
+        self._interval = _Interval()
+        self._trained_s = 0.0
 
     def run(self, first_step: int) -> Outcome:
         """Train from `first_step` (steps already done) to the end; returns the last validation."""
         config, parts = self.config, self.parts
         metrics: dict[str, float] = {}
         batches = parts.loader.batches(first_step)
-        begin_s = interval_begin_s = time.perf_counter()
-        interval_first = first_step
         with Progress(config.steps, "step", start=first_step, enabled=parts.world.is_main) as progress:
+            if first_step in (0, config.steps):
+                # At 0 for a curve that starts at its beginning; at the end if only the publication was interrupted.
+                metrics = self._validate(first_step, progress)
             for step in range(first_step, config.steps):
                 self._train_step(step, batches)
                 done = step + 1
                 progress.advance()
                 if done % config.log_every == 0 or done == config.steps:
-                    seconds = time.perf_counter() - interval_begin_s
-                    self._log(done, done - interval_first, seconds, progress)
-                    interval_first = done
-                    interval_begin_s = time.perf_counter()
+                    self._log(done, progress)
                 if done % config.validate_every == 0 or done == config.steps:
                     metrics = self._validate(done, progress)
-                    interval_begin_s = time.perf_counter()
                 if done % config.checkpoint_every == 0 or done == config.steps:
                     self._save(done)
         batches.close()
-        steps_here = config.steps - first_step
-        clips = steps_here * parts.loader.config.batch_clips
-        return Outcome(metrics, config.steps, clips / (time.perf_counter() - begin_s) if steps_here else 0.0)
+        clips = (config.steps - first_step) * parts.loader.config.batch_clips
+        return Outcome(metrics, config.steps, clips / self._trained_s if clips else 0.0)
 
     def _train_step(self, step: int, batches: Iterator[ClipBatch]) -> None:
         config, parts = self.config, self.parts
+        begin_s = time.perf_counter()
         seed_step(self.seed, parts.world.rank, step)
         for name, optimizer in parts.live.optimizers.items():
             set_learning_rate(optimizer, learning_rate_at(self.schedules[name], step, config.steps))
@@ -162,22 +170,25 @@ class Trainer:
         for _ in range(config.accumulation_steps):
             wait_begin_s = time.perf_counter()
             batch = next(batches)
-            self._data_wait_s += time.perf_counter() - wait_begin_s
+            self._interval.data_wait_s += time.perf_counter() - wait_begin_s
             self.means.add(parts.step.micro_step(batch.low_BTCHW, batch.real_BTCYX, factor))
         parts.ema.update_parameters(parts.live.modules["generator"])
+        self._interval.num_steps += 1
+        self._interval.seconds += time.perf_counter() - begin_s
 
-    def _log(self, done: int, num_steps: int, seconds: float, progress: Progress) -> None:
+    def _log(self, done: int, progress: Progress) -> None:
         """Interval means over steps and ranks, speed and memory; one line for people."""
         values = self.means.read()
         values |= {
             f"learning_rate/{name}": optimizer.param_groups[0]["lr"]
             for name, optimizer in self.parts.live.optimizers.items()
         }
-        values["perf/clips_per_s"] = num_steps * self.parts.loader.config.batch_clips / seconds
-        values["perf/step_ms"] = 1000 * seconds / num_steps
-        values["perf/data_wait_ms"] = 1000 * self._data_wait_s / num_steps
+        interval, self._interval = self._interval, _Interval()
+        self._trained_s += interval.seconds
+        values["perf/clips_per_s"] = interval.num_steps * self.parts.loader.config.batch_clips / interval.seconds
+        values["perf/step_ms"] = 1000 * interval.seconds / interval.num_steps
+        values["perf/data_wait_ms"] = 1000 * interval.data_wait_s / interval.num_steps
         values["perf/peak_memory_mb"] = peak_memory_mb(self.parts.accelerator.device)
-        self._data_wait_s = 0.0
         self.parts.tracker.metrics(done, values)
         progress.note(describe_losses(done, self.config.steps, values))
 

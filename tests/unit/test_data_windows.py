@@ -1,0 +1,202 @@
+"""What is read from shards against the films that were packed into them."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import product
+
+import numpy as np
+import pytest
+import xxhash
+
+from sharding.degrade import bicubic_downscale
+from sharding.index import read_index
+from vsr_dist.core.errors import BadShardError
+from vsr_dist.data.augment import Augmentation, apply_symmetries, center, crop, draw
+from vsr_dist.data.plan import Window, list_windows
+from vsr_dist.data.stream import SplitStream
+from vsr_dist.data.windows import ShardWindows
+
+SCALE = 4
+CROP_PX = 12
+# Sequence -> (film, first frame, frames), as the fixture `pack_films` documents it.
+TRAIN = {"walk_s000": ("walk", 0, 15), "walk_s001": ("walk", 15, 5), "steps_s000": ("steps", 0, 10)}
+VAL = {"walk_s002": ("walk", 20, 7), "steps_s001": ("steps", 10, 4)}
+SYMMETRIES = [Augmentation(2, 3, *flags) for flags in product([False, True], repeat=4)]
+
+
+@pytest.fixture(scope="module")
+def truth(films):
+    """Sequence -> (low_THWC, real_TYXC) made from the films without shards."""
+    found = {}
+    for name, (film, first, num_frames) in {**TRAIN, **VAL}.items():
+        frames = films[film][first : first + num_frames]
+        height, width = (size // SCALE * SCALE for size in frames.shape[1:3])
+        real_TYXC = np.ascontiguousarray(frames[:, :height, :width])
+        found[name] = (np.stack([bicubic_downscale(frame, SCALE) for frame in real_TYXC]), real_TYXC)
+    return found
+
+
+def flip_byte(root, key, field, place=0.5):
+    """Damage one member of a clip without a change of any size."""
+    (clip,) = [clip for clip in read_index(root).clips if clip.key == key]
+    member = clip.members[field][0]
+    with (root / clip.shard).open("r+b") as file:
+        file.seek(member.offset + int(member.num_bytes * place))
+        value = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([value ^ 1]))
+    return member.name
+
+
+@pytest.mark.parametrize(("split", "expected"), [("train", TRAIN), ("val", VAL)])
+def test_a_split_holds_the_sequences_in_order(pack_films, split, expected):
+    windows_of = ShardWindows(pack_films("npy"), split)
+    assert [sequence.name for sequence in windows_of.sequences] == list(expected)
+    assert windows_of.sequence_num_frames == [num_frames for _, _, num_frames in expected.values()]
+    sizes = {(s.low_height_px, s.low_width_px) for s in windows_of.sequences if s.name.startswith("walk")}
+    assert sizes == {(16, 20)}
+
+
+@pytest.mark.parametrize("codec", ["npy", "png", "webp"])
+@pytest.mark.parametrize("num_frames", [1, 3, 7])
+def test_every_window_equals_the_source_frames_across_clip_borders(pack_films, truth, codec, num_frames):
+    windows_of = ShardWindows(pack_films(codec), "train")
+    windows = list_windows(windows_of.sequence_num_frames, num_frames)
+    assert len(windows) == sum(max(0, n - num_frames + 1) for _, _, n in TRAIN.values())
+    for number, window in enumerate(windows):
+        low_THWC, real_TYXC = truth[windows_of.sequences[window.sequence].name]
+        choice = Augmentation(number % 5, number % 7)
+        low, real = windows_of.read(window, choice, CROP_PX)
+        frames = slice(window.start, window.start + num_frames)
+        top, left = choice.top_px, choice.left_px
+        np.testing.assert_array_equal(low, low_THWC[frames, top : top + CROP_PX, left : left + CROP_PX])
+        rows, columns = (slice(SCALE * first, SCALE * (first + CROP_PX)) for first in (top, left))
+        np.testing.assert_array_equal(real, real_TYXC[frames, rows, columns])
+
+
+def test_what_is_read_is_a_copy(pack_films):
+    windows_of = ShardWindows(pack_films("npy"), "train")
+    window = Window(0, 2, 3)
+    first = windows_of.read(window, SYMMETRIES[0], CROP_PX)
+    kept = [part.copy() for part in first]
+    for part in first:
+        assert part.flags.c_contiguous
+        part[:] = 0
+    for part, expected in zip(windows_of.read(window, SYMMETRIES[0], CROP_PX), kept, strict=True):
+        np.testing.assert_array_equal(part, expected)
+
+
+@pytest.mark.parametrize("choice", SYMMETRIES, ids=lambda choice: f"{choice.__dict__}")
+def test_symmetries_keep_low_and_real_registered(pack_films, choice):
+    """Reducing the augmented truth gives the augmented input, but for the border that the kernel reaches over."""
+    low_THWC, real_TYXC = ShardWindows(pack_films("npy"), "train").read(Window(0, 1, 6), choice, CROP_PX)
+    reduced_THWC = np.stack([bicubic_downscale(frame, SCALE) for frame in real_TYXC])
+    inside = (slice(None), slice(2, -2), slice(2, -2))
+    difference = reduced_THWC[inside].astype(int) - low_THWC[inside]
+    assert np.abs(difference).max() <= 1
+    # The pattern is strong enough for any other symmetry to be noticed.
+    for view in (low_THWC[::-1], low_THWC[:, ::-1], low_THWC[:, :, ::-1], low_THWC.transpose(0, 2, 1, 3)):
+        assert np.abs(reduced_THWC[inside].astype(int) - view[inside]).max() > 10
+
+
+def test_symmetries_are_sixteen_different_views():
+    crop_THWC = np.random.default_rng(0).integers(0, 256, (3, 5, 5, 3), dtype=np.uint8)
+    views = {apply_symmetries(crop_THWC, choice).tobytes() for choice in SYMMETRIES}
+    assert len(views) == 16
+    single = apply_symmetries(crop_THWC, Augmentation(0, 0, flip_rows=True, transpose=True))
+    # First the rows are flipped, then rows and columns change places.
+    np.testing.assert_array_equal(single[:, 4, 0], crop_THWC[:, 4, 4])
+    np.testing.assert_array_equal(single[:, 0, 4], crop_THWC[:, 0, 0])
+
+
+def test_draws_cover_every_place_and_symmetry_evenly():
+    choices = [draw(seed, 14, 15, CROP_PX, symmetries=True) for seed in range(3000)]
+    assert {choice.top_px for choice in choices} == {0, 1, 2}
+    assert {choice.left_px for choice in choices} == {0, 1, 2, 3}
+    for name in ("flip_rows", "flip_columns", "transpose", "reverse_time"):
+        share = np.mean([getattr(choice, name) for choice in choices])
+        assert 0.46 < share < 0.54
+    assert draw(5, 14, 15, CROP_PX, symmetries=True) == choices[5]
+    plain = draw(5, 14, 15, CROP_PX, symmetries=False)
+    assert plain == Augmentation(choices[5].top_px, choices[5].left_px)
+    assert center(16, 21, CROP_PX) == Augmentation(2, 4)
+
+
+def test_crops_of_both_sizes_show_the_same_place():
+    image = np.arange(40 * 48).reshape(1, 40, 48, 1) % 251
+    choice = Augmentation(3, 4)
+    np.testing.assert_array_equal(
+        crop(image.astype(np.uint8), choice, 5, SCALE)[:, ::SCALE, ::SCALE],
+        crop(image[:, ::SCALE, ::SCALE].astype(np.uint8), choice, 5),
+    )
+
+
+@pytest.mark.parametrize("codec", ["npy", "png"])
+@pytest.mark.parametrize("field", ["hr", "lr"])
+def test_a_flipped_byte_is_found_at_first_use_and_names_the_clip(pack_films, tmp_path, codec, field):
+    root = shutil.copytree(pack_films(codec), tmp_path / "set")
+    member = flip_byte(root, "walk_s000-00000004", field)
+    windows_of = ShardWindows(root, "train")
+    windows_of.read(Window(0, 0, 4), SYMMETRIES[0], CROP_PX)
+    for _ in range(2):  # a second try must not be taken for a checked one
+        with pytest.raises(BadShardError, match=r"clip walk_s000-00000004 in .*train-000000.tar") as caught:
+            windows_of.read(Window(0, 2, 4), SYMMETRIES[0], CROP_PX)
+        assert member in str(caught.value)
+    with pytest.raises(BadShardError, match="clip walk_s000-00000004"):
+        list(SplitStream(root, "train"))
+
+
+def test_bytes_are_hashed_once(pack_films, monkeypatch):
+    hashed = []
+    real = xxhash.xxh3_64_hexdigest
+    monkeypatch.setattr(xxhash, "xxh3_64_hexdigest", lambda data: hashed.append(len(data)) or real(data))
+    windows_of = ShardWindows(pack_films("npy"), "train")
+    for start in (0, 1, 0):
+        windows_of.read(Window(0, start, 6), SYMMETRIES[0], CROP_PX)
+    assert len(hashed) == 4  # two clips, two fields each
+
+
+@pytest.mark.parametrize("reader", [ShardWindows, SplitStream])
+def test_an_unknown_split_is_answered_with_the_known_ones(pack_films, reader):
+    with pytest.raises(BadShardError, match=r"no split 'test'; it has: train, val"):
+        reader(pack_films("npy"), "test")
+
+
+@pytest.mark.parametrize("codec", ["npy", "webp"])
+@pytest.mark.parametrize(("split", "expected"), [("train", TRAIN), ("val", VAL)])
+def test_the_stream_gives_every_frame_in_order(pack_films, truth, codec, split, expected):
+    stream = SplitStream(pack_films(codec), split)
+    windows_of = ShardWindows(pack_films(codec), split)
+    clips = list(stream)
+    assert list(dict.fromkeys(clip.sequence for clip in clips)) == list(expected)
+    for number, (name, (film, first, num_frames)) in enumerate(expected.items()):
+        mine = [clip for clip in clips if clip.sequence == name]
+        assert {clip.source for clip in mine} == {film}
+        assert [clip.first_frame for clip in mine] == list(range(first, first + num_frames, 4))
+        low_THWC = np.concatenate([clip.low_THWC for clip in mine])
+        real_TYXC = np.concatenate([clip.real_TYXC for clip in mine])
+        np.testing.assert_array_equal(low_THWC, truth[name][0])
+        np.testing.assert_array_equal(real_TYXC, truth[name][1])
+        low, real = windows_of.read(Window(number, 0, num_frames), Augmentation(0, 0), CROP_PX)
+        np.testing.assert_array_equal(low, low_THWC[:, :CROP_PX, :CROP_PX])
+        np.testing.assert_array_equal(real, real_TYXC[:, : SCALE * CROP_PX, : SCALE * CROP_PX])
+    assert stream.fps("walk") == 25
+
+
+@pytest.mark.parametrize(
+    ("clip_number", "field", "expected"),
+    [
+        (None, "", r"train-000000.tar is no whole tar file"),
+        (0, "lr", r"train-000000.tar: clip walk_s000-00000000 lacks lr.npy"),
+        (1, "hr", r"3 clips of the index are not in the shards, first walk_s000-00000004"),
+    ],
+)
+def test_a_damaged_tar_header_ends_the_stream_with_an_error(pack_films, tmp_path, clip_number, field, expected):
+    root = shutil.copytree(pack_films("npy"), tmp_path / "set")
+    place = 0 if clip_number is None else read_index(root).clips[clip_number].members[field][0].offset - 512
+    with (root / "train-000000.tar").open("r+b") as file:
+        file.seek(place)
+        file.write(b"\xff" * 100)
+    with pytest.raises(BadShardError, match=expected):
+        list(SplitStream(root, "train"))

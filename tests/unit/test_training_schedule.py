@@ -1,0 +1,77 @@
+"""Learning rates and the adversarial weight against values computed by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from vsr_dist.core.errors import BadConfigError
+from vsr_dist.training.schedule import OptimizerConfig, adversarial_factor_at, learning_rate_at
+
+
+def test_the_learning_rate_falls_along_half_a_cosine():
+    config = OptimizerConfig(learning_rate=1e-3, final_ratio=0.2)
+    # From 1e-3 to 2e-4: half-way it is 6e-4; a third of the way, cos(60 degrees) = 1/2 gives 8e-4.
+    values = [learning_rate_at(config, step, 7) for step in range(7)]
+    assert values[0] == pytest.approx(1e-3)
+    assert values[2] == pytest.approx(8e-4)
+    assert values[3] == pytest.approx(6e-4)
+    assert values[4] == pytest.approx(4e-4)
+    assert values[6] == pytest.approx(2e-4)
+    assert values == sorted(values, reverse=True)
+
+
+def test_it_equals_torch():
+    config = OptimizerConfig(learning_rate=3e-4, final_ratio=0.05)
+    num_steps = 20
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=num_steps - 1, eta_min=3e-4 * 0.05)
+    for step in range(num_steps):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(learning_rate_at(config, step, num_steps), rel=1e-9)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_ratio_one_is_constant_and_a_run_of_one_step_starts_at_the_top():
+    constant = OptimizerConfig(learning_rate=5e-4)
+    assert {learning_rate_at(constant, step, 50) for step in range(50)} == {5e-4}
+    assert learning_rate_at(OptimizerConfig(learning_rate=5e-4, final_ratio=0.1), 0, 1) == 5e-4
+    assert learning_rate_at(OptimizerConfig(learning_rate=5e-4, final_ratio=0.0), 9, 10) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("warmup_steps", "ramp_steps", "expected"),
+    [
+        (3, 4, [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1]),
+        (0, 4, [0.25, 0.5, 0.75, 1, 1]),
+        (2, 1, [0, 0, 1, 1]),
+        (2, 0, [0, 0, 1, 1]),
+        (0, 0, [1, 1]),
+    ],
+)
+def test_the_adversarial_weight_rests_then_rises_in_a_line(warmup_steps, ramp_steps, expected):
+    assert [adversarial_factor_at(step, warmup_steps, ramp_steps) for step in range(len(expected))] == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate above 0"),
+        ({"learning_rate": math.inf}, "both finite"),
+        ({"learning_rate": math.nan}, "both finite"),
+        ({"final_ratio": -0.1}, "final_ratio of at least 0"),
+        ({"betas": (0.9, 1.0)}, r"betas are \(0.9, 1.0\)"),
+        ({"betas": (-0.1, 0.9)}, r"betas are \(-0.1, 0.9\)"),
+    ],
+)
+def test_what_adam_cannot_run_with_is_refused(fields, expected):
+    with pytest.raises(BadConfigError, match=expected):
+        OptimizerConfig(**fields)
+
+
+@pytest.mark.parametrize("betas", [(0.0, 0.0), (0.0, 0.99), (0.9, 0.999)])
+def test_what_is_accepted_adam_runs_with(betas):
+    config = OptimizerConfig(learning_rate=1e-12, betas=betas)
+    torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate, betas=config.betas)
