@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/demo_gain.py --data demo/data --work demo/gain --seeds 0 1 2
 
 Trains configs/demo.yaml once per seed (two CPU processes) and evaluates each on the split `val`: the last fifth of
-bikes and bigbuckbunny, and all of carphone, none of which was trained on. Needs the data of `make demo`. Finished seeds are kept when run again. Writes benchmarks/results/demo_gain.json.
+bikes and bigbuckbunny, and all of carphone, none of which was trained on. Needs the data of `make demo`.
+Finished seeds are kept when run again. Writes benchmarks/results/demo_gain.json.
 
 Besides bicubic with a = -0.5 (Pillow, MATLAB, this project), the gain is given against a = -0.75 (OpenCV, PyTorch
 without antialiasing), which scores higher on some clips.

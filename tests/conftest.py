@@ -11,9 +11,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from train_launcher import launcher, shards
 
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
+
+__all__ = ["launcher", "shards"]  # fixtures of train_launcher.py, made known to every test
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -76,9 +76,9 @@ class MlflowRun:
         # Set-up notes of the database and the reminder that pickles run code say nothing to whoever trains.
         for logger in ("mlflow.store.db.utils", "alembic.runtime.migration", "mlflow.pytorch"):
             logging.getLogger(logger).setLevel(logging.ERROR)
-        mlflow.set_tracking_uri(config.uri)
-        self.client = mlflow.MlflowClient()
         try:
+            mlflow.set_tracking_uri(config.uri)
+            self.client = mlflow.MlflowClient()
             experiment_id = self._experiment_id(config)
             if run_id is None:
                 tags = {"mlflow.runName": name, "mlflow.source.name": "vsr_dist.train", **config.tags}
@@ -86,7 +86,7 @@ class MlflowRun:
             else:
                 self.client.update_run(run_id, status="RUNNING")
         except mlflow.exceptions.MlflowException as error:
-            raise BadConfigError(f"MLflow at tracking.uri={config.uri} refused the run: {error}") from error
+            raise BadConfigError(f"MLflow at tracking.uri={config.uri} cannot be used: {error}") from error
         self.run_id = run_id
 
     def _experiment_id(self, config: TrackingConfig) -> str:

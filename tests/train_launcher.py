@@ -13,7 +13,7 @@ import yaml
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 TINY = {
     "name": "tiny",
