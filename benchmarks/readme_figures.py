@@ -19,7 +19,7 @@ import urllib.request
 from pathlib import Path
 
 import cv2
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 from vsr_dist.metrics.table import markdown_table
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "tof", "tdiff")
 PAGE = "#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART"
-CHARTS = "val/psnr_y|val/ssim_y|val/tof|loss_g/total|loss_d/total|drift/normalized|samples"
+CHARTS = "val/(psnr_y|ssim_y|tof)|samples"
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 
 
@@ -63,16 +63,31 @@ def screenshot(demo: Path, chromium: str, target: Path) -> None:
         with sync_playwright() as playwright:
             flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
             browser = playwright.chromium.launch(executable_path=shutil.which(chromium), args=flags)
-            page = browser.new_page(viewport={"width": 1500, "height": 1480})
+            page = browser.new_page(viewport={"width": 1500, "height": 1400})
             page.goto(f"http://127.0.0.1:{port}/{PAGE}")
             page.get_by_role("button", name="Close").click()
             page.get_by_placeholder("Search metric charts").fill(CHARTS)
             page.wait_for_timeout(6000)
+            show_pictures(page)
             page.screenshot(path=target)
             browser.close()
     finally:
         server.terminate()
         server.wait(30)
+
+
+def show_pictures(page: Page) -> None:
+    """In every picture card: parameters off, and the slider at the last step."""
+    for number in range(page.get_by_text("samples/").count()):
+        card = page.get_by_text("samples/").nth(number).locator("xpath=ancestor::*[.//button][1]")
+        card.locator("button").nth(1).click()
+        page.get_by_role("menuitem", name="Configure").click()
+        page.get_by_role("switch").click()
+        page.get_by_role("dialog").get_by_role("button", name="Save changes").click()
+        page.wait_for_timeout(1500)
+        page.get_by_role("slider").nth(number).focus()
+        page.keyboard.press("End")
+        page.wait_for_timeout(1500)
 
 
 def wait_until_healthy(url: str, limit_s: float = 90.0) -> None:

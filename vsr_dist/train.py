@@ -179,7 +179,6 @@ def _announce(config: Config, parts: Parts, first_step: int) -> None:
         "generator_parameters": sizes["generator"],
         "discriminator_parameters": sizes["discriminator"],
         "data_digest": data.digest,
-        "versions": package_versions(),
     }
     mlflow_run.parameters({**config_tree(config), "run": facts})
     if first_step:

@@ -23,6 +23,13 @@ def side_by_side(panels_YXC: Sequence[Picture], height_px: int) -> Picture:
     return np.hstack([part for panel in enlarged for part in (gap, panel)][1:])
 
 
+def two_by_two(panels_YXC: Sequence[Picture], height_px: int) -> Picture:
+    """Four uint8 RGB pictures of one size, row by row, with white gaps; enlarged as by `side_by_side`."""
+    rows = [side_by_side(panels_YXC[first : first + 2], height_px) for first in (0, 2)]
+    gap = np.full((_GAP_PX, rows[0].shape[1], 3), 255, np.uint8)
+    return np.vstack([rows[0], gap, rows[1]])
+
+
 def with_titles(picture_YXC: Picture, titles: Sequence[str], bar_px: int = 28) -> Picture:
     """A row of equally wide panels (see `side_by_side`) under a white bar with one centred title each."""
     height, width, channels = picture_YXC.shape

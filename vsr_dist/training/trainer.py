@@ -21,7 +21,7 @@ from vsr_dist.core.stats import IntervalMeans
 from vsr_dist.core.world import World
 from vsr_dist.data.loader import ClipBatch, TrainLoader
 from vsr_dist.training import checkpoint
-from vsr_dist.training.gan_step import GanStep, set_learning_rate
+from vsr_dist.training.gan_step import GanStep, set_learning_rate, spread_frames
 from vsr_dist.training.schedule import OptimizerConfig, adversarial_factor_at, learning_rate_at
 from vsr_dist.training.tracking import Tracker
 from vsr_dist.training.validation import Validator
@@ -201,9 +201,11 @@ class Trainer:
             metrics |= parts.validator.drift(live["generator"], live["discriminator"], parts.step.objective)
         parts.tracker.metrics(done, metrics)
         if parts.world.is_main:
-            for number, name in enumerate(parts.validator.batch.names[: self.config.pictures]):
+            names = parts.validator.batch.names
+            shown = spread_frames(len(names), self.config.pictures) if self.config.pictures else []
+            for number in shown:
                 picture_YXC = parts.validator.picture(parts.ema.module, number)
-                parts.tracker.picture(f"samples/{name}", done, picture_YXC)
+                parts.tracker.picture(f"samples/{names[number]}", done, picture_YXC)
         progress.note(describe_validation(done, self.config.steps, metrics))
         return metrics
 

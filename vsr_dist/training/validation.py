@@ -21,7 +21,7 @@ from vsr_dist.metrics.drift import auc, dead_fraction, normalised_loss, paired_a
 from vsr_dist.metrics.fidelity import frame_fidelity
 from vsr_dist.metrics.temporal import tdiff, tof
 from vsr_dist.ops.color import from_uint8, to_uint8
-from vsr_dist.ops.picture import Picture, side_by_side
+from vsr_dist.ops.picture import Picture, two_by_two
 from vsr_dist.ops.resample import bicubic_upsample
 
 
@@ -74,7 +74,7 @@ class Validator:
         return drift_scores(sorted(gather_lists(pairs), key=lambda pair: pair[0]), objective)
 
     def picture(self, generator: nn.Module, number: int, height_px: int = 288) -> Picture:
-        """(Y, X, 3) uint8 RGB: the middle frame as low-resolution, bicubic, generated, truth, from left to right.
+        """(Y, X, 3) uint8 RGB, the middle frame: low-resolution and bicubic above, generated and truth below.
 
         The low-resolution panel is enlarged without smoothing; all panels are enlarged by a whole factor towards
         `height_px`.
@@ -85,7 +85,7 @@ class Validator:
             nearest_CYX = low_BTCHW[0, middle].repeat_interleave(self.scale, 1).repeat_interleave(self.scale, 2)
             clips = (bicubic_upsample(low_BTCHW, self.scale), generator(low_BTCHW), real_BTCYX)
             panels_CYX = [nearest_CYX] + [clip[0, middle] for clip in clips]
-        return side_by_side([to_uint8(panel).permute(1, 2, 0).cpu().numpy() for panel in panels_CYX], height_px)
+        return two_by_two([to_uint8(panel).permute(1, 2, 0).cpu().numpy() for panel in panels_CYX], height_px)
 
     def _clip(self, number: int) -> tuple[Tensor, Tensor]:
         """One window as (low_BTCHW, real_BTCYX) with B = 1, float in [0, 1] on the device."""
