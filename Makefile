@@ -37,7 +37,7 @@ venv: $(DEV)  ## make .venv with everything needed to develop
 constraints: $(DEV)  ## upgrade .venv within pyproject's ranges and write its versions to constraints.txt
 	$(BIN)/python -m pip install --upgrade --upgrade-strategy eager -e ".[dev]"
 	@{ grep '^#' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable --exclude vsr-dist \
-	  | grep -viE '^(#|-e|nvidia-|cuda-|triton==|torchvision==)' | LC_ALL=C sort -fu; } > constraints.new
+	  | grep -viE '^(#|-e|nvidia-|cuda-|triton==)' | LC_ALL=C sort -fu; } > constraints.new
 	@mv constraints.new constraints.txt
 
 clean:  ## remove caches, build products and demo/ (keeps .venv and runs/)
