@@ -89,6 +89,7 @@ def history_figure(config: StudyConfig, trials: Sequence[FrozenTrial]) -> Figure
         )
     axes.set_xlabel("trial")
     axes.set_ylabel(objective.metric)
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_title(f"study {config.name}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(-0.5, max(trial.number for trial in trials) + 0.5)
