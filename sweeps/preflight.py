@@ -11,10 +11,12 @@ import torch
 from sweeps.launch import launch_command
 from sweeps.space import check_space
 from sweeps.study_config import StudyConfig
+from vsr_dist.build import open_inputs
 from vsr_dist.config import check_config, config_tree, parse_config
 from vsr_dist.core.config_io import apply_overrides, flatten, read_yaml, to_tree
 from vsr_dist.core.errors import BadConfigError, nearest_hint
 from vsr_dist.core.fields import effects
+from vsr_dist.core.world import World
 from vsr_dist.training.validation import clip_scores
 
 _TINY_PX = 64
@@ -35,6 +37,9 @@ def check_study(config: StudyConfig) -> dict[str, Any]:
         hint = nearest_hint(config.objective.metric, names)
         raise BadConfigError(f"objective.metric {config.objective.metric} is not computed by a validation{hint}")
     _check_launch(config)
+    if config.launch.config_file is not None:
+        # A command of one's own may start trials where this machine's files are not.
+        open_inputs(base, World(0, base.train.processes or 1))
     kinds = effects(base)
     fixed = {key: value for key, value in flatten(config_tree(base)).items() if kinds.get(key, "result") == "result"}
     settings = {key: value for key, value in fixed.items() if key not in config.space}

@@ -19,6 +19,10 @@ REPORT_NAME = "report.md"
 PICTURE_NAME = "report.png"
 
 
+# Metric of the last validation -> heading: where the discriminator stood, 1 being chance.
+DRIFT_COLUMNS = {"drift/normalized_loss": "D loss / chance", "drift/paired_accuracy": "D right on pairs"}
+
+
 def write_report(config: StudyConfig) -> tuple[Path, Path]:
     """Write `report.md` and `report.png` into the study's folder, also of a study that still runs; their paths."""
     trials = load_trials(config)
@@ -99,11 +103,12 @@ def history_figure(config: StudyConfig, trials: Sequence[FrozenTrial]) -> Figure
 
 
 def _table(config: StudyConfig, trials: Sequence[FrozenTrial]) -> list[str]:
-    header = ["trial", "state", config.objective.metric, *config.space, "seconds"]
+    header = ["trial", "state", config.objective.metric, *DRIFT_COLUMNS.values(), *config.space, "seconds"]
     rows = [header, ["---"] * len(header)]
     for trial in trials:
         value = "" if trial.value is None else f"{trial.value:.4f}"
         parameters = [format_value(trial.params.get(path, "")) for path in config.space]
         seconds = "" if trial.duration is None else f"{trial.duration.total_seconds():.0f}"
-        rows.append([str(trial.number), trial.state.name, value, *parameters, seconds])
+        drift = [f"{trial.user_attrs[name]:.2f}" if name in trial.user_attrs else "" for name in DRIFT_COLUMNS]
+        rows.append([str(trial.number), trial.state.name, value, *drift, *parameters, seconds])
     return ["| " + " | ".join(row) + " |" for row in rows]

@@ -11,7 +11,7 @@ from typing import Any
 
 from sweeps.launch import Ending
 from vsr_dist.core.errors import nearest_hint
-from vsr_dist.train import SUMMARY_NAME
+from vsr_dist.run_dir import SUMMARY_NAME
 
 _TAIL_BYTES = 64_000
 _MAX_REASON_CHARS = 400

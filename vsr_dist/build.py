@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from vsr_dist.core.collectives import current_world
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.rng import mix, purpose
 from vsr_dist.core.world import World
-from vsr_dist.data.loader import TrainLoader, validation_batch
+from vsr_dist.data.loader import ClipBatch, TrainLoader, validation_batch
 from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.models import build_discriminator, build_generator
 from vsr_dist.models.base import Discriminator, Generator
@@ -47,10 +48,17 @@ def make_accelerator(config: TrainConfig) -> tuple[Accelerator, World]:
     return accelerator, world
 
 
-def build_parts(
-    config: Config, accelerator: Accelerator, world: World, *, resume_step: int, run_id: str | None
-) -> Parts:
-    """Everything that the trainer needs; weights are fresh and the same on every rank."""
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads from outside: data and the weights of the feature network."""
+
+    loader: TrainLoader
+    validation: ClipBatch
+    features: PerceptualTrunk | None
+
+
+def open_inputs(config: Config, world: World) -> Inputs:
+    """Open everything that can be missing or damaged. Holds no collective call: see `together`."""
     check_config(config)
     loader = TrainLoader(config.data, config.seed, world, config.train.accumulation_steps)
     validation = validation_batch(config.data, config.data.clip_frames)
@@ -59,6 +67,19 @@ def build_parts(
             f"scale is {config.scale}, but {config.data.root} was packed at scale {loader.windows_of.scale}; "
             f"set scale={loader.windows_of.scale} or pack the data at scale {config.scale}"
         )
+    features = None
+    if "perceptual" in config.loss.active_terms():
+        features = PerceptualTrunk(config.perceptual)
+        if config.data.crop_px * config.scale < features.min_px:
+            raise BadConfigError(
+                f"data.crop_px {config.data.crop_px} x scale {config.scale} is below the {features.min_px} px that "
+                f"perceptual.layer {config.perceptual.layer} needs; enlarge the crop or lower the layer"
+            )
+    return Inputs(loader, validation, features)
+
+
+def build_parts(config: Config, accelerator: Accelerator, world: World, inputs: Inputs) -> Parts:
+    """The networks and what trains them; weights are fresh and the same on every rank. Nothing is tracked yet."""
     generator, discriminator = build_networks(config)
     ema = make_ema(generator, config.train.ema_decay).to(accelerator.device)
     optimizers = {
@@ -66,8 +87,8 @@ def build_parts(
         "discriminator": make_optimizer(discriminator, config.discriminator_optimizer),
     }
     players = Players(*accelerator.prepare(generator, discriminator, *optimizers.values()))
-    if "perceptual" in config.loss.active_terms():
-        players.features = PerceptualTrunk(config.perceptual).to(accelerator.device)
+    if inputs.features is not None:
+        players.features = inputs.features.to(accelerator.device)
     step = GanStep(
         accelerator,
         players,
@@ -79,17 +100,16 @@ def build_parts(
         perceptual_frames=config.train.perceptual_frames,
     )
     live = Restorable({"generator": generator, "discriminator": discriminator, "ema": ema}, optimizers)
-    run_dir = Path(config.run_dir)
     return Parts(
         accelerator=accelerator,
         world=world,
         step=step,
         live=live,
         ema=ema,
-        loader=loader,
-        validator=Validator(validation, world, config.scale, accelerator.device),
-        tracker=make_tracker(config, world, resume_step=resume_step, run_id=run_id),
-        run_dir=run_dir,
+        loader=inputs.loader,
+        validator=Validator(inputs.validation, world, config.scale, accelerator.device),
+        tracker=Tracker(None, None),
+        run_dir=Path(config.run_dir),
     )
 
 
@@ -101,13 +121,7 @@ def build_networks(config: Config) -> tuple[Generator, Discriminator]:
     torch.manual_seed(mix(purpose("generator"), config.seed))
     generator = build_generator(config.generator, config.scale)
     torch.manual_seed(mix(purpose("discriminator"), config.seed))
-    discriminator = build_discriminator(config.discriminator, config.scale)
-    if config.loss.adversarial > 0 and config.data.clip_frames < discriminator.min_frames:
-        raise BadConfigError(
-            f"data.clip_frames is {config.data.clip_frames}; discriminator {config.discriminator.kind} needs at "
-            f"least {discriminator.min_frames} frames per clip"
-        )
-    return generator, discriminator
+    return generator, build_discriminator(config.discriminator, config.scale)
 
 
 def make_optimizer(network: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -115,9 +129,7 @@ def make_optimizer(network: torch.nn.Module, config: OptimizerConfig) -> torch.o
     return torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=config.betas)
 
 
-def make_tracker(config: Config, world: World, *, resume_step: int, run_id: str | None) -> Tracker:
-    """Metrics file and MLflow run on rank 0, nothing on the others."""
-    if not world.is_main:
-        return Tracker(None, None)
+def make_tracker(config: Config, *, resume_step: int, run_id: str | None) -> Tracker:
+    """Metrics file and MLflow run; call on rank 0 only. `run_id` names a run to go on with."""
     file = MetricsFile(Path(config.run_dir) / "metrics.jsonl", resume_step)
     return Tracker(file, MlflowRun(config.tracking, config.name, run_id) if config.tracking.mlflow else None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from vsr_dist.core.config_io import (
@@ -29,6 +30,8 @@ from vsr_dist.models import (
     GENERATORS,
     DiscriminatorConfig,
     GeneratorConfig,
+    build_discriminator,
+    build_generator,
 )
 from vsr_dist.models.features import PerceptualConfig
 from vsr_dist.models.recurrent import RecurrentConfig
@@ -118,18 +121,47 @@ def dump_config(config: Config) -> str:
 
 def check_config(config: Config) -> None:
     """Rules that tie sections together, checked before anything is read or built; all faults at once."""
-    faults = []
-    fixed_px = getattr(config.generator, "input_px", None) if getattr(config.generator, "lstm", False) else None
-    for key in ("crop_px", "val_crop_px"):
-        side = getattr(config.data, key)
-        if fixed_px is not None and side != fixed_px:
-            faults.append(f"data.{key} is {side}; the generator's LSTM is built for generator.input_px = {fixed_px}")
-    if config.train.warmup_steps >= config.train.steps and config.loss.adversarial > 0:
-        faults.append(
-            f"train.warmup_steps {config.train.warmup_steps} leaves no adversarial step of train.steps "
-            f"{config.train.steps}; lower it, or set loss.adversarial=0 to train without a discriminator"
-        )
+    faults = _stage_faults(config) + _network_faults(config)
     if config.loss.temporal > 0 and config.data.clip_frames < 2:
         faults.append("loss.temporal needs data.clip_frames of at least 2")
-    if faults:
-        raise BadConfigError("; ".join(faults))
+    raise_faults("configuration", faults)
+
+
+def _stage_faults(config: Config) -> list[str]:
+    """Terms that a warm-up would leave nothing of, or that it would leave no step for."""
+    train, loss = config.train, config.loss
+    faults = []
+    if train.warmup_steps >= train.steps and (loss.adversarial > 0 or loss.perceptual > 0):
+        faults.append(
+            f"train.warmup_steps {train.warmup_steps} leaves no step of train.steps {train.steps} for the adversarial "
+            "and the perceptual term; lower it, or set loss.adversarial=0 and loss.perceptual=0"
+        )
+    if train.warmup_steps > 0 and loss.image == loss.tv == loss.temporal == 0:
+        faults.append("train.warmup_steps needs a weight above 0 in loss.image, loss.tv or loss.temporal")
+    return faults
+
+
+def _network_faults(config: Config) -> list[str]:
+    """What the networks refuse, found by building them without memory (on the meta device)."""
+    try:
+        with torch.device("meta"):
+            generator = build_generator(config.generator, config.scale)
+            discriminator = build_discriminator(config.discriminator, config.scale)
+    except BadConfigError as error:
+        return [str(error)]
+    data, faults = config.data, []
+    for key in ("crop_px", "val_crop_px"):
+        side = getattr(data, key)
+        if generator.input_px is not None and side != generator.input_px:
+            faults.append(f"data.{key} is {side}; the generator is built for generator.input_px = {generator.input_px}")
+        if config.loss.adversarial > 0 and side * config.scale < discriminator.min_px:
+            faults.append(
+                f"data.{key} {side} x scale {config.scale} is below the {discriminator.min_px} px that discriminator "
+                f"{config.discriminator.kind} needs; enlarge it or lower discriminator.levels"
+            )
+    if config.loss.adversarial > 0 and data.clip_frames < discriminator.min_frames:
+        faults.append(
+            f"data.clip_frames is {data.clip_frames}; discriminator {config.discriminator.kind} needs at least "
+            f"{discriminator.min_frames} frames per clip"
+        )
+    return faults

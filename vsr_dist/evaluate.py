@@ -8,6 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+import shutil
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,8 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from sharding.schema import Index
 from vsr_dist.core.console import Progress, say
 from vsr_dist.core.errors import BadConfigError
+from vsr_dist.core.versions import package_versions
 from vsr_dist.data.augment import Frames
 from vsr_dist.data.stream import SplitStream, StreamedClip
 from vsr_dist.inference.generator_io import load_generator
@@ -74,8 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     table = summarise(rows, methods)
     write_csv(arguments.out / "metrics.csv", rows)
     write_png(arguments.out / "comparison.png", stack_rows(pictures))
-    protocol = PROTOCOL.format(border=stream.index.scale)
-    _write_report(arguments.out, arguments, table, methods, protocol, subject)
+    _write_report(arguments, table, methods, stream.index, subject)
     text = plain_table(table, methods, SHOWN_METRICS)
     (arguments.out / "table.txt").write_text(text + "\n")
     say(text)
@@ -120,7 +124,9 @@ def _measure(
 ) -> tuple[list[FrameRow], list[np.ndarray]]:
     """Scores of every frame, in order, and one comparison row per sequence; videos are written on the way."""
     total = sum(clip.num_frames for clip in stream.clips)
-    (out / "videos").mkdir(exist_ok=True)
+    # Videos of an earlier evaluation would pass for this one's.
+    shutil.rmtree(out / "videos", ignore_errors=True)
+    (out / "videos").mkdir()
     pending: list[Future[list[FrameRow]]] = []
     pictures = []
     workers = os.cpu_count() or 1
@@ -166,7 +172,8 @@ def _enlarge(
 ) -> Iterator[FrameSet]:
     low_TCHW = from_uint8(torch.from_numpy(clip.low_THWC.copy()).to(device)).permute(0, 3, 1, 2)
     bicubic_TYXC = _to_frames(bicubic.upscale(low_TCHW))
-    fake_TYXC = bicubic_TYXC if isinstance(upscaler, BicubicUpscaler) else _to_frames(upscaler.upscale(low_TCHW))
+    only_bicubic = isinstance(upscaler, BicubicUpscaler)
+    fake_TYXC = [None] * len(bicubic_TYXC) if only_bicubic else list(_to_frames(upscaler.upscale(low_TCHW)))
     for pictures in zip(clip.low_THWC, bicubic_TYXC, fake_TYXC, clip.real_TYXC, strict=True):
         yield FrameSet(*pictures)
 
@@ -194,21 +201,24 @@ def _score(treated: _Treated, name: str) -> list[FrameRow]:
 
 
 def _write_report(
-    out: Path,
     arguments: argparse.Namespace,
     table: dict[str, dict[str, dict[str, float]]],
     methods: list[str],
-    protocol: str,
+    index: Index,
     subject: Subject,
 ) -> None:
     """`metrics.json` and `report.md`."""
+    protocol = PROTOCOL.format(border=index.scale)
     data = {
+        "command": shlex.join(sys.argv),
         "split": arguments.split,
+        "data_digest": index.digest,
         "subject": subject.description,
         "protocol": protocol,
+        "versions": package_versions(),
         "table": table,
     }
-    (out / "metrics.json").write_text(json.dumps(data, indent=1))
+    (arguments.out / "metrics.json").write_text(json.dumps(data, indent=1))
     text = [
         f"# {arguments.checkpoint or arguments.method} on split `{arguments.split}` of {arguments.data}",
         markdown_table(table, methods, SHOWN_METRICS),
@@ -217,4 +227,4 @@ def _write_report(
         "The crops are where bicubic misses most of the truth in the middle frame of each sequence. Side-by-side "
         "videos are in `videos/`, per-frame numbers in `metrics.csv`.",
     ]
-    (out / "report.md").write_text("\n\n".join(text) + "\n")
+    (arguments.out / "report.md").write_text("\n\n".join(text) + "\n")

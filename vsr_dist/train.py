@@ -6,33 +6,42 @@ accelerate launch --config_file configs/accelerate/cpu-2.yaml -m vsr_dist.train 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from vsr_dist.build import build_parts, make_accelerator
-from vsr_dist.config import Config, config_tree, dump_config, load_config
-from vsr_dist.core.collectives import barrier, from_main, shutdown
-from vsr_dist.core.config_io import add_override_option, flatten
+from vsr_dist.build import build_parts, make_accelerator, make_tracker, open_inputs
+from vsr_dist.config import Config, config_tree, load_config
+from vsr_dist.core.collectives import barrier, from_main, shutdown, together
+from vsr_dist.core.config_io import add_override_option
 from vsr_dist.core.console import format_duration, say
-from vsr_dist.core.errors import BadCheckpointError, BadConfigError, OneLineParser, UserError, run_cli
-from vsr_dist.core.fields import effects
+from vsr_dist.core.errors import OneLineParser, UserError, run_cli
+from vsr_dist.core.versions import package_versions
 from vsr_dist.inference.generator_io import DESCRIPTION_NAME, WEIGHTS_NAME, save_generator
 from vsr_dist.models.base import Generator
+from vsr_dist.run_dir import (
+    RUN_ID_NAME,
+    SUMMARY_NAME,
+    Start,
+    lock_run_dir,
+    prepare_run_dir,
+    refuse_changed_data,
+    write_summary,
+)
 from vsr_dist.training import checkpoint
+from vsr_dist.training.signals import StopRequest
 from vsr_dist.training.tracking import Status, Tracker
-from vsr_dist.training.trainer import Outcome, Parts, Trainer
+from vsr_dist.training.trainer import Outcome, Parts, Stopped, Trainer
 
-SUMMARY_NAME = "summary.json"
-_PACKAGES = ("vsr-dist", "torch", "accelerate", "mlflow", "numpy", "opencv-python-headless", "webdataset")
+# 128 + SIGTERM, what a shell reports of a process that this signal ended.
+STOPPED_STATUS = 143
+_MODEL_PACKAGES = ("torch", "numpy", "opencv-python-headless")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,32 +55,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins: the checkpoint to resume from (None: fresh), and whether nothing is left to do."""
-
-    checkpoint: Path | None = None
-    finished: bool = False
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Train as the parsed arguments say; returns the exit status."""
+    stop = StopRequest()
+    stop.listen()
     config = _load_config_once(arguments.config, arguments.overrides)
     accelerator, world = make_accelerator(config.train)
     try:
-        start = from_main(prepare_run_dir(config, arguments.resume) if world.is_main else Start())
+        # Only rank 0 looks at the folder, and holds its lock until the process ends.
+        lock = together(lambda: lock_run_dir(config) if world.is_main else None)
+        start = from_main(together(lambda: prepare_run_dir(config, arguments.resume) if world.is_main else Start()))
         if start.finished:
             if world.is_main:
                 say(f"{config.run_dir} is finished already (see {SUMMARY_NAME}); nothing to do")
             return 0
-        state = _read_state(start.checkpoint)
-        parts = build_parts(config, accelerator, world, resume_step=state["step"], run_id=state["mlflow_run_id"])
+        inputs = together(lambda: open_inputs(config, world))
+        together(lambda: refuse_changed_data(start, inputs.loader.windows_of.index.digest))
+        parts = build_parts(config, accelerator, world, inputs)
         if start.checkpoint is not None:
-            checkpoint.load(start.checkpoint, parts.live)
-        _tracked(config, parts, state["step"])
+            path = start.checkpoint
+            together(lambda: checkpoint.load(path, parts.live))
+        status = _tracked(config, parts, start, stop)
+        del lock
     finally:
         shutdown()
-    return 0
+    return status
 
 
 def _load_config_once(path: Path, overrides: Sequence[str]) -> Config:
@@ -84,93 +92,68 @@ def _load_config_once(path: Path, overrides: Sequence[str]) -> Config:
         sys.exit(2)
 
 
-def prepare_run_dir(config: Config, resume: str | None) -> Start:
-    """Make the run directory and decide where to start; a directory in use is an error unless resumed."""
-    run_dir = Path(config.run_dir)
-    if run_dir.exists() and not run_dir.is_dir():
-        raise BadConfigError(f"run_dir {run_dir} is a file; expected a folder, or a name that is free")
-    newest = checkpoint.newest(run_dir / "checkpoints")
-    used = newest is not None or (run_dir / "metrics.jsonl").exists()
-    if used and resume is None:
-        raise BadConfigError(
-            f"{run_dir} holds a run already; add --resume auto to go on with it, or set another run_dir"
-        )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if newest is not None:
-        _refuse_changed_config(config, newest)
-        step = int(newest.name.removeprefix("step_"))
-        done = step >= config.train.steps and (run_dir / SUMMARY_NAME).exists()
-        if done and (run_dir / WEIGHTS_NAME).exists() and (run_dir / DESCRIPTION_NAME).exists():
-            return Start(newest, finished=True)
-    (run_dir / "config.yaml").write_text(dump_config(config))
-    return Start(newest)
-
-
-def _refuse_changed_config(config: Config, newest: Path) -> None:
-    """A resumed run must compute what the interrupted one would have: no `result` field may differ."""
-    saved = flatten(json.loads((newest / "state.json").read_text())["config"])
-    current = flatten(config_tree(config))
-    kinds = effects(config)
-    changed = [
-        f"{key} {saved.get(key)!r} -> {current.get(key)!r}"
-        for key in sorted(saved.keys() | current.keys())
-        if saved.get(key) != current.get(key) and kinds.get(key, "result") == "result"
-    ]
-    if changed:
-        raise BadCheckpointError(
-            f"{newest} was saved by a run with other settings ({'; '.join(changed)}); a resumed run must keep them: "
-            "set another run_dir to start a new run"
-        )
-
-
-def _read_state(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {"step": 0, "mlflow_run_id": None}
-    state: dict[str, Any] = json.loads((path / "state.json").read_text())
-    return state
-
-
-def _tracked(config: Config, parts: Parts, first_step: int) -> None:
-    """Train, and give the tracked run an explicit end whatever happens."""
-    tracker, tree = parts.tracker, config_tree(config)
+def _tracked(config: Config, parts: Parts, start: Start, stop: StopRequest) -> int:
+    """Train, and give the tracked run an explicit end whatever happens; returns the exit status."""
+    first_step = start.state["step"]
+    id_file = parts.run_dir / RUN_ID_NAME
+    known = id_file.read_text() if id_file.exists() and config.tracking.mlflow else None
+    make = partial(make_tracker, config, resume_step=first_step, run_id=known)
+    parts.tracker = together(lambda: make() if parts.world.is_main else Tracker(None, None))
     begin_s = time.perf_counter()
-    trainer = Trainer(
+    status: Status = "FAILED"
+    try:
+        if parts.tracker.run_id is not None:
+            id_file.write_text(parts.tracker.run_id)
+        _announce(config, parts, start)
+        outcome = _make_trainer(config, parts, stop).run(first_step)
+        if parts.world.is_main:
+            _publish(config, parts, outcome, time.perf_counter() - begin_s)
+        status = "FINISHED"
+    except Stopped as stopped:
+        status = "KILLED"
+        if parts.world.is_main:
+            say(f"{config.name}: told to stop; saved step {stopped.steps}, go on with --resume auto")
+        return STOPPED_STATUS
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        parts.tracker.end(status)
+    barrier()
+    return 0
+
+
+def _make_trainer(config: Config, parts: Parts, stop: StopRequest) -> Trainer:
+    return Trainer(
         config.train,
         parts,
         seed=config.seed,
         generator_schedule=config.generator_optimizer,
         discriminator_schedule=config.discriminator_optimizer,
-        checkpoint_state={"config": tree, "mlflow_run_id": tracker.run_id, "world_size": parts.world.size},
+        checkpoint_state={
+            "config": config_tree(config),
+            "data_digest": parts.loader.windows_of.index.digest,
+            "processes": parts.world.size,
+        },
+        stop_requested=stop,
     )
-    _announce(config, parts, first_step)
-    status: Status = "FAILED"
-    try:
-        outcome = trainer.run(first_step)
-        if parts.world.is_main:
-            _publish(config, parts, outcome, time.perf_counter() - begin_s)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        if tracker.mlflow_run is not None:
-            tracker.mlflow_run.end(status)
-    barrier()
 
 
-def _announce(config: Config, parts: Parts, first_step: int) -> None:
+def _announce(config: Config, parts: Parts, start: Start) -> None:
     """What is about to run, for the log and the tracker."""
     if not parts.world.is_main:
         return
-    networks = parts.live.modules
+    networks, first_step = parts.live.modules, start.state["step"]
     sizes = {role: sum(p.numel() for p in networks[role].parameters()) for role in ("generator", "discriminator")}
-    data = parts.loader.windows_of.index
     say(
         f"{config.name}: {parts.world.size} process(es) on {parts.accelerator.device.type}, "
         f"{config.generator.kind} generator ({sizes['generator']:,} parameters), "
         f"{config.discriminator.kind} discriminator ({sizes['discriminator']:,}), "
         f"{len(parts.loader.windows):,} training windows, steps {first_step} to {config.train.steps}"
     )
+    before = start.state.get("processes", parts.world.size)
+    if before != parts.world.size:
+        say(f"the checkpoint is of {before} process(es): the order of samples goes on, dropout and batch norm differ")
     mlflow_run = parts.tracker.mlflow_run
     if mlflow_run is None:
         return
@@ -178,11 +161,13 @@ def _announce(config: Config, parts: Parts, first_step: int) -> None:
         "processes": parts.world.size,
         "generator_parameters": sizes["generator"],
         "discriminator_parameters": sizes["discriminator"],
-        "data_digest": data.digest,
+        "data_digest": parts.loader.windows_of.index.digest,
     }
-    mlflow_run.parameters({**config_tree(config), "run": facts})
-    if first_step:
-        mlflow_run.tag("resumed_from_step", str(first_step))
+    if mlflow_run.is_new:
+        mlflow_run.parameters({**config_tree(config), "run": facts})
+    else:
+        # MLflow's parameters cannot change, but where things are read and written, and how fast, may.
+        mlflow_run.resumed(first_step, {**config_tree(config), "run": facts})
 
 
 def _publish(config: Config, parts: Parts, outcome: Outcome, seconds: float) -> None:
@@ -209,31 +194,23 @@ def _publish(config: Config, parts: Parts, outcome: Outcome, seconds: float) -> 
         "versions": package_versions(),
         "command": shlex.join(sys.argv),
     }
+    _publish_to_mlflow(config, parts, generator)
+    # Last: its presence means that nothing is left to do.
     write_summary(parts.run_dir, summary)
-    _publish_to_mlflow(config, parts.tracker, parts.run_dir, generator)
+    if parts.tracker.mlflow_run is not None:
+        parts.tracker.mlflow_run.files(parts.run_dir / SUMMARY_NAME)
     say(f"{config.name}: finished after {format_duration(seconds)}; {parts.run_dir / WEIGHTS_NAME}")
 
 
-def _publish_to_mlflow(config: Config, tracker: Tracker, run_dir: Path, generator: Generator) -> None:
-    if tracker.mlflow_run is None:
+def _publish_to_mlflow(config: Config, parts: Parts, generator: Generator) -> None:
+    mlflow_run = parts.tracker.mlflow_run
+    if mlflow_run is None:
         return
-    names = ("config.yaml", SUMMARY_NAME, WEIGHTS_NAME, DESCRIPTION_NAME)
-    tracker.mlflow_run.files(*(run_dir / name for name in names))
+    mlflow_run.files(*(parts.run_dir / name for name in ("config.yaml", WEIGHTS_NAME, DESCRIPTION_NAME)))
     if config.tracking.log_model:
-        requirements = [f"{name}=={version(name)}" for name in ("vsr-dist", "torch", "numpy")]
-        tracker.mlflow_run.model(generator.cpu().eval(), requirements)
-
-
-def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
-    """Write `summary.json` by rename: its presence means that the run has ended."""
-    temporary = run_dir / (SUMMARY_NAME + ".tmp")
-    temporary.write_text(json.dumps(summary, indent=1))
-    os.replace(temporary, run_dir / SUMMARY_NAME)
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what is computed."""
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+        # Without a local suffix such as +cu128, which package indexes do not have.
+        requirements = [f"{name}=={version(name).split('+')[0]}" for name in _MODEL_PACKAGES]
+        mlflow_run.model(generator.cpu().eval(), requirements)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

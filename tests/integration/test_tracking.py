@@ -63,6 +63,7 @@ def test_the_logged_model_loads_and_enlarges_other_sizes(tracked):
     generator = mlflow.pytorch.load_model(model.model_uri)
     assert generator(torch.rand(1, 2, 3, 10, 14)).shape == (1, 2, 3, 40, 56)
     served = mlflow.pyfunc.load_model(model.model_uri)
+    assert (Path(mlflow.artifacts.download_artifacts(model.model_uri)) / "code" / "vsr_dist").is_dir()
     assert served.predict(np.zeros((1, 2, 3, 8, 8), np.float32)).shape == (1, 2, 3, 32, 32)
 
 
@@ -71,9 +72,11 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(tracked):
     run_dir = launcher.run("run", *overrides, "train.keep_checkpoints=5")
     shutil.rmtree(run_dir / "checkpoints" / "step_00000006")
     (run_dir / "summary.json").unlink()
-    launcher.run("run", *overrides, options=("--resume", "auto"))
+    # Other io and speed settings are allowed, although MLflow's parameters cannot change.
+    launcher.run("run", *overrides, "train.log_every=1", "data.reader_threads=2", options=("--resume", "auto"))
     (run,) = runs(uri)
     assert run.info.status == "FINISHED"
+    assert run.data.params["train.log_every"] == "2"
     assert run.data.tags["resumed_from_step"] == "3"
 
 

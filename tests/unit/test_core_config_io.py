@@ -225,8 +225,12 @@ def test_an_absent_file_and_a_folder_are_refused(tmp_path):
             [r"data.val_crop_px is 36.*generator.input_px = 24"],
         ),
         (["generator.kind=paper_srgan"], [r"data.crop_px is 24", r"data.val_crop_px is 36"]),
-        (["train={steps: 5, warmup_steps: 5}"], [r"train.warmup_steps 5 leaves no adversarial step"]),
+        (["train={steps: 5, warmup_steps: 5}"], [r"train.warmup_steps 5 leaves no step of train.steps 5"]),
         (["data.clip_frames=1"], [r"loss.temporal needs data.clip_frames of at least 2"]),
+        (["data.clip_frames=2"], [r"data.clip_frames is 2; discriminator spatiotemporal needs at least 3"]),
+        (["scale=7"], [r"expected a scale of 1, 2, 3, 4, found 7"]),
+        (["discriminator.levels=6", "data.crop_px=12"], [r"data.crop_px 12 x scale 4 is below the 64 px"]),
+        (["train.warmup_steps=9", "loss={image: 0, tv: 0, temporal: 0}"], [r"warmup_steps needs a weight above 0"]),
         (
             ["data.clip_frames=1", "train={steps: 5, warmup_steps: 6}"],
             [r"train.warmup_steps 6", r"loss.temporal needs"],
@@ -245,9 +249,16 @@ def test_sections_that_do_not_fit_together_are_refused(overrides, expected):
     [
         ["generator={kind: paper_srgan, lstm: false}"],
         ["generator={kind: paper_srgan, input_px: 24}", "data.val_crop_px=24"],
-        ["train={steps: 5, warmup_steps: 5}", "loss.adversarial=0"],
-        ["data.clip_frames=1", "loss.temporal=0"],
+        ["train={steps: 5, warmup_steps: 5}", "loss.adversarial=0", "loss.perceptual=0"],
+        ["data.clip_frames=1", "loss.temporal=0", "discriminator.kind=srgan"],
     ],
 )
 def test_sections_that_fit_together_are_accepted(overrides):
     check_config(parse_config(apply_overrides({}, overrides), "test"))
+
+
+def test_a_key_given_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("scale: 4\nloss:\n  tv: 1\nscale: 2\n")
+    with pytest.raises(BadConfigError, match="given twice: scale"):
+        read_yaml(path)

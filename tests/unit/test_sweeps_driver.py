@@ -49,7 +49,8 @@ def test_a_study_runs_all_its_trials_and_finds_the_best(tmp_path, capsys):
     values = [30 - (math.log10(trial.params["loss.adversarial"]) + 3) ** 2 for trial in trials]
     assert [trial.value for trial in trials] == pytest.approx(values)
     assert best.number == values.index(max(values))
-    assert trials[2].user_attrs == {"drift/auc": 0.75, "mlflow_run_id": "run2", "clips_per_s": 4.0}
+    drift = {"drift/auc": 0.75, "drift/normalized_loss": 0.9}
+    assert trials[2].user_attrs == {**drift, "mlflow_run_id": "run2", "clips_per_s": 4.0}
     printed = capsys.readouterr().out
     assert "trial 3: val/psnr_y" in printed
     assert f"best: trial {best.number}, val/psnr_y" in printed
@@ -185,7 +186,7 @@ def test_a_changed_study_is_not_mixed_with_the_old_one(tmp_path):
         ({"launch": {"config_file": "no/such.yaml"}}, "there is no file no/such.yaml"),
         ({"launch": {"command": ["no-such-program"]}}, "there is no program no-such-program"),
         ({"base": "no/such.yaml"}, "no configuration file no/such.yaml"),
-        ({"set": ["train.warmup_steps=10"]}, "leaves no adversarial step"),
+        ({"set": ["train.warmup_steps=10"]}, "leaves no step of train.steps"),
         ({"set": ["train.stepz=10"]}, "did you mean 'steps'"),
     ],
 )

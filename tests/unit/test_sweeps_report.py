@@ -41,7 +41,10 @@ def test_the_table_is_sorted_best_first_and_names_failures(study):
     path, _ = write_report(study)
     text = path.read_text()
     header, rows = table(text)
-    assert header == ["trial", "state", "val/psnr_y", "loss.adversarial", "discriminator.filters", "seconds"]
+    assert header == [
+        *("trial", "state", "val/psnr_y", "D loss / chance", "D right on pairs"),
+        *("loss.adversarial", "discriminator.filters", "seconds"),
+    ]
     values = [float(row[2]) for row in rows[:3]]
     assert values == sorted(values, reverse=True)
     assert [row[1] for row in rows] == ["COMPLETE"] * 3 + ["FAIL"]
@@ -49,8 +52,9 @@ def test_the_table_is_sorted_best_first_and_names_failures(study):
     assert "4 trials of" in text and "3 with a result" in text
     for row in rows[:3]:
         trial = load_trials(study)[int(row[0])]
-        assert float(row[3]) == pytest.approx(trial.params["loss.adversarial"], rel=1e-3)
-        assert int(row[4]) == trial.params["discriminator.filters"]
+        assert row[3] == f"{trial.user_attrs['drift/normalized_loss']:.2f}"
+        assert float(row[5]) == pytest.approx(trial.params["loss.adversarial"], rel=1e-3)
+        assert int(row[6]) == trial.params["discriminator.filters"]
 
 
 def test_the_history_is_a_picture_with_something_on_it(study):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import sys
+from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
+from vsr_dist.core.errors import UserError
 from vsr_dist.core.world import World
 
 Item = TypeVar("Item")
@@ -47,6 +51,33 @@ def from_main(item: Item) -> Item:
     box = [item]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def together(action: Callable[[], Item]) -> Item:
+    """Run `action` on every rank; if it is a `UserError` on any, all ranks end, and one of them says it.
+
+    The message comes from the lowest rank that met it and is raised on rank 0; the others exit with status 2 and
+    without a word. `action` must hold no collective call, or a rank that fails would leave the others waiting.
+    """
+    result: Item | None = None
+    message: str | None = None
+    try:
+        result = action()
+    except UserError as error:
+        message = str(error)
+    messages = [text for text in gather_lists([message]) if text is not None]
+    if not messages:
+        return cast(Item, result)
+    if current_world().is_main:
+        raise UserError(messages[0])
+    sys.exit(2)
+
+
+def broadcast_buffers(module: nn.Module) -> None:
+    """Give every rank the buffers (such as batch-norm statistics) that rank 0 holds, in place."""
+    if is_active():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def any_rank(flag: bool) -> bool:

@@ -18,6 +18,17 @@ from vsr_dist.core.errors import BadConfigError, nearest_hint
 Tree = dict[str, Any]
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, but a key that is given twice is an error and not silently the second."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"given twice: {', '.join(twice)}", node.start_mark)
+        return dict(super().construct_mapping(node, deep))
+
+
 def read_yaml(path: Path) -> Tree:
     """The mapping that a YAML file holds; an absent or malformed file is a `BadConfigError`."""
     try:
@@ -27,7 +38,7 @@ def read_yaml(path: Path) -> Tree:
     except (OSError, UnicodeDecodeError) as error:
         raise BadConfigError(f"{path} cannot be read as a YAML text file: {error}") from error
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
         raise BadConfigError(f"{path} is not valid YAML: {error}") from error
     if tree is None:

@@ -23,12 +23,20 @@ _VIDEO_PANEL_PX = 480
 
 @dataclass(frozen=True)
 class FrameSet:
-    """One frame under every treatment, uint8 RGB: the input (H, W, 3), the others (Y, X, 3)."""
+    """One frame under every treatment, uint8 RGB: the input (H, W, 3), the others (Y, X, 3).
+
+    `fake_YXC` is None where only bicubic is measured.
+    """
 
     low_HWC: Picture
     bicubic_YXC: Picture
-    fake_YXC: Picture
+    fake_YXC: Picture | None
     real_YXC: Picture
+
+    def treatments(self) -> dict[str, Picture]:
+        """Title -> picture, what is compared from left to right; without a network there are two."""
+        ours = {} if self.fake_YXC is None else {"ours": self.fake_YXC}
+        return {"bicubic": self.bicubic_YXC, **ours, "ground truth": self.real_YXC}
 
 
 def most_telling_crop(frame: FrameSet, crop_px: int) -> tuple[int, int]:
@@ -51,11 +59,9 @@ def comparison_row(frame: FrameSet, label: str) -> Picture:
     crop_px = min(CROP_PX, *frame.real_YXC.shape[:2]) // scale * scale
     top, left = most_telling_crop(frame, crop_px)
     nearest_YXC = frame.low_HWC.repeat(scale, axis=0).repeat(scale, axis=1)
-    panels = [
-        picture[top : top + crop_px, left : left + crop_px]
-        for picture in (nearest_YXC, frame.bicubic_YXC, frame.fake_YXC, frame.real_YXC)
-    ]
-    return with_titles(side_by_side(panels, _PANEL_PX), [f"{label}: input", "bicubic", "ours", "ground truth"])
+    pictures = {f"{label}: input": nearest_YXC, **frame.treatments()}
+    panels = [picture[top : top + crop_px, left : left + crop_px] for picture in pictures.values()]
+    return with_titles(side_by_side(panels, _PANEL_PX), list(pictures))
 
 
 def stack_rows(rows: list[Picture]) -> Picture:
@@ -78,8 +84,9 @@ class SideBySideVideo:
 
     def write(self, frame: FrameSet) -> None:
         """Append one frame."""
-        panels = [_centre(picture) for picture in (frame.bicubic_YXC, frame.fake_YXC, frame.real_YXC)]
-        self._writer.write(with_titles(side_by_side(panels, panels[0].shape[0]), ["bicubic", "ours", "ground truth"]))
+        pictures = {title: _centre(picture) for title, picture in frame.treatments().items()}
+        row = side_by_side(list(pictures.values()), next(iter(pictures.values())).shape[0])
+        self._writer.write(with_titles(row, list(pictures)))
 
     def __enter__(self) -> SideBySideVideo:
         self._writer.__enter__()

@@ -13,7 +13,6 @@ from vsr_dist.core.errors import BadConfigError
 from vsr_dist.losses.pixel import PixelName
 
 TermName = Literal["image", "adversarial", "perceptual", "tv", "temporal"]
-TERMS: tuple[TermName, ...] = ("image", "adversarial", "perceptual", "tv", "temporal")
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,10 @@ class RecurrentGenerator(Generator):
 
 
 class Discriminator(nn.Module, ABC):
-    """Scores high-resolution clips: logits, high for real. min_frames: the shortest clip it accepts."""
+    """Scores high-resolution clips: logits, high for real. min_frames, min_px: the smallest clip it accepts."""
 
     min_frames: int = 1
+    min_px: int = 1
 
     @abstractmethod
     def forward(self, clip_BTCYX: Tensor, bicubic_BTCYX: Tensor) -> Tensor:

@@ -55,6 +55,7 @@ class Spatiotemporal(Discriminator):
         super().__init__()
         del scale  # It sees high-resolution images only, at `levels` strides of its own.
         self.levels = config.levels
+        self.min_px = 2**config.levels
         width = config.filters
         first = nn.Conv2d(2 * 3 * FRAMES_PER_GROUP, width, 3, padding=1)
         # Group norm right behind the input would hide the patch's brightness and contrast.
@@ -88,8 +89,8 @@ class Spatiotemporal(Discriminator):
             shapes = f"{tuple(clip_BTCYX.shape)} and {tuple(bicubic_BTCYX.shape)}"
             raise BadInputError(f"expected a clip and its enlarged input of the same shape, found {shapes}")
         smallest = min(clip_BTCYX.shape[-2:])
-        if smallest < 2**self.levels:
+        if smallest < self.min_px:
             raise BadInputError(
                 f"spatiotemporal discriminator with {self.levels} levels: expected images of at least "
-                f"{2**self.levels} pixels, found {smallest}; enlarge the crop or lower levels"
+                f"{self.min_px} pixels, found {smallest}; enlarge the crop or lower levels"
             )

@@ -84,11 +84,18 @@ def newest(folder: Path) -> Path | None:
     return complete[-1] if complete else None
 
 
-def load(path: Path, live: Restorable) -> dict[str, Any]:
-    """Restore every module and optimiser by name, in place; returns the saved state. Call on every rank."""
+def read_state(path: Path) -> dict[str, Any]:
+    """The state that a checkpoint was saved with, after all of its files were compared with their hashes."""
     faults = _faults(path, hashes=True)
     if faults:
         raise BadCheckpointError(f"checkpoint {path} is damaged: {'; '.join(faults)}; delete it to use an older one")
+    state: dict[str, Any] = json.loads((path / "state.json").read_text())
+    return state
+
+
+def load(path: Path, live: Restorable) -> dict[str, Any]:
+    """Restore every module and optimiser by name, in place; returns the saved state. Call on every rank."""
+    state = read_state(path)
     try:
         optimizer_states = torch.load(path / _OPTIMIZERS, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
@@ -98,7 +105,6 @@ def load(path: Path, live: Restorable) -> dict[str, Any]:
         load_weights(module, path / f"{name}.safetensors")
     for name, optimizer in live.optimizers.items():
         optimizer.load_state_dict(optimizer_states[name])
-    state: dict[str, Any] = json.loads((path / "state.json").read_text())
     return state
 
 
@@ -112,13 +118,6 @@ def load_weights(module: nn.Module, path: Path) -> None:
         raise BadCheckpointError(
             f"{path} does not fit the configured network; use the configuration that it was trained with: {error}"
         ) from error
-
-
-def save_weights(module: nn.Module, path: Path) -> None:
-    """Write a module's tensors as safetensors, published by rename."""
-    temporary = path.with_name(path.name + _TEMPORARY)
-    save_file(_contiguous(module.state_dict()), temporary)
-    os.replace(temporary, path)
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -66,7 +66,7 @@ class Players:
 
 
 class GanStep:
-    """Runs training steps. Holds no state of its own between them."""
+    """Runs training steps. Between them it holds nothing but what was not finite in a step that is not over."""
 
     def __init__(
         self,
@@ -83,6 +83,7 @@ class GanStep:
         self.accelerator, self.players = accelerator, players
         self.loss, self.objective, self.adversary = loss, objective, adversary
         self.scale, self.max_grad_norm, self.perceptual_frames = scale, max_grad_norm, perceptual_frames
+        self._broken: dict[str, Tensor] = {}
 
     def micro_step(self, low_BTCHW: Tensor, real_BTCYX: Tensor, adversarial_factor: float) -> dict[str, Tensor]:
         """Learn from one micro-batch (uint8 RGB on the CPU or the device); returns detached 0-d scalars by name.
@@ -165,9 +166,9 @@ class GanStep:
         if adversary.r2_gamma > 0:
             penalty = penalty + gradient_penalty(fake_logits, fake_BTCYX, adversary.r2_gamma)
         self.accelerator.backward(loss + penalty)
-        terms = {"loss_d/total": loss, "loss_d/penalty": penalty}
+        terms = {"loss_d/adversarial": loss, "loss_d/penalty": penalty}
         self._finish(players.discriminator, players.discriminator_optimizer, terms)
-        scalars = {**terms, "d/real": real_logits.mean(), "d/fake": fake_logits.mean()}
+        scalars = {"loss_d/total": loss + penalty, **terms, "d/real": real_logits.mean(), "d/fake": fake_logits.mean()}
         return {name: value.detach() for name, value in scalars.items()}
 
     def _finish(self, network: nn.Module, optimizer: torch.optim.Optimizer, terms: dict[str, Tensor]) -> None:
@@ -176,11 +177,15 @@ class GanStep:
         The norm is read on the host in every step, because a non-finite gradient must be seen before the
         optimiser moves. DDP has averaged the gradients by now, so all ranks see the same norm.
         """
+        for name, value in terms.items():
+            broken = ~torch.isfinite(value.detach()).all()
+            self._broken[name] = self._broken[name] | broken if name in self._broken else broken
         if not self.accelerator.sync_gradients:
             return
         norm = self.accelerator.clip_grad_norm_(network.parameters(), self.max_grad_norm)
         if not torch.isfinite(norm):
-            raise NonFiniteError(describe_non_finite(terms))
+            raise NonFiniteError(describe_non_finite(self._broken, next(iter(terms)).split("/")[0]))
+        self._broken = {}
         optimizer.step()
         optimizer.zero_grad()
 
@@ -192,14 +197,14 @@ def spread_frames(num_frames: int, num_wanted: int) -> list[int]:
     return [int((i + 0.5) * num_frames / num_wanted) for i in range(num_wanted)]
 
 
-def describe_non_finite(terms: dict[str, Tensor]) -> str:
-    """Which terms are NaN or infinite on any rank; a collective call."""
-    local = [name for name, value in terms.items() if not torch.isfinite(value).all()]
-    names = sorted(set(gather_lists(local)))
+def describe_non_finite(broken: dict[str, Tensor], group: str) -> str:
+    """Which terms were NaN or infinite on any rank and micro-batch, from a flag per term; a collective call."""
+    names = sorted(set(gather_lists([name for name, flag in broken.items() if bool(flag)])))
     what = f"the term(s) {', '.join(names)}" if names else "the gradient (every loss term is finite)"
+    player = "generator" if group == "loss_g" else "discriminator"
     return (
-        f"not finite: {what}; training stopped before the optimiser moved. Lower the learning rate or the "
-        "weight of that term, or resume from the last checkpoint"
+        f"not finite: {what}; training stopped before the {player} moved. Lower the learning rate or the weight of "
+        "that term, or resume from the last checkpoint"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,15 +12,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 
 from vsr_dist.core.config_io import flatten
-from vsr_dist.core.errors import BadConfigError
+from vsr_dist.core.console import say
+from vsr_dist.core.errors import BadConfigError, BadInputError
 from vsr_dist.core.fields import io
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 _MAX_PARAMETER_CHARS = 6000
 _SQLITE = "sqlite:///"
+# MLflow's own defaults keep a caller waiting for four minutes for a server that is not there.
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    try:
+        return [json.loads(line) for line in lines[:-1]]
+    except ValueError as error:
+        raise BadInputError(f"{path} holds a line that is not JSON ({error}); remove that line") from error
 
 
 class MlflowRun:
@@ -70,22 +78,28 @@ class MlflowRun:
 
     def __init__(self, config: TrackingConfig, name: str, run_id: str | None) -> None:
         """Start a run named `name`, or go on with `run_id`."""
-        import mlflow  # noqa: PLC0415 - three seconds of import that runs without tracking need not pay
+        # Three seconds of import that runs without tracking need not pay.
+        import mlflow  # noqa: PLC0415
+        from mlflow.tracking.context.registry import resolve_tags  # noqa: PLC0415
 
         self._mlflow = mlflow
         # Set-up notes of the database and the reminder that pickles run code say nothing to whoever trains.
         for logger in ("mlflow.store.db.utils", "alembic.runtime.migration", "mlflow.pytorch"):
             logging.getLogger(logger).setLevel(logging.ERROR)
+        self.faults = (mlflow.exceptions.MlflowException, SQLAlchemyError)
+        self.is_new = run_id is None
+        for variable, value in _PATIENCE.items():
+            os.environ.setdefault(variable, value)
         try:
             mlflow.set_tracking_uri(config.uri)
             self.client = mlflow.MlflowClient()
             experiment_id = self._experiment_id(config)
             if run_id is None:
-                tags = {"mlflow.runName": name, "mlflow.source.name": "vsr_dist.train", **config.tags}
+                tags = resolve_tags({"mlflow.runName": name, "mlflow.source.name": "vsr_dist.train", **config.tags})
                 run_id = self.client.create_run(experiment_id, tags=tags).info.run_id
             else:
                 self.client.update_run(run_id, status="RUNNING")
-        except mlflow.exceptions.MlflowException as error:
+        except self.faults as error:
             raise BadConfigError(f"MLflow at tracking.uri={config.uri} cannot be used: {error}") from error
         self.run_id = run_id
 
@@ -131,9 +145,10 @@ class MlflowRun:
         for path in paths:
             self.client.log_artifact(self.run_id, str(path))
 
-    def tag(self, key: str, value: str) -> None:
-        """Set one tag."""
-        self.client.set_tag(self.run_id, key, value)
+    def resumed(self, step: int, tree: Mapping[str, Any]) -> None:
+        """Tag the run with the step that it was resumed from, and keep the settings in force since then as a file."""
+        self.client.set_tag(self.run_id, "resumed_from_step", str(step))
+        self.client.log_dict(self.run_id, dict(tree), f"resumes/step_{step:08d}.json")
 
     def model(self, generator: nn.Module, requirements: list[str]) -> None:
         """Log the generator as an MLflow model `generator`: float32 clips (B, T, 3, H, W) in [0, 1] in and out."""
@@ -145,6 +160,7 @@ class MlflowRun:
                 name="generator",
                 signature=mlflow.models.ModelSignature(inputs=spec, outputs=spec),
                 pip_requirements=requirements,
+                code_paths=[str(Path(__file__).parents[2] / package) for package in ("vsr_dist", "sharding")],
                 serialization_format="pickle",
             )
 
@@ -154,10 +170,15 @@ class MlflowRun:
 
 
 class Tracker:
-    """The file and, if configured, MLflow. On ranks other than 0 every call does nothing."""
+    """The file and, if configured, MLflow. On ranks other than 0 every call does nothing.
+
+    Metrics go to the file first. A tracking server that fails costs a warning and no step: what it did not take is
+    kept and sent again with the next metrics and at the end.
+    """
 
     def __init__(self, file: MetricsFile | None, mlflow_run: MlflowRun | None) -> None:
         self.file, self.mlflow_run = file, mlflow_run
+        self._unsent: list[tuple[int, dict[str, float]]] = []
 
     @property
     def run_id(self) -> str | None:
@@ -169,9 +190,34 @@ class Tracker:
         if self.file:
             self.file.write(step, values)
         if self.mlflow_run:
-            self.mlflow_run.metrics(step, values)
+            self._unsent.append((step, dict(values)))
+            self._send()
 
     def picture(self, key: str, step: int, picture_YXC: np.ndarray) -> None:
-        """Log a uint8 RGB picture under a stable key."""
-        if self.mlflow_run:
+        """Log a uint8 RGB picture under a stable key; one that the server does not take is lost, and said."""
+        if not self.mlflow_run:
+            return
+        try:
             self.mlflow_run.picture(key, step, picture_YXC)
+        except self.mlflow_run.faults as error:
+            say(f"warning: MLflow did not take picture {key} of step {step}: {error}")
+
+    def end(self, status: Status) -> None:
+        """Send what is left and set the final status; a server that fails now is a warning, like before."""
+        if not self.mlflow_run:
+            return
+        self._send()
+        try:
+            self.mlflow_run.end(status)
+        except self.mlflow_run.faults as error:
+            say(f"warning: MLflow did not take the final status {status} of run {self.run_id}: {error}")
+
+    def _send(self) -> None:
+        assert self.mlflow_run is not None
+        while self._unsent:
+            try:
+                self.mlflow_run.metrics(*self._unsent[0])
+            except self.mlflow_run.faults as error:
+                say(f"warning: MLflow took no metrics, {len(self._unsent)} log lines wait to be sent again: {error}")
+                return
+            self._unsent.pop(0)

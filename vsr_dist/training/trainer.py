@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel
 
-from vsr_dist.core.collectives import barrier
+from vsr_dist.core.collectives import any_rank, barrier, broadcast_buffers
 from vsr_dist.core.console import Progress
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.fields import io, speed
@@ -117,6 +117,14 @@ class Outcome:
     clips_per_s: float
 
 
+class Stopped(Exception):  # noqa: N818 - not an error: it is how a run ends that was told to
+    """The run was told to stop and has saved a checkpoint after `steps` steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(steps)
+        self.steps = steps
+
+
 class Trainer:
     """Runs the loop from any step. All ranks make the same calls in the same order."""
 
@@ -129,10 +137,12 @@ class Trainer:
         generator_schedule: OptimizerConfig,
         discriminator_schedule: OptimizerConfig,
         checkpoint_state: dict[str, Any],
+        stop_requested: Callable[[], bool],
     ) -> None:
         self.config, self.parts, self.seed = config, parts, seed
         self.schedules = {"generator": generator_schedule, "discriminator": discriminator_schedule}
         self.checkpoint_state = checkpoint_state
+        self.stop_requested = stop_requested
         self.means = IntervalMeans()
         self._interval = _Interval()
         self._trained_s = 0.0
@@ -154,11 +164,20 @@ class Trainer:
                     self._log(done, progress)
                 if done % config.validate_every == 0 or done == config.steps:
                     metrics = self._validate(done, progress)
-                if done % config.checkpoint_every == 0 or done == config.steps:
+                stopping = self._must_stop(done)
+                if stopping or done % config.checkpoint_every == 0 or done == config.steps:
                     self._save(done)
+                if stopping:
+                    raise Stopped(done)
         batches.close()
         clips = (config.steps - first_step) * parts.loader.config.batch_clips
         return Outcome(metrics, config.steps, clips / self._trained_s if clips else 0.0)
+
+    def _must_stop(self, done: int) -> bool:
+        """True on every rank if one was told to stop; with several ranks asked at log intervals only."""
+        if self.parts.world.size > 1 and done % self.config.log_every:
+            return False
+        return any_rank(self.stop_requested()) and done < self.config.steps
 
     def _train_step(self, step: int, batches: Iterator[ClipBatch]) -> None:
         config, parts = self.config, self.parts
@@ -198,6 +217,8 @@ class Trainer:
         metrics = parts.validator.quality(parts.ema.module)
         if done > self.config.warmup_steps and parts.step.loss.adversarial > 0:
             live = parts.live.modules
+            # Each rank's batch-norm statistics are its own since the last forward: measure one discriminator.
+            broadcast_buffers(live["discriminator"])
             metrics |= parts.validator.drift(live["generator"], live["discriminator"], parts.step.objective)
         parts.tracker.metrics(done, metrics)
         if parts.world.is_main:

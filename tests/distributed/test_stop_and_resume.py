@@ -1,0 +1,90 @@
+"""What ends a run early, and what a resumed run accepts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from train_launcher import ROOT, Launcher
+
+from sharding.pack import PackJob, pack
+from sharding.plan import PackOptions
+from vsr_dist.training import checkpoint
+
+pytestmark = pytest.mark.slow
+LONG = ("train.steps=100000", "train.log_every=5", "train.validate_every=100000", "train.checkpoint_every=100000")
+
+
+def start(launcher: Launcher, name: str, *overrides: str, processes: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m"]
+    if processes > 1:
+        command += ["accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/cpu-2.yaml"), "-m"]
+    command += ["vsr_dist.train", "--config", str(launcher.config)]
+    for override in (f"run_dir={launcher.folder / name}", *overrides):
+        command += ["--set", override]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=launcher.folder, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for_metrics(run_dir: Path, limit_s: float = 90.0) -> None:
+    begin_s = time.monotonic()
+    while time.monotonic() - begin_s < limit_s:
+        file = run_dir / "metrics.jsonl"
+        if file.exists() and len(file.read_text().splitlines()) >= 3:
+            return
+        time.sleep(0.2)
+    raise TimeoutError(f"no log lines in {run_dir} within {limit_s:.0f} s")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_saves_a_checkpoint_and_ends_the_run_as_killed(launcher, processes):
+    uri = f"sqlite:///{launcher.folder}/mlflow.db"
+    tracking = ("tracking.mlflow=true", f"tracking.uri={uri}")
+    process = start(launcher, "run", *LONG, *tracking, processes=processes)
+    wait_for_metrics(launcher.folder / "run")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 if processes == 1 else process.returncode != 0
+    assert "told to stop; saved step" in output
+    assert checkpoint.newest(launcher.folder / "run" / "checkpoints") is not None
+    assert not (launcher.folder / "run" / "summary.json").exists()
+    mlflow.set_tracking_uri(uri)
+    (run,) = mlflow.search_runs(experiment_names=["vsr-dist"], output_format="list")
+    assert run.info.status == "KILLED"
+
+
+def test_a_second_training_in_the_same_folder_is_refused(launcher):
+    process = start(launcher, "run", *LONG, processes=1)
+    try:
+        wait_for_metrics(launcher.folder / "run")
+        second = launcher.attempt("run", options=("--resume", "auto"))
+        assert second.returncode == 2
+        assert "is in use by another training" in second.stderr
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def test_other_data_is_refused_on_resume(launcher, sample_clips, tmp_path):
+    launcher.run("run", "train.steps=2", "train.warmup_steps=1")
+    other = tmp_path / "other"
+    pack(PackJob(other, (sample_clips["carphone_distorted"],), options=PackOptions(holdout_tail=0.2)))
+    (launcher.folder / "run" / "summary.json").unlink()
+    overrides = ("train.steps=2", "train.warmup_steps=1", f"data.root={other}")
+    done = launcher.attempt("run", *overrides, options=("--resume", "auto"))
+    assert done.returncode == 2
+    assert "was trained on the shard set with digest" in done.stderr
+
+
+def test_a_mistake_on_two_processes_is_said_once(launcher):
+    launcher.run("run", "train.steps=2", "train.warmup_steps=1", processes=2)
+    done = launcher.attempt("run", "train.steps=2", "train.warmup_steps=1", processes=2)
+    assert done.stderr.count("error: ") == 1
+    missing = launcher.attempt("other", f"data.root={launcher.folder}/absent", processes=2)
+    assert missing.stderr.count("holds no index.json") == 1
