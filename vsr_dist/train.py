@@ -194,7 +194,13 @@ def _publish(config: Config, parts: Parts, outcome: Outcome, seconds: float) -> 
         "versions": package_versions(),
         "command": shlex.join(sys.argv),
     }
-    _publish_to_mlflow(config, parts, generator)
+    try:
+        _publish_to_mlflow(config, parts, generator)
+    except parts.tracker.faults as error:
+        raise UserError(
+            f"MLflow did not take the finished generator: {error}; it lies in {parts.run_dir}: with the server back, "
+            "run the same command with --resume auto to hand it over"
+        ) from error
     # Last: its presence means that nothing is left to do.
     write_summary(parts.run_dir, summary)
     if parts.tracker.mlflow_run is not None:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
 from pathlib import Path
 
 import mlflow
@@ -91,8 +99,68 @@ def test_a_run_that_diverges_ends_as_failed_and_names_the_term(tracked):
     assert not (Path(launcher.folder) / "run" / "summary.json").exists()
 
 
-def test_an_unreachable_server_is_an_error_before_training(launcher):
-    done = launcher.attempt("run", *SHORT, "tracking.mlflow=true", "tracking.uri=ftp://nowhere")
+@pytest.mark.parametrize("uri", ["ftp://nowhere", "http://127.0.0.1:9"], ids=["unknown-scheme", "closed-port"])
+def test_an_unreachable_server_is_an_error_before_training(launcher, uri):
+    done = launcher.attempt("run", *SHORT, "tracking.mlflow=true", f"tracking.uri={uri}")
     assert done.returncode == 2
-    assert "tracking.uri=ftp://nowhere" in done.stderr
+    assert f"tracking.uri={uri}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def start_server(port: int, folder: Path) -> subprocess.Popen[bytes]:
+    """A real MLflow server on loopback, answering when this returns."""
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/served"]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
+    begin_s = time.monotonic()
+    while time.monotonic() - begin_s < 120:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                return server
+        except OSError:
+            time.sleep(0.3)
+    stop_server(server)
+    raise TimeoutError("the MLflow server did not start")
+
+
+def stop_server(server: subprocess.Popen[bytes]) -> None:
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait(30)
+
+
+def test_a_server_that_dies_costs_no_step_and_takes_the_model_later(launcher, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    overrides = ("train.steps=60", "train.log_every=20", "train.validate_every=60", "train.checkpoint_every=60")
+    overrides += ("train.pictures=0", "tracking.mlflow=true", f"tracking.uri=http://127.0.0.1:{port}")
+    server = start_server(port, launcher.folder)
+    killer = threading.Thread(target=kill_after_first_line, args=(server, launcher.folder / "run" / "metrics.jsonl"))
+    killer.start()
+    done = launcher.attempt("run", *overrides)
+    killer.join()
+    assert "warning: MLflow took no metrics" in done.stdout
+    assert done.returncode == 2
+    assert "--resume auto" in done.stderr and "Traceback" not in done.stderr
+    assert {line["step"] for line in read_metrics(launcher.folder / "run" / "metrics.jsonl")} == {0, 20, 40, 60}
+    server = start_server(port, launcher.folder)
+    try:
+        launcher.run("run", *overrides, options=("--resume", "auto"))
+        mlflow.set_tracking_uri(f"http://127.0.0.1:{port}")
+        (run,) = mlflow.search_runs(experiment_names=["vsr-dist"], output_format="list")
+        assert run.info.status == "FINISHED"
+        assert {"generator.safetensors", "summary.json"} <= {
+            file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)
+        }
+    finally:
+        stop_server(server)
+
+
+def kill_after_first_line(server: subprocess.Popen[bytes], file: Path) -> None:
+    begin_s = time.monotonic()
+    while not (file.exists() and '"step": 0,' in file.read_text()) and time.monotonic() - begin_s < 120:
+        time.sleep(0.02)
+    stop_server(server)

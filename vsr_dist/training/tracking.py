@@ -185,6 +185,11 @@ class Tracker:
         """MLflow's id of this run, or None."""
         return self.mlflow_run.run_id if self.mlflow_run else None
 
+    @property
+    def faults(self) -> tuple[type[Exception], ...]:
+        """What a call of MLflow may raise when its server fails."""
+        return self.mlflow_run.faults if self.mlflow_run else ()
+
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log scalars at a step, to the file first."""
         if self.file:
