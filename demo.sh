@@ -57,6 +57,6 @@ Compare the runs, with charts and sample pictures over the steps, in the MLflow 
 
   .venv/bin/mlflow ui --backend-store-uri sqlite:///$out/mlflow.db
 
-(in a picture card: menu, Configure, switch "Show run parameters" off)
 and open http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART
+(pictures hide behind the parameters: in a picture card choose Configure and switch "Show run parameters" off)
 END
