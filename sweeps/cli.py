@@ -12,6 +12,7 @@ from sweeps.driver import run_study
 from sweeps.promote import promote
 from sweeps.report import write_report
 from sweeps.study_config import load_study
+from vsr_dist.core.config_io import add_override_option
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import OneLineParser
 
@@ -42,14 +43,7 @@ def register(subparsers: Subparsers) -> None:
         )
         parser.epilog = f"example:\n  {parser.prog} --config configs/studies/demo.yaml"
         parser.add_argument("--config", metavar="FILE", type=Path, required=True, help="YAML file of the study")
-        parser.add_argument(
-            "--set",
-            dest="overrides",
-            action="append",
-            default=[],
-            metavar="PATH=VALUE",
-            help="override one key of the study, e.g. --set num_trials=50; may be repeated",
-        )
+        add_override_option(parser, "num_trials=50")
         if name == "promote":
             parser.add_argument("--out", metavar="FILE", type=Path, help="where to (default STUDY_DIR/best.yaml)")
         parser.set_defaults(handler=verb.handler)

@@ -63,7 +63,7 @@ def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
     return result
 
 
-def add_override_option(parser: argparse.ArgumentParser) -> None:
+def add_override_option(parser: argparse.ArgumentParser, example: str = "loss.tv=1e-3") -> None:
     """`--set PATH=VALUE`, repeatable, as `overrides`: the same option for every command that reads a configuration."""
     parser.add_argument(
         "--set",
@@ -71,7 +71,7 @@ def add_override_option(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATH=VALUE",
-        help="override one key, e.g. --set loss.tv=1e-3; may be repeated",
+        help=f"override one key, e.g. --set {example}; may be repeated",
     )
 
 
