@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from sharding.codec import CODECS
+from sharding.compress import DEFAULT_CRF
 from sharding.degrade import RECIPES, SCALES
 from sharding.errors import BadShardError, OneLineParser, UserError
 from sharding.index import load_index, read_index, rebuild_index, write_index
 from sharding.inspect import summarise, write_sheet
-from sharding.pack import PackJob, merge, pack
+from sharding.output import merge
+from sharding.pack import PackJob, pack
 from sharding.parallel import say
 from sharding.plan import PackOptions
 from sharding.samples import copy_samples
@@ -60,10 +62,13 @@ def run_pack(args: argparse.Namespace) -> int:
         out=args.out,
         sources=tuple(args.sources),
         paired=args.paired,
+        realvsr=args.realvsr,
+        drop_overlap=args.drop_overlap,
         options=PackOptions(
             scale=args.scale,
             codec=args.codec,
             degradation=args.degradation,
+            crf=args.crf,
             flow=args.flow,
             clip_frames=args.clip_frames,
             shard_bytes=int(args.shard_mb * 1e6),
@@ -154,12 +159,15 @@ def _add_pack(subparsers: Subparsers) -> None:
     add("--scale", type=int, choices=SCALES, default=4, help="HR size over LR size (default %(default)s)")
     add("--codec", choices=list(CODECS), default="npy", help=_codec_help())
     add("--degradation", choices=list(RECIPES), default="bicubic", help="how LR is made (default %(default)s)")
+    add("--crf", metavar="N", type=int, help=f"rate factor of video_compression, 0 to 51 (default {DEFAULT_CRF})")
     add("--flow", choices=FLOW_NAMES, default="none", help="also store LR optical flow (default %(default)s)")
     add("--clip-frames", metavar="T", type=int, default=16, help="most frames in a clip (default %(default)s)")
     add("--min-frames", metavar="N", type=int, default=2, help="drop shorter shots (default %(default)s)")
     add("--holdout-tail", metavar="FRACTION", type=float, default=0.0, help="end of every source that is 'val'")
     add("--holdout", metavar="NAME", action="append", default=[], help="a source that is 'val'; repeatable")
-    add("--paired", metavar="lq=DIR,gt=DIR", type=_pair, help="LR and HR folders in place of SOURCE")
+    add("--paired", metavar="lq=DIR,gt=DIR", type=_pair, help="LR and HR folders or zip files in place of SOURCE")
+    add("--realvsr", metavar="ROOT", type=Path, help="GT, LQ, GT_test and LQ_test, folders or zip files, of ROOT")
+    add("--drop-overlap", action="store_true", help="leave out of training what is in the test set of --realvsr")
     add("--shard-mb", metavar="MB", type=float, default=256.0, help="size to aim at (default %(default)g)")
     add = verb.add_argument_group("how it is done; the bytes stay the same").add_argument
     add("--workers", metavar="N", type=_positive, default=1, help="processes (default %(default)s)")

@@ -6,8 +6,8 @@ before a recipe sees it, so that pixel coordinates stay those of the source.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding.codec import Frame
+from sharding.compress import H264, MAX_CRF
 from sharding.errors import BadConfigError, nearest_hint
 
 Floats = NDArray[np.float32]
@@ -103,28 +104,50 @@ def blur_decimate(frame: Frame, scale: int) -> Frame:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A degradation: `apply(frame, scale)` and the parameters that the index records beside its name."""
+    """A degradation: `apply(frame, scale)` shrinks one frame, after `codec` took the sequence there and back.
+
+    `parameters` are those that the index records beside the recipe's name.
+    """
 
     apply: Callable[[Frame, int], Frame]
     parameters: Mapping[str, Any]
+    codec: H264 | None = None
+
+    def stream(self, frames: Iterator[Frame], scale: int) -> Iterator[Frame]:
+        """The LR frames of a sequence, in order; HR sides are multiples of `scale`."""
+        coded = frames if self.codec is None else self.codec.round_trip(frames)
+        return (self.apply(frame, scale) for frame in coded)
 
 
+_BICUBIC = {"a": CUBIC_A, "antialias": True, "centres": "half-pixel"}
 RECIPES: Mapping[str, Recipe] = {
-    "bicubic": Recipe(bicubic_downscale, {"a": CUBIC_A, "antialias": True, "centres": "half-pixel"}),
+    "bicubic": Recipe(bicubic_downscale, _BICUBIC),
     "blur_decimate": Recipe(blur_decimate, {"sigma_px": BLUR_SIGMA_PX, "kernel_px": BLUR_KERNEL_PX, "first_px": 0}),
+    "video_compression": Recipe(bicubic_downscale, {**H264().parameters(), "then": "bicubic", **_BICUBIC}, H264()),
 }
 
 
-def get_recipe(name: str) -> Recipe:
-    """The recipe of that name. Raises BadConfigError that names the known ones."""
+def get_recipe(name: str, crf: int | None = None) -> Recipe:
+    """The recipe of that name, with another rate factor if `crf` is given.
+
+    Raises BadConfigError that names the known ones, and for a `crf` that is out of range or of no use.
+    """
     if name not in RECIPES:
         known = ", ".join(RECIPES)
         raise BadConfigError(
             f"expected a degradation out of {known}, got '{name}'{nearest_hint(name, RECIPES)}; choose one of them"
         )
-    return RECIPES[name]
+    recipe = RECIPES[name]
+    if crf is None:
+        return recipe
+    if recipe.codec is None or not 0 <= crf <= MAX_CRF:
+        raise BadConfigError(
+            f"--crf is {crf} with --degradation {name}; expected 0 to {MAX_CRF} with --degradation video_compression"
+        )
+    codec = replace(recipe.codec, crf=crf)
+    return replace(recipe, codec=codec, parameters={**recipe.parameters, **codec.parameters()})
 
 
-def describe(name: str) -> dict[str, Any]:
+def describe(name: str, crf: int | None = None) -> dict[str, Any]:
     """The index's record of a recipe: its name and parameters. Frames given as pairs are named "paired"."""
-    return {"name": name} if name == "paired" else {"name": name, **get_recipe(name).parameters}
+    return {"name": name} if name == "paired" else {"name": name, **get_recipe(name, crf).parameters}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +26,8 @@ from sharding.schema import (
     parse_shard,
 )
 from sharding.tar import TarEntry, hash_file, scan_tar
+
+TEMPORARY_MARK = ".tmp."
 
 
 def read_index(root: Path) -> Index:
@@ -84,7 +87,7 @@ def write_index(root: Path, index: Index) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write canonical JSON by temporary name, fsync and rename."""
-    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+    temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
             file.write(canonical_json(value) + b"\n")
@@ -93,6 +96,14 @@ def write_json(path: Path, value: object) -> None:
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """Where a file is written before it gets its name: beside it, and apart from every other process's.
+
+    Process numbers would not do: each container of a job may be number 1.
+    """
+    return path.with_name(f"{path.name}{TEMPORARY_MARK}{secrets.token_hex(6)}")
 
 
 def publish(temporary: Path, path: Path) -> None:

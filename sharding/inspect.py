@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,8 +22,7 @@ FRAMES_PER_SEQUENCE = 4
 def summarise(root: Path, index: Index) -> str:
     """A few lines: recipe, then per split sequences, clips, frames and bytes, then every source."""
     num_bytes = sum(shard.num_bytes for shard in index.shards)
-    parameters = ", ".join(f"{k}={v}" for k, v in index.degradation.items() if k != "name")
-    recipe = f"{index.degradation['name']} ({parameters})" if parameters else index.degradation["name"]
+    recipe = _recipe(index.degradation)
     lines = [
         f"{root}: format {index.version}, {len(index.shards)} shards, {_megabytes(num_bytes)}",
         f"scale {index.scale}, degradation {recipe}, flow {index.flow}, clips of up to {index.clip_frames} frames",
@@ -43,6 +44,15 @@ def summarise(root: Path, index: Index) -> str:
             f"{len(source['shots'])} shots"
         )
     return "\n".join(lines)
+
+
+def _recipe(degradation: Mapping[str, Any]) -> str:
+    """The name and, in brackets, the parameters; those of a recipe within stand beside them."""
+    plain: dict[str, Any] = {}
+    for name, value in degradation.items():
+        plain |= {name: value["name"], **value} if isinstance(value, dict) else {name: value}
+    parameters = ", ".join(f"{name}={value}" for name, value in plain.items() if name != "name")
+    return f"{degradation['name']} ({parameters})" if parameters else str(degradation["name"])
 
 
 def write_sheet(root: Path, index: Index, path: Path) -> int:

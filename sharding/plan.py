@@ -36,7 +36,9 @@ class PackOptions:
 
     `holdout_tail` in [0, 1): that part of every source's frames, rounded to whole frames, from its end, is
     split `val`. `holdout` names sources that are `val` as a whole. `shard_bytes` is a target that a shard
-    passes only if its first sequence does. `min_frames`: shorter sequences are dropped.
+    passes only if its first sequence does. `min_frames`: shorter sequences are dropped. `degradation` is the
+    recipe that makes LR from HR, or "paired" where LR is given; with `shrink_pairs` it makes LR from the given
+    frames. `crf` is the rate factor of a recipe that has one, None for its own.
     """
 
     scale: int = 4
@@ -48,6 +50,8 @@ class PackOptions:
     holdout_tail: float = 0.0
     holdout: tuple[str, ...] = ()
     min_frames: int = 2
+    crf: int | None = None
+    shrink_pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,11 @@ class ShardPlan:
     name: str
     split: str
     sequences: tuple[SequencePlan, ...]
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of all its sequences."""
+        return sum(sequence.num_frames for sequence in self.sequences)
 
 
 @dataclass(frozen=True)
@@ -111,9 +120,12 @@ def check_options(options: PackOptions) -> None:
         faults.append("--shard-mb must be above 0")
     if not 0.0 <= options.holdout_tail < 1.0:
         faults.append(f"--holdout-tail is {options.holdout_tail}, expected a fraction from 0 to below 1")
-    if options.degradation != "paired":
+    if options.degradation == "paired":
+        if options.crf is not None:
+            faults.append(f"--crf is {options.crf}, and no recipe is at work on pairs that are kept as they are")
+    else:
         try:
-            get_recipe(options.degradation)
+            get_recipe(options.degradation, options.crf)
         except BadConfigError as error:
             faults.append(str(error))
     if faults:
@@ -151,12 +163,13 @@ def make_plan(sources: Sequence[ScannedSource], options: PackOptions) -> Plan:
 def dataset_record(options: PackOptions, sources: Sequence[ScannedSource]) -> dict[str, Any]:
     """The index's fields that describe the data set as a whole, as plain values."""
     described = [source.describe() for source in sources]
+    recipe = describe(options.degradation, options.crf)
     return {
         "version": FORMAT_VERSION,
         "scale": options.scale,
         "codec": options.codec,
         "clip_frames": options.clip_frames,
-        "degradation": describe(options.degradation),
+        "degradation": {"name": "paired", "shrink": recipe} if options.shrink_pairs else recipe,
         "sources": described,
         "source_hash": xxhash.xxh3_128_hexdigest(canonical_json(described)),
         "flow": options.flow,
@@ -197,7 +210,7 @@ def _check_sizes(sources: Sequence[ScannedSource], options: PackOptions) -> None
 
 def _cut(number: int, source: ScannedSource, options: PackOptions) -> Iterator[SequencePlan]:
     """All sequences of a source, short ones included, in time order."""
-    if source.source.name in options.holdout:
+    if source.source.split == VAL or source.source.name in options.holdout:
         boundary = 0
     else:
         boundary = source.num_frames - round(source.num_frames * options.holdout_tail)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -178,6 +178,10 @@ class Index:
                 found.setdefault(clip.sequence, []).append(clip)
         return {name: sorted(clips, key=lambda clip: clip.first_frame) for name, clips in found.items()}
 
+    def dataset(self) -> dict[str, Any]:
+        """The fields that speak of the data set as a whole, as each shard's `DATASET_MEMBER` repeats them."""
+        return {name: value for name, value in vars(self).items() if name in _DATASET_FIELDS}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, fit for JSON; `from_dict` turns them back."""
         return asdict(self)
@@ -194,6 +198,9 @@ class Index:
             clips=tuple(clip_from_dict(clip) for clip in data["clips"]),
             **plain,
         )
+
+
+_DATASET_FIELDS = {field.name for field in fields(Index)} - {"shards", "clips"}
 
 
 def clip_from_dict(data: Mapping[str, Any]) -> Clip:

@@ -13,22 +13,32 @@ from typing import Any, Literal
 import xxhash
 
 from sharding.errors import BadInputError
+from sharding.images import image_size, is_folder, list_images, read_file
+from sharding.parallel import report_frames
 from sharding.schema import make_slug
 from sharding.shots import StepScorer, find_cuts, shots_between
-from sharding.video import SourceInfo, iter_timed_frames, list_images, natural_key, probe
+from sharding.video import SourceInfo, iter_thumbnails, probe
 
 SourceKind = Literal["video", "frames", "paired"]
 _READ_BYTES = 4 << 20
+_REPORT_FRAMES = 16
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source before it is read: slug, where its HR frames are, and for pairs where its LR frames are."""
+    """A source before it is read: slug, where its HR frames are, and for pairs where its LR frames are.
+
+    `split` is None where the options decide on train and val. `info` is what `probe` said of the HR frames;
+    `low_scale` is HR size over LR size of a pair, 1 where both are as large.
+    """
 
     name: str
     kind: SourceKind
     path: Path
+    info: SourceInfo
     low_path: Path | None = None
+    low_scale: int = 1
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,23 +79,22 @@ def find_sources(paths: Sequence[Path]) -> list[Source]:
     sources = []
     for given in paths:
         path = Path(os.path.abspath(given))
-        if not path.exists():
-            faults.append(f"{given} does not exist; expected a video file or a folder of images")
-            continue
         try:
-            probe(path)
+            info = probe(path)
         except BadInputError as error:
             faults.append(str(error))
             continue
-        kind: SourceKind = "frames" if path.is_dir() else "video"
-        sources.append(Source(make_slug(path.name if path.is_dir() else path.stem), kind, path))
-    faults += _name_faults(sources)
+        folder = is_folder(path)
+        kind: SourceKind = "frames" if folder else "video"
+        sources.append(Source(make_slug(path.name if folder else path.stem), kind, path, info))
+    faults += name_faults(sources)
     if faults:
         raise BadInputError("; ".join(faults))
     return sources
 
 
-def _name_faults(sources: Sequence[Source]) -> list[str]:
+def name_faults(sources: Sequence[Source]) -> list[str]:
+    """One text for each name that several sources would have in the data set."""
     by_name: dict[str, list[str]] = {}
     for source in sources:
         by_name.setdefault(source.name, []).append(str(source.path))
@@ -96,69 +105,25 @@ def _name_faults(sources: Sequence[Source]) -> list[str]:
     ]
 
 
-def find_pairs(low_root: Path, high_root: Path, scale: int) -> list[Source]:
-    """One source per subfolder that both roots have, or one for the roots themselves if they hold the images.
+def scan_frames(source: Source, xxh3: str, num_threads: int = 1) -> ScannedSource:
+    """Decode a video or a folder once from end to end, frame by frame; `xxh3` is its `content_hash`.
 
-    Raises BadInputError with all faults: subfolders without partner, counts or sizes that do not fit.
+    Raises BadInputError if it breaks off, changes its size, or is interlaced or damaged.
     """
-    for root in (low_root, high_root):
-        if not root.is_dir():
-            raise BadInputError(f"{root} is no folder; expected --paired lq=DIR,gt=DIR with two folders")
-    low, high = _subfolders(low_root), _subfolders(high_root)
-    if not low and not high:
-        low, high = {high_root.name: low_root}, {high_root.name: high_root}
-    faults = [f"{low[name]} has no partner in {high_root}" for name in low if name not in high]
-    faults += [f"{high[name]} has no partner in {low_root}" for name in high if name not in low]
-    sources = []
-    for name in sorted(set(low) & set(high), key=natural_key):
-        faults += _pair_faults(low[name], high[name], scale)
-        sources.append(Source(make_slug(name), "paired", high[name], low[name]))
-    faults += _name_faults(sources)
-    if faults:
-        raise BadInputError(f"the pairs do not fit ({len(faults)} faults): {'; '.join(faults)}")
-    return sources
-
-
-def _subfolders(root: Path) -> dict[str, Path]:
-    return {path.name: Path(os.path.abspath(path)) for path in root.iterdir() if path.is_dir()}
-
-
-def _pair_faults(low: Path, high: Path, scale: int) -> list[str]:
-    infos: list[SourceInfo] = []
-    faults = []
-    for folder in (low, high):
-        try:
-            infos.append(probe(folder))
-        except BadInputError as error:
-            faults.append(str(error))
-    if faults:
-        return faults
-    small, large = infos
-    if small.num_frames != large.num_frames:
-        faults.append(f"{low} has {small.num_frames} images, {high} {large.num_frames}; expected as many")
-    if (large.width, large.height) != (small.width * scale, small.height * scale):
-        faults.append(
-            f"{high} is {large.width} x {large.height} px, {low} {small.width} x {small.height}; expected "
-            f"{scale} times the size: check --scale"
-        )
-    return faults
-
-
-def scan_source(source: Source) -> ScannedSource:
-    """Read a source once from end to end, frame by frame. Raises BadInputError if it breaks off."""
-    info = probe(source.path)
     scorer = StepScorer()
     pts: list[int | None] = []
-    for frame in iter_timed_frames(source.path):
-        if frame.rgb.shape[:2] != (info.height, info.width):
+    info = source.info
+    for frame in iter_thumbnails(source.path, num_threads):
+        if (frame.height, frame.width) != (info.height, info.width):
             raise BadInputError(
                 f"{source.path} changes its size at frame {len(pts)}: expected {info.width} x {info.height} "
-                f"px, got {frame.rgb.shape[1]} x {frame.rgb.shape[0]}; cut it there"
+                f"px, got {frame.width} x {frame.height}; cut it there"
             )
-        if source.kind != "paired":
-            scorer.add(frame.rgb)
+        scorer.add(frame.rgb)
         pts.append(frame.pts)
-    cuts = find_cuts(scorer.scores)
+        if len(pts) % _REPORT_FRAMES == 0:
+            report_frames(_REPORT_FRAMES)
+    report_frames(len(pts) % _REPORT_FRAMES)
     known = [value for value in pts if value is not None]
     rising = len(known) == len(pts) and all(a < b for a, b in pairwise(known))
     return ScannedSource(
@@ -167,22 +132,57 @@ def scan_source(source: Source) -> ScannedSource:
         fps=info.fps,
         height=info.height,
         width=info.width,
-        shots=tuple(shots_between(cuts, len(pts))),
+        shots=tuple(shots_between(find_cuts(scorer.scores), len(pts))),
         pts=tuple(known) if rising else (),
-        xxh3=_content_hash(source),
+        xxh3=xxh3,
     )
 
 
-def _content_hash(source: Source) -> str:
-    """xxh3_128 over the bytes of the video, or over names and bytes of all images, LR ones too."""
+def content_hash(path: Path) -> str:
+    """Hex of the xxh3_128 over the bytes of a video, or over names and bytes of all images of a folder."""
     state = xxhash.xxh3_128()
-    for path in (source.path, source.low_path):
-        if path is None:
-            continue
-        for file_path in list_images(path) if path.is_dir() else [path]:
-            if path.is_dir():
-                state.update(file_path.name.encode() + b"\0")
-            with file_path.open("rb") as file:
-                while block := file.read(_READ_BYTES):
-                    state.update(block)
+    if is_folder(path):
+        for image in list_images(path):
+            state.update(image.name.encode() + b"\0")
+            state.update(read_file(image))
+        return str(state.hexdigest())
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            state.update(block)
     return str(state.hexdigest())
+
+
+def scan_pair(source: Source, low_path: Path) -> ScannedSource:
+    """Sizes and hash of both sides of a pair, which is one shot; nothing is decoded.
+
+    Raises BadInputError that names every image at fault.
+    """
+    state = xxhash.xxh3_128()
+    faults: list[str] = []
+    num_frames = source.info.num_frames or 0
+    for path, times in ((source.path, 1), (low_path, source.low_scale)):
+        expected = (source.info.height // times, source.info.width // times)
+        for image in list_images(path):
+            try:
+                data = read_file(image)
+                state.update(image.name.encode() + b"\0")
+                state.update(data)
+                height, width = image_size(image, data)
+            except BadInputError as error:
+                faults.append(str(error))
+                continue
+            if (height, width) != expected:
+                faults.append(f"{image} is {width} x {height} px, expected {expected[1]} x {expected[0]}")
+        report_frames(num_frames // 2 if times == 1 else num_frames - num_frames // 2)
+    if faults:
+        raise BadInputError("; ".join(faults))
+    return ScannedSource(
+        source=source,
+        num_frames=num_frames,
+        fps=None,
+        height=source.info.height,
+        width=source.info.width,
+        shots=((0, num_frames),),
+        pts=(),
+        xxh3=str(state.hexdigest()),
+    )

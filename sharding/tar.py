@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -14,6 +14,7 @@ BLOCK_BYTES = 512
 END_BYTES = 2 * BLOCK_BYTES
 MAX_NAME_BYTES = 100
 _READ_BYTES = 4 << 20
+Chunk = bytes | memoryview  # a view is flat, of single bytes
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,30 @@ class TarWriter:
 
     def add(self, name: str, payload: bytes) -> TarEntry:
         """Write one member with modification time 0, mode 0644 and owner 0."""
-        self._write(tar_header(name, len(payload)))
-        entry = TarEntry(name, self.num_bytes, len(payload))
-        self._write(payload)
-        self._write(bytes(-len(payload) % BLOCK_BYTES))
-        return entry
+        return self.add_stream(name, len(payload), [payload])[0]
+
+    def add_stream(self, name: str, num_bytes: int, chunks: Iterable[Chunk]) -> tuple[TarEntry, str]:
+        """Write a member of `num_bytes` piece by piece; also gives the hex of the xxh3_64 of its payload.
+
+        Raises ValueError if the pieces are more or fewer bytes.
+        """
+        self._write(tar_header(name, num_bytes))
+        entry = TarEntry(name, self.num_bytes, num_bytes)
+        digest = xxhash.xxh3_64()
+        for chunk in chunks:
+            self._write(chunk)
+            digest.update(chunk)
+        if self.num_bytes != entry.offset + num_bytes:
+            raise ValueError(f"'{name}' got {self.num_bytes - entry.offset} bytes, expected {num_bytes}")
+        self._write(bytes(-num_bytes % BLOCK_BYTES))
+        return entry, str(digest.hexdigest())
 
     def finish(self) -> str:
         """Write the end mark; returns the hex of the xxh3_64 of the whole file."""
         self._write(bytes(END_BYTES))
         return str(self._hash.hexdigest())
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: Chunk) -> None:
         self._file.write(data)
         self._hash.update(data)
         self.num_bytes += len(data)

@@ -112,7 +112,7 @@ def shard_faults(root: Path, index: Index, shard: Shard, clips: list[Clip]) -> I
     with path.open("rb") as file:
         if hash_file(file) != shard.xxh3:
             yield "its hash is not the one in the index: its bytes were changed"
-        yield from _member_order_faults(file, num_bytes, clips)
+        yield from _member_order_faults(file, num_bytes, index, clips)
         for clip in clips:
             for field, members in clip.members.items():
                 codec = "npy" if field == "flow" else index.codec
@@ -120,8 +120,8 @@ def shard_faults(root: Path, index: Index, shard: Shard, clips: list[Clip]) -> I
                     yield from _payload_faults(file, member, codec)
 
 
-def _member_order_faults(file: BinaryIO, num_bytes: int, clips: list[Clip]) -> Iterator[str]:
-    """Compare the tar's headers and json members with the index; stops at the first that does not fit."""
+def _member_order_faults(file: BinaryIO, num_bytes: int, index: Index, clips: list[Clip]) -> Iterator[str]:
+    """Compare the tar's headers and json members with the index; stops at the first that is out of place."""
     expected: dict[str, tuple[int, int] | Clip] = {}
     for clip in clips:
         for members in clip.members.values():
@@ -135,6 +135,9 @@ def _member_order_faults(file: BinaryIO, num_bytes: int, clips: list[Clip]) -> I
                 yield f"holds '{entry.name}' where the index expects '{name or 'the end'}'"
                 return
             known = expected.get(entry.name)
+            if entry.name == DATASET_MEMBER:
+                file.seek(entry.offset)
+                yield from _dataset_faults(file.read(entry.num_bytes), index)
             if isinstance(known, Clip):
                 file.seek(entry.offset)
                 yield from _record_faults(file.read(entry.num_bytes), known)
@@ -144,6 +147,18 @@ def _member_order_faults(file: BinaryIO, num_bytes: int, clips: list[Clip]) -> I
         yield str(error)
         return
     yield from (f"lacks '{name}', which the index lists" for name in names)
+
+
+def _dataset_faults(payload: bytes, index: Index) -> Iterator[str]:
+    """What a shard says of its whole data set, where the index says something else."""
+    try:
+        found = json.loads(payload)
+        differing = sorted(name for name, value in index.dataset().items() if found.get(name) != value)
+    except (ValueError, AttributeError):
+        yield f"'{DATASET_MEMBER}' is not the JSON that pack writes"
+        return
+    if differing:
+        yield f"is of another data set than the index: they differ in {', '.join(differing)}"
 
 
 def _record_faults(payload: bytes, clip: Clip) -> Iterator[str]:

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
-from sharding.codec import CODECS, NPY_HEADER_BYTES, Frame
-from sharding.degrade import crop_to_multiple, get_recipe
-from sharding.errors import BadInputError
+from sharding.codec import CODECS, NPY_HEADER_BYTES, Frame, npy_header
 from sharding.flow import clip_flow
-from sharding.index import publish, write_json
-from sharding.plan import PackOptions, Plan, SequencePlan, ShardPlan
+from sharding.index import publish, temporary_name, write_json
+from sharding.parallel import report_frames
+from sharding.plan import PackOptions, Plan, ShardPlan
 from sharding.schema import (
     DATASET_MEMBER,
     Clip,
@@ -34,9 +32,9 @@ from sharding.schema import (
     clip_from_dict,
     member_names,
 )
-from sharding.sources import Source
-from sharding.tar import TarWriter
-from sharding.video import iter_timed_frames
+from sharding.sources import ScannedSource
+from sharding.stream import FramePair, iter_pairs
+from sharding.tar import Chunk, TarWriter
 
 JOURNAL_DIR = ".pack"
 
@@ -49,7 +47,7 @@ def write_shard(root: Path, plan: Plan, shard: ShardPlan) -> None:
     path, record_path = root / shard.name, record_file(root, shard.name)
     record_path.unlink(missing_ok=True)
     path.unlink(missing_ok=True)
-    temporary = root / f"{shard.name}.tmp.{os.getpid()}"
+    temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
             writer = TarWriter(file)
@@ -86,73 +84,55 @@ def read_record(root: Path, shard_name: str, plan_digest: str) -> tuple[Shard, t
     return shard, clips
 
 
-@dataclass(frozen=True)
-class _ClipFrames:
-    """The decoded frames of one clip: HR, LR, and the time of each in s."""
-
-    key: str
-    first_frame: int
-    high: list[Frame]
-    low: list[Frame]
-    times_s: list[float | None]
-
-
 def _write_clips(writer: TarWriter, plan: Plan, shard: ShardPlan) -> Iterator[Clip]:
     for sequence in shard.sequences:
-        source = plan.sources[sequence.source].source
-        for frames in _decode_clips(source, sequence, plan.options):
+        source = plan.sources[sequence.source]
+        pairs = iter_pairs(source, sequence, plan.options)
+        for key, first_frame, num_frames in sequence.clips(plan.options.clip_frames):
+            frames = islice(pairs, num_frames)
             yield Clip(
-                key=frames.key,
+                key=key,
                 sequence=sequence.name,
                 split=sequence.split,
                 shard=shard.name,
-                first_frame=frames.first_frame,
-                num_frames=len(frames.low),
-                members=_write_clip(writer, plan.options, source.name, frames),
+                first_frame=first_frame,
+                num_frames=num_frames,
+                members=write_clip(writer, plan.options, source, (key, first_frame, num_frames), frames),
             )
 
 
-def _decode_clips(source: Source, sequence: SequencePlan, options: PackOptions) -> Iterator[_ClipFrames]:
-    """The clips of a sequence, decoded one at a time."""
-    triples = _decode_frames(source, sequence, options)
-    for key, first, num_frames in sequence.clips(options.clip_frames):
-        taken = list(islice(triples, num_frames))
-        if len(taken) != num_frames:
-            raise BadInputError(
-                f"{source.path} ends before frame {first + num_frames}, which it had a moment ago; expected "
-                "a source that does not change while it is packed: run pack again"
-            )
-        yield _ClipFrames(key, first, [t[0] for t in taken], [t[1] for t in taken], [t[2] for t in taken])
-
-
-def _decode_frames(
-    source: Source, sequence: SequencePlan, options: PackOptions
-) -> Iterator[tuple[Frame, Frame, float | None]]:
-    """(HR, LR, time in s) from the first frame of a sequence on."""
-    high = iter_timed_frames(source.path, sequence.first_frame, sequence.start_pts)
-    if source.low_path is not None:
-        low = iter_timed_frames(source.low_path, sequence.first_frame)
-        for low_frame, high_frame in zip(low, high, strict=True):
-            yield high_frame.rgb, low_frame.rgb, None
-        return
-    recipe = get_recipe(options.degradation)
-    for frame in high:
-        cropped = np.ascontiguousarray(crop_to_multiple(frame.rgb, options.scale))
-        yield cropped, recipe.apply(cropped, options.scale), frame.time_s
-
-
-def _write_clip(
-    writer: TarWriter, options: PackOptions, source_name: str, frames: _ClipFrames
+def write_clip(
+    writer: TarWriter,
+    options: PackOptions,
+    source: ScannedSource,
+    clip: tuple[str, int, int],
+    pairs: Iterator[FramePair],
 ) -> dict[str, tuple[Member, ...]]:
-    members = {
-        "hr": _write_frames(writer, frames.key, "hr", options.codec, frames.high),
-        "lr": _write_frames(writer, frames.key, "lr", options.codec, frames.low),
-    }
+    """Write one clip (key, first frame, number of frames) as `pairs` yields it, and report its frames.
+
+    HR goes to the file at once, so that of HR no more than one frame is held.
+    """
+    key, first_frame, num_frames = clip
+    low: list[Frame] = []
+    times_s: list[float | None] = []
+
+    def high() -> Iterator[Frame]:
+        for pair in pairs:
+            low.append(pair.low)
+            times_s.append(pair.time_s)
+            yield pair.high
+            report_frames(1)
+
+    scale = options.scale
+    shape = (source.height // scale * scale, source.width // scale * scale, 3)
+    members = {"hr": _write_frames(writer, options.codec, (key, "hr"), (num_frames, *shape), high())}
+    members["lr"] = _write_frames(writer, options.codec, (key, "lr"), (num_frames, *low[0].shape), low)
     if options.flow != "none":
-        (name,) = member_names(frames.key, "flow", "npy", len(frames.low))
-        members["flow"] = (_write_array(writer, name, "npy", clip_flow(frames.low, options.flow)),)
-    record = clip_record(source_name, frames.first_frame, frames.times_s)
-    writer.add(f"{frames.key}.json", canonical_json(record))
+        flow = clip_flow(low, options.flow)
+        (name,) = member_names(key, "flow", "npy", num_frames)
+        members["flow"] = (_write_array(writer, name, flow.shape, flow.dtype, [flow]),)
+    record = clip_record(source.source.name, first_frame, times_s)
+    writer.add(f"{key}.json", canonical_json(record))
     return members
 
 
@@ -165,21 +145,31 @@ def clip_record(source_name: str, first_frame: int, times_s: list[float | None])
     }
 
 
-def _write_frames(writer: TarWriter, key: str, field: str, codec: str, frames: list[Frame]) -> tuple[Member, ...]:
-    names = member_names(key, field, codec, len(frames))
-    arrays = frames if CODECS[codec].per_frame else [np.stack(frames)]
-    return tuple(_write_array(writer, name, codec, array) for name, array in zip(names, arrays, strict=True))
+def _write_frames(
+    writer: TarWriter, codec: str, place: tuple[str, str], shape: tuple[int, ...], frames: Iterable[Frame]
+) -> tuple[Member, ...]:
+    """The members of one field; `place` is (key, field), `shape` is (T, H, W, 3)."""
+    names = member_names(*place, codec, shape[0])
+    if not CODECS[codec].per_frame:
+        return (_write_array(writer, names[0], shape, np.dtype(np.uint8), frames),)
+    members = []
+    for name, frame in zip(names, frames, strict=True):
+        payload = CODECS[codec].encode(frame)
+        entry, digest = writer.add_stream(name, len(payload), [payload])
+        members.append(Member(name, entry.offset, entry.num_bytes, frame.shape, frame.dtype.name, digest))
+    return tuple(members)
 
 
-def _write_array(writer: TarWriter, name: str, codec: str, array: NDArray[Any]) -> Member:
-    payload = CODECS[codec].encode(array)
-    entry = writer.add(name, payload)
-    return Member(
-        name=name,
-        offset=entry.offset,
-        num_bytes=entry.num_bytes,
-        shape=array.shape,
-        dtype=array.dtype.name,
-        xxh3=xxhash.xxh3_64_hexdigest(payload),
-        data_offset=0 if CODECS[codec].per_frame else entry.offset + NPY_HEADER_BYTES,
-    )
+def _write_array(
+    writer: TarWriter,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    parts: Iterable[NDArray[Any]],
+) -> Member:
+    """An npy member whose C-ordered bytes are those of `parts`, one after another."""
+    num_bytes = NPY_HEADER_BYTES + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    data: Iterator[Chunk] = (part.reshape(-1).view(np.uint8).data for part in parts)
+    chunks = chain([npy_header(shape, dtype)], data)
+    entry, digest = writer.add_stream(name, num_bytes, chunks)
+    return Member(name, entry.offset, num_bytes, shape, dtype.name, digest, entry.offset + NPY_HEADER_BYTES)

@@ -179,9 +179,9 @@ def test_an_override_that_does_not_fit(fails, config, override, expected):
 
 def test_a_configuration_file_with_several_faults_names_them_all(fails, tmp_path):
     path = tmp_path / "bad.yaml"
-    path.write_text("seed: x\nlos: {tv: 1}\ndata:\n  crop_px: 1.5\n  shuffle: 3\n")
+    path.write_text("seed: x\nlos: {tv: 1}\ndata:\n  crop_px: 1.5\n  symmetries: 3\n")
     message = fails("config", "check", path)
-    for part in (str(path), "seed:", "unknown key los", "data.crop_px:", "data.shuffle:"):
+    for part in (str(path), "seed:", "unknown key los", "data.crop_px:", "data.symmetries:"):
         assert part in message
 
 
@@ -189,7 +189,7 @@ def test_a_configuration_file_with_several_faults_names_them_all(fails, tmp_path
     ("override", "expected"),
     [
         ("data.crop_px=17", "data.crop_px is 17, larger than the low-resolution frames"),
-        ("data.batch_clips=0", "batch_clips is 0; expected at least 1"),
+        ("data.batch_clips=0", "batch_clips is 0, expected at least 1"),
         ("data.train_split=test", "no split 'test'; it has: train, val"),
         ("scale=2", "scale is 2, but"),
         ("train.processes=2", "train.processes is 2, but 1 process(es) were started"),

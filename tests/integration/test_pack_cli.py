@@ -48,7 +48,7 @@ def test_the_way_a_newcomer_goes(tmp_path: Path) -> None:
     assert call("samples", "clips").count("already there") == 4
     text = call("pack", "clips/carphone_pristine.mp4", "clips/carphone_distorted.mp4", "--out", "set")
     assert "240 frames" in text
-    assert "packed 1 of 1 shards" in text
+    assert "packed 240 of 240 frames, " in text
     assert "29.97 fps" in call("inspect", "set", "--sheet", "sheet.png")
     sheet = cv2.imread(str(tmp_path / "sheet.png"))
     assert sheet is not None

@@ -12,7 +12,8 @@ from sharding.errors import BadShardError
 from sharding.flow import clip_flow
 from sharding.index import load_index, read_index, rebuild_index
 from sharding.inspect import read_frame
-from sharding.pack import PackJob, merge, pack
+from sharding.output import merge
+from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
 from sharding.samples import find_samples
 from sharding.schema import Index

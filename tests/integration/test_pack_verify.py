@@ -156,6 +156,17 @@ def test_all_faults_come_at_once(root: Path) -> None:
     assert len(faults) >= 4
 
 
+def test_an_index_of_another_set_is_told(clean: Path, root: Path, tmp_path: Path) -> None:
+    """Same clip, same layout, same sizes of shards: only the recipe differs."""
+    options = PackOptions(holdout_tail=0.5, flow="dis", degradation="blur_decimate")
+    pack(PackJob(tmp_path / "other", (CLIPS["carphone_distorted"],), options=options))
+    shutil.copy(tmp_path / "other" / "index.json", root / "index.json")
+    faults = verify(root)
+    for shard in (TRAIN, VAL):
+        assert f"{shard}: is of another data set than the index: they differ in degradation" in faults
+        assert any(fault.startswith(f"{shard}: its hash") for fault in faults)
+
+
 def test_every_flipped_byte_is_found(root: Path) -> None:
     size = (root / VAL).stat().st_size
     for position in range(0, size, size // 9):

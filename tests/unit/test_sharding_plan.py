@@ -12,6 +12,9 @@ from sharding.errors import BadConfigError, BadInputError
 from sharding.plan import PackOptions, Plan, frame_bytes, make_plan
 from sharding.schema import is_valid_key
 from sharding.sources import ScannedSource, Source
+from sharding.video import SourceInfo
+
+INFO = SourceInfo("", None, None, 0, 0)
 
 
 def scanned(name: str, *lengths: int, height: int = 144, width: int = 176, pts: bool = True) -> ScannedSource:
@@ -20,7 +23,7 @@ def scanned(name: str, *lengths: int, height: int = 144, width: int = 176, pts: 
         shots.append((first, length))
         first += length
     return ScannedSource(
-        source=Source(name, "video", Path(f"/{name}.mp4")),
+        source=Source(name, "video", Path(f"/{name}.mp4"), INFO),
         num_frames=first,
         fps=Fraction(25),
         height=height,
@@ -131,7 +134,7 @@ def test_content_is_in_the_digest_and_place_is_not() -> None:
     source = scanned("a", 20)
     digest = make_plan([source], PackOptions()).digest
     assert make_plan([replace(source, xxh3="01")], PackOptions()).digest != digest
-    elsewhere = replace(source, source=Source("a", "video", Path("/elsewhere/a.mp4")))
+    elsewhere = replace(source, source=replace(source.source, path=Path("/elsewhere/a.mp4")))
     assert make_plan([elsewhere], PackOptions()).digest == digest
 
 

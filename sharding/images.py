@@ -1,0 +1,153 @@
+"""Folders of numbered images, on disk or inside a zip archive that is read in place.
+
+A folder is named by a path. `GT.zip` stands for what the archive holds at its top, and `GT.zip/GT/000` for a
+folder inside, as if the archive were unpacked there; readers need not tell the two apart.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+
+from sharding.codec import Frame
+from sharding.errors import BadInputError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"IEND\xaeB`\x82"
+_PNG_HEADER_BYTES = 24
+
+
+class _Archive:
+    """An open zip archive and its folders: path inside -> names of the files and of the folders in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = zipfile.ZipFile(path)
+        self.files: dict[str, list[str]] = {"": []}
+        self.folders: dict[str, set[str]] = {"": set()}
+        for name in self.file.namelist():
+            inner = PurePosixPath(name)
+            if inner.parts[:1] == ("__MACOSX",):
+                continue
+            for parent, child in _lineage(inner if name.endswith("/") else inner.parent):
+                self.folders.setdefault(parent, set()).add(child)
+                self.files.setdefault(f"{parent}/{child}".lstrip("/"), [])
+            if not name.endswith("/"):
+                self.files.setdefault(_key(inner.parent), []).append(inner.name)
+
+
+def _key(inner: PurePosixPath) -> str:
+    return "" if inner == PurePosixPath(".") else inner.as_posix()
+
+
+def _lineage(folder: PurePosixPath) -> Iterator[tuple[str, str]]:
+    """(parent, name) of a folder and of every folder above it."""
+    for depth in range(len(folder.parts)):
+        yield "/".join(folder.parts[:depth]), folder.parts[depth]
+
+
+def is_folder(path: Path) -> bool:
+    """True for a directory, a zip archive, and a folder inside one. Raises BadInputError for a bad archive."""
+    if path.is_dir():
+        return True
+    found = _split(path)
+    return found is not None and found[1] in found[0].files
+
+
+def subfolders(path: Path) -> list[Path]:
+    """The folders directly below a folder, in natural order; hidden ones are left out."""
+    found = None if path.is_dir() else _split(path)
+    if found is None:
+        names = [inner.name for inner in path.iterdir() if inner.is_dir()]
+    else:
+        names = list(found[0].folders.get(found[1], ()))
+    return [path / name for name in sorted(names, key=natural_key) if not name.startswith(".")]
+
+
+def list_images(path: Path) -> list[Path]:
+    """The images of a folder in natural order (2 before 10). Raises BadInputError if there is none."""
+    found = None if path.is_dir() else _split(path)
+    names = [inner.name for inner in path.iterdir()] if found is None else found[0].files.get(found[1], [])
+    images = [path / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES and name[0] != "."]
+    if not images:
+        inner = subfolders(path)
+        hint = f"; it has subfolders, give them one by one, such as {inner[0]}" if inner else ""
+        if {"GT", "LQ"} <= {folder.name for folder in inner}:
+            hint = f"; it looks like a set of pairs, give it as --realvsr {path}"
+        raise BadInputError(f"{path} holds no image; expected files such as 0001.png{hint}")
+    return sorted(images, key=lambda image: natural_key(image.name))
+
+
+def natural_key(text: str) -> list[tuple[int, int, str]]:
+    """A sort key that compares runs of digits as numbers; equal numbers fall back to their text."""
+    parts = re.split(r"([0-9]+)", text)
+    return [(0, int(part), part) if part[0] in "0123456789" else (1, 0, part) for part in parts if part]
+
+
+def read_file(path: Path, num_bytes: int = -1) -> bytes:
+    """The first `num_bytes` bytes of a file, on disk or in an archive; all with -1.
+
+    Raises BadInputError if it cannot be read, also for a checksum of the archive that does not fit.
+    """
+    found = _split(path)
+    try:
+        if found is None:
+            with path.open("rb") as file:
+                return file.read(num_bytes)
+        with found[0].file.open(found[1]) as member:
+            return member.read(num_bytes)
+    except (KeyError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
+        raise BadInputError(f"{path} cannot be read from its archive ({error}); replace the archive") from error
+
+
+def read_image(path: Path) -> Frame:
+    """uint8 RGB (H, W, 3) of an image file. Raises BadInputError that names it."""
+    return _decode(path, read_file(path))
+
+
+def image_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
+    """(height, width) of an image; a PNG is asked by its header alone. `data` are its bytes if they are read already.
+
+    With `data`, a truncated PNG is refused. Raises BadInputError that names the image.
+    """
+    head = read_file(path, _PNG_HEADER_BYTES) if data is None else data[:_PNG_HEADER_BYTES]
+    if len(head) < _PNG_HEADER_BYTES or not head.startswith(_PNG_MAGIC):
+        height, width = _decode(path, read_file(path) if data is None else data).shape[:2]
+        return height, width
+    if data is not None and not data.rstrip(b"\0").endswith(_PNG_END):
+        raise BadInputError(f"{path} is a PNG that breaks off after {len(data)} bytes; replace it")
+    width, height = struct.unpack(">II", head[16:24])
+    return height, width
+
+
+def _decode(path: Path, data: bytes) -> Frame:
+    image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    if image is None:
+        raise BadInputError(f"{path} is not an image that OpenCV can decode; replace or remove it")
+    return np.asarray(image, dtype=np.uint8)
+
+
+def _split(path: Path) -> tuple[_Archive, str] | None:
+    """(the archive, path inside it) for a path that leads to or into a zip file, else None."""
+    for outer in (path, *path.parents):
+        if outer.suffix.lower() == ".zip" and outer.is_file():
+            status = outer.stat()
+            return _open(outer, status.st_size, status.st_mtime_ns), _key(PurePosixPath(path.relative_to(outer)))
+    return None
+
+
+@lru_cache(maxsize=8)
+def _open(path: Path, num_bytes: int, mtime_ns: int) -> _Archive:
+    """The archive, kept open for the next image; size and time tell a replaced one."""
+    try:
+        return _Archive(path)
+    except zipfile.BadZipFile as error:
+        raise BadInputError(f"{path} is no zip archive that can be read ({error}); get it again") from error
