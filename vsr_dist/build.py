@@ -14,7 +14,9 @@ from vsr_dist.core.collectives import current_world
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.rng import mix, purpose
 from vsr_dist.core.world import World
-from vsr_dist.data.loader import ClipBatch, TrainLoader, validation_batch
+from vsr_dist.data.loader import TrainLoader, validation_batch
+from vsr_dist.data.ring import ClipBatch
+from vsr_dist.data.source import open_shard_set
 from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.models import build_discriminator, build_generator
 from vsr_dist.models.base import Discriminator, Generator
@@ -60,8 +62,9 @@ class Inputs:
 def open_inputs(config: Config, world: World) -> Inputs:
     """Open everything that can be missing or damaged. Holds no collective call: see `together`."""
     check_config(config)
-    loader = TrainLoader(config.data, config.seed, world, config.train.accumulation_steps)
-    validation = validation_batch(config.data, config.data.clip_frames)
+    shards = open_shard_set(config.data)
+    loader = TrainLoader(config.data, shards, config.seed, world, config.train.accumulation_steps)
+    validation = validation_batch(config.data, shards, config.data.clip_frames)
     if loader.windows_of.scale != config.scale:
         raise BadConfigError(
             f"scale is {config.scale}, but {config.data.root} was packed at scale {loader.windows_of.scale}; "

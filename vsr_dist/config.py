@@ -22,7 +22,7 @@ from vsr_dist.core.config_io import (
 )
 from vsr_dist.core.errors import BadConfigError, nearest_hint
 from vsr_dist.core.fields import io
-from vsr_dist.data.loader import DataConfig
+from vsr_dist.data.config import DataConfig
 from vsr_dist.losses.adversarial import AdversarialName
 from vsr_dist.losses.objective import LossConfig
 from vsr_dist.models import (

@@ -28,7 +28,7 @@ def refusal(*overrides: str, tree: dict | None = None) -> str:
         ("loss.tv=1e-4", "loss.tv", 1e-4),
         ("loss.tv=0.5", "loss.tv", 0.5),
         ("loss.image=2", "loss.image", 2.0),
-        ("data.shuffle=false", "data.shuffle", False),
+        ("data.symmetries=false", "data.symmetries", False),
         ("generator_optimizer.betas=[0.5, 1e-3]", "generator_optimizer.betas", [0.5, 1e-3]),
         ("run_dir=runs/a b=c", "run_dir", "runs/a b=c"),
         ("train.processes=2", "train.processes", 2),
@@ -99,7 +99,7 @@ def test_an_empty_value_is_refused(override):
         ("seed=1.5", "seed: Expected int. Got value: 1.5"),
         ("seed=true", "seed: Expected int"),
         ("train.steps=many", "train.steps: Expected int. Got value: many"),
-        ("data.shuffle=1", "data.shuffle: Expected bool"),
+        ("data.symmetries=1", "data.symmetries: Expected bool"),
         ("name=3", "name: Expected str"),
         ("generator_optimizer.betas=[0.9]", "generator_optimizer.betas: Expected a tuple with 2 elements"),
         ("objective=rpgam", "'rpgan'"),
@@ -111,7 +111,7 @@ def test_an_empty_value_is_refused(override):
         ("loss.tv=-1", "found tv -1"),
         ("loss.tv=.inf", "found tv inf"),
         ("train.steps=0", "train: steps is 0, expected at least 1"),
-        ("data.batch_clips=0", "data: batch_clips is 0; expected at least 1"),
+        ("data.batch_clips=0", "data: batch_clips is 0, expected at least 1"),
         ("generator.channels=0", "generator: model 'recurrent'"),
         ("discriminator_optimizer.learning_rate=-1", "discriminator_optimizer: expected a learning_rate above 0"),
         ("generator_optimizer.betas=[0.9, 1.0]", "generator_optimizer: betas are (0.9, 1.0)"),
@@ -127,7 +127,7 @@ def test_a_wrong_value_is_named_with_what_was_expected(override, expected):
 def test_all_faults_are_told_at_once():
     message = refusal(
         tree={
-            "data": {"crop_px": "x", "shuffle": 3},
+            "data": {"crop_px": "x", "symmetries": 3},
             "seed": 1.5,
             "loss": {"imag": 1, "tv": None},
             "train": {"steps": 0},
@@ -137,7 +137,7 @@ def test_all_faults_are_told_at_once():
     )
     for part in (
         "data.crop_px: Expected int",
-        "data.shuffle: Expected bool",
+        "data.symmetries: Expected bool",
         "seed: Expected int",
         "unknown key loss.imag",
         "loss.tv is empty",

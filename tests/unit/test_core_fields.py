@@ -55,12 +55,26 @@ def test_what_is_not_a_result_is_listed_here():
     assert {key for key, kind in kinds.items() if kind == "speed"} == {
         "data.reader_threads",
         "data.read_ahead_batches",
+        "data.frame_cache_mb",
         "train.threads",
     }
     assert {key for key, kind in kinds.items() if kind == "io"} == {
         "name",
         "run_dir",
-        "data.root",
+        *(
+            f"data.{key}"
+            for key in (
+                "root",
+                "on_bad_sample",
+                "max_bad_samples",
+                "check_hashes",
+                "cache_dir",
+                "cache_gb",
+                "fetch_tries",
+                "fetch_backoff_s",
+                "s3_endpoint",
+            )
+        ),
         *(f"tracking.{key}" for key in ("mlflow", "uri", "experiment", "log_model")),
         *(
             f"train.{key}"

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
-import xxhash
 
 from sharding.degrade import bicubic_downscale
 from sharding.index import read_index
 from vsr_dist.core.errors import BadShardError
-from vsr_dist.data.augment import Augmentation, apply_symmetries, center, crop, draw
-from vsr_dist.data.plan import Window, list_windows
+from vsr_dist.data.augment import Augmentation, center, copy_frames, draw
+from vsr_dist.data.config import DataConfig
+from vsr_dist.data.plan import Window, WindowTable
+from vsr_dist.data.shards import OpenShard
+from vsr_dist.data.source import open_shard_set
 from vsr_dist.data.stream import SplitStream
-from vsr_dist.data.windows import ShardWindows
+from vsr_dist.data.windows import BadSampleError, ClipArrays, FrameCache, ShardWindows
 
 SCALE = 4
 CROP_PX = 12
@@ -37,6 +40,18 @@ def truth(films):
     return found
 
 
+def open_windows(root, split="train", **options):
+    return ShardWindows(open_shard_set(DataConfig(root=str(root))), split, **options)
+
+
+def read(windows_of, window, choice, crop_px=CROP_PX):
+    """(low_THWC, real_TYXC) in arrays of their own."""
+    sides = (crop_px, crop_px * windows_of.scale)
+    out = ClipArrays(*(np.zeros((window.num_frames, side, side, 3), dtype=np.uint8) for side in sides))
+    windows_of.read(window, choice, out)
+    return out.low_THWC, out.real_TYXC
+
+
 def flip_byte(root, key, field, place=0.5):
     """Damage one member of a clip without a change of any size."""
     (clip,) = [clip for clip in read_index(root).clips if clip.key == key]
@@ -51,7 +66,7 @@ def flip_byte(root, key, field, place=0.5):
 
 @pytest.mark.parametrize(("split", "expected"), [("train", TRAIN), ("val", VAL)])
 def test_a_split_holds_the_sequences_in_order(pack_films, split, expected):
-    windows_of = ShardWindows(pack_films("npy"), split)
+    windows_of = open_windows(pack_films("npy"), split)
     assert [sequence.name for sequence in windows_of.sequences] == list(expected)
     assert windows_of.sequence_num_frames == [num_frames for _, _, num_frames in expected.values()]
     sizes = {(s.low_height_px, s.low_width_px) for s in windows_of.sequences if s.name.startswith("walk")}
@@ -61,13 +76,13 @@ def test_a_split_holds_the_sequences_in_order(pack_films, split, expected):
 @pytest.mark.parametrize("codec", ["npy", "png", "webp"])
 @pytest.mark.parametrize("num_frames", [1, 3, 7])
 def test_every_window_equals_the_source_frames_across_clip_borders(pack_films, truth, codec, num_frames):
-    windows_of = ShardWindows(pack_films(codec), "train")
-    windows = list_windows(windows_of.sequence_num_frames, num_frames)
+    windows_of = open_windows(pack_films(codec))
+    windows = WindowTable(windows_of.runs(), num_frames)
     assert len(windows) == sum(max(0, n - num_frames + 1) for _, _, n in TRAIN.values())
     for number, window in enumerate(windows):
         low_THWC, real_TYXC = truth[windows_of.sequences[window.sequence].name]
         choice = Augmentation(number % 5, number % 7)
-        low, real = windows_of.read(window, choice, CROP_PX)
+        low, real = read(windows_of, window, choice)
         frames = slice(window.start, window.start + num_frames)
         top, left = choice.top_px, choice.left_px
         np.testing.assert_array_equal(low, low_THWC[frames, top : top + CROP_PX, left : left + CROP_PX])
@@ -75,22 +90,19 @@ def test_every_window_equals_the_source_frames_across_clip_borders(pack_films, t
         np.testing.assert_array_equal(real, real_TYXC[frames, rows, columns])
 
 
-def test_what_is_read_is_a_copy(pack_films):
-    windows_of = ShardWindows(pack_films("npy"), "train")
-    window = Window(0, 2, 3)
-    first = windows_of.read(window, SYMMETRIES[0], CROP_PX)
+def test_what_is_read_stays_when_the_next_window_is_read(pack_films):
+    windows_of = open_windows(pack_films("npy"))
+    first = read(windows_of, Window(0, 2, 3), SYMMETRIES[0])
     kept = [part.copy() for part in first]
-    for part in first:
-        assert part.flags.c_contiguous
-        part[:] = 0
-    for part, expected in zip(windows_of.read(window, SYMMETRIES[0], CROP_PX), kept, strict=True):
+    read(windows_of, Window(1, 0, 3), SYMMETRIES[0])
+    for part, expected in zip(first, kept, strict=True):
         np.testing.assert_array_equal(part, expected)
 
 
 @pytest.mark.parametrize("choice", SYMMETRIES, ids=lambda choice: f"{choice.__dict__}")
 def test_symmetries_keep_low_and_real_registered(pack_films, choice):
     """Reducing the augmented truth gives the augmented input, but for the border that the kernel reaches over."""
-    low_THWC, real_TYXC = ShardWindows(pack_films("npy"), "train").read(Window(0, 1, 6), choice, CROP_PX)
+    low_THWC, real_TYXC = read(open_windows(pack_films("npy")), Window(0, 1, 6), choice)
     reduced_THWC = np.stack([bicubic_downscale(frame, SCALE) for frame in real_TYXC])
     inside = (slice(None), slice(2, -2), slice(2, -2))
     difference = reduced_THWC[inside].astype(int) - low_THWC[inside]
@@ -100,14 +112,41 @@ def test_symmetries_keep_low_and_real_registered(pack_films, choice):
         assert np.abs(reduced_THWC[inside].astype(int) - view[inside]).max() > 10
 
 
-def test_symmetries_are_sixteen_different_views():
-    crop_THWC = np.random.default_rng(0).integers(0, 256, (3, 5, 5, 3), dtype=np.uint8)
-    views = {apply_symmetries(crop_THWC, choice).tobytes() for choice in SYMMETRIES}
-    assert len(views) == 16
-    single = apply_symmetries(crop_THWC, Augmentation(0, 0, flip_rows=True, transpose=True))
-    # First the rows are flipped, then rows and columns change places.
-    np.testing.assert_array_equal(single[:, 4, 0], crop_THWC[:, 4, 4])
-    np.testing.assert_array_equal(single[:, 0, 4], crop_THWC[:, 0, 0])
+def turned(frames, choice):
+    """The symmetries in their documented order, as plain views."""
+    for wanted, turn in (
+        (choice.flip_rows, lambda view: view[:, ::-1]),
+        (choice.flip_columns, lambda view: view[:, :, ::-1]),
+        (choice.transpose, lambda view: view.swapaxes(1, 2)),
+        (choice.reverse_time, lambda view: view[::-1]),
+    ):
+        frames = turn(frames) if wanted else frames
+    return frames
+
+
+@pytest.mark.parametrize("codec", ["npy", "png"])
+def test_symmetries_are_sixteen_different_views(pack_films, codec):
+    """Of a window over three clips, so that the pieces are put together in the right order when time runs back."""
+    windows_of = open_windows(pack_films(codec))
+    window = Window(0, 2, 8)
+    plain = read(windows_of, window, Augmentation(2, 3))
+    found = {choice: read(windows_of, window, choice) for choice in SYMMETRIES}
+    assert len({real.tobytes() for _, real in found.values()}) == 16
+    for choice, parts in found.items():
+        for part, expected in zip(parts, plain, strict=True):
+            np.testing.assert_array_equal(part, turned(expected, choice))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 64])
+def test_copies_of_any_size_equal_the_views(size):
+    image = np.random.default_rng(0).integers(0, 256, (2, 70, 80, 3), dtype=np.uint8)
+    image.flags.writeable = False
+    for choice in SYMMETRIES:
+        target = np.zeros((2, size, size, 3), dtype=np.uint8)
+        source = image[:, 3 : 3 + size, 7 : 7 + size]
+        copy_frames(source, choice, target)
+        still = Augmentation(0, 0, choice.flip_rows, choice.flip_columns, choice.transpose)
+        np.testing.assert_array_equal(target, turned(source, still))
 
 
 def test_draws_cover_every_place_and_symmetry_evenly():
@@ -120,16 +159,9 @@ def test_draws_cover_every_place_and_symmetry_evenly():
     assert draw(5, 14, 15, CROP_PX, symmetries=True) == choices[5]
     plain = draw(5, 14, 15, CROP_PX, symmetries=False)
     assert plain == Augmentation(choices[5].top_px, choices[5].left_px)
+    forward = draw(5, 14, 15, CROP_PX, symmetries=True, time_reversal=False)
+    assert forward == replace(choices[5], reverse_time=False)
     assert center(16, 21, CROP_PX) == Augmentation(2, 4)
-
-
-def test_crops_of_both_sizes_show_the_same_place():
-    image = np.arange(40 * 48).reshape(1, 40, 48, 1) % 251
-    choice = Augmentation(3, 4)
-    np.testing.assert_array_equal(
-        crop(image.astype(np.uint8), choice, 5, SCALE)[:, ::SCALE, ::SCALE],
-        crop(image[:, ::SCALE, ::SCALE].astype(np.uint8), choice, 5),
-    )
 
 
 @pytest.mark.parametrize("codec", ["npy", "png"])
@@ -137,27 +169,62 @@ def test_crops_of_both_sizes_show_the_same_place():
 def test_a_flipped_byte_is_found_at_first_use_and_names_the_clip(pack_films, tmp_path, codec, field):
     root = shutil.copytree(pack_films(codec), tmp_path / "set")
     member = flip_byte(root, "walk_s000-00000004", field)
-    windows_of = ShardWindows(root, "train")
-    windows_of.read(Window(0, 0, 4), SYMMETRIES[0], CROP_PX)
+    windows_of = open_windows(root)
+    read(windows_of, Window(0, 0, 4), SYMMETRIES[0])
     for _ in range(2):  # a second try must not be taken for a checked one
-        with pytest.raises(BadShardError, match=r"clip walk_s000-00000004 in .*train-000000.tar") as caught:
-            windows_of.read(Window(0, 2, 4), SYMMETRIES[0], CROP_PX)
+        with pytest.raises(BadSampleError, match=r"clip walk_s000-00000004 in .*train-000000.tar") as caught:
+            read(windows_of, Window(0, 2, 4), SYMMETRIES[0])
         assert member in str(caught.value)
     with pytest.raises(BadShardError, match="clip walk_s000-00000004"):
         list(SplitStream(root, "train"))
 
 
-def test_bytes_are_hashed_once(pack_films, monkeypatch):
+@pytest.mark.parametrize(("check_hashes", "expected"), [(True, 4), (False, 0)])
+def test_bytes_are_hashed_once_or_never(pack_films, monkeypatch, check_hashes, expected):
     hashed = []
-    real = xxhash.xxh3_64_hexdigest
-    monkeypatch.setattr(xxhash, "xxh3_64_hexdigest", lambda data: hashed.append(len(data)) or real(data))
-    windows_of = ShardWindows(pack_films("npy"), "train")
+    real = OpenShard.hexdigest
+    monkeypatch.setattr(OpenShard, "hexdigest", lambda shard, member: hashed.append(member) or real(shard, member))
+    windows_of = open_windows(pack_films("npy"), check_hashes=check_hashes)
     for start in (0, 1, 0):
-        windows_of.read(Window(0, start, 6), SYMMETRIES[0], CROP_PX)
-    assert len(hashed) == 4  # two clips, two fields each
+        read(windows_of, Window(0, start, 6), SYMMETRIES[0])
+    assert len(hashed) == expected  # two clips, two fields each
 
 
-@pytest.mark.parametrize("reader", [ShardWindows, SplitStream])
+def test_a_damaged_picture_is_found_without_hashes_if_it_cannot_be_decoded(pack_films, tmp_path):
+    root = shutil.copytree(pack_films("png"), tmp_path / "set")
+    member = flip_byte(root, "walk_s000-00000004", "hr", place=0)
+    with pytest.raises(BadSampleError, match=f"clip walk_s000-00000004 in .*{member}"):
+        read(open_windows(root, check_hashes=False), Window(0, 2, 4), SYMMETRIES[0])
+
+
+@pytest.mark.parametrize(("cache_frames", "num_decoded"), [(0, 12), (2, 12), (16, 8)])
+def test_only_the_frames_of_a_window_are_decoded_and_the_last_used_kept(
+    pack_films, monkeypatch, cache_frames, num_decoded
+):
+    """Windows of frames 1-3 and 2-4, low and high: 12 decodes without a cache, 8 with one that holds them."""
+    decoded = []
+    real = OpenShard.payload
+    monkeypatch.setattr(OpenShard, "payload", lambda shard, member: decoded.append(member.name) or real(shard, member))
+    windows_of = open_windows(pack_films("png"), frame_cache_bytes=cache_frames * 64 * 80 * 3)
+    for start in (1, 2):
+        read(windows_of, Window(0, start, 3), SYMMETRIES[0])
+    assert len(decoded) == num_decoded
+    assert {name.partition(".")[0] for name in decoded} == {"walk_s000-00000000", "walk_s000-00000004"}
+    assert not [name for name in decoded if "0.hr.000" in name]
+
+
+def test_frames_are_thrown_away_least_recently_used_first():
+    cache = FrameCache(3 * 12)
+    frames = {name: np.full((2, 2, 3), number, dtype=np.uint8) for number, name in enumerate("abcd")}
+    for name in "abc":
+        cache.put(name, frames[name])
+    assert cache.get("a") is frames["a"]
+    cache.put("d", frames["d"])
+    cache.put("big", np.zeros((5, 5, 3), dtype=np.uint8))
+    assert [name for name in ("a", "b", "c", "d", "big") if cache.get(name) is not None] == ["a", "c", "d"]
+
+
+@pytest.mark.parametrize("reader", [open_windows, SplitStream])
 def test_an_unknown_split_is_answered_with_the_known_ones(pack_films, reader):
     with pytest.raises(BadShardError, match=r"no split 'test'; it has: train, val"):
         reader(pack_films("npy"), "test")
@@ -167,7 +234,7 @@ def test_an_unknown_split_is_answered_with_the_known_ones(pack_films, reader):
 @pytest.mark.parametrize(("split", "expected"), [("train", TRAIN), ("val", VAL)])
 def test_the_stream_gives_every_frame_in_order(pack_films, truth, codec, split, expected):
     stream = SplitStream(pack_films(codec), split)
-    windows_of = ShardWindows(pack_films(codec), split)
+    windows_of = open_windows(pack_films(codec), split)
     clips = list(stream)
     assert list(dict.fromkeys(clip.sequence for clip in clips)) == list(expected)
     for number, (name, (film, first, num_frames)) in enumerate(expected.items()):
@@ -178,7 +245,7 @@ def test_the_stream_gives_every_frame_in_order(pack_films, truth, codec, split, 
         real_TYXC = np.concatenate([clip.real_TYXC for clip in mine])
         np.testing.assert_array_equal(low_THWC, truth[name][0])
         np.testing.assert_array_equal(real_TYXC, truth[name][1])
-        low, real = windows_of.read(Window(number, 0, num_frames), Augmentation(0, 0), CROP_PX)
+        low, real = read(windows_of, Window(number, 0, num_frames), Augmentation(0, 0))
         np.testing.assert_array_equal(low, low_THWC[:, :CROP_PX, :CROP_PX])
         np.testing.assert_array_equal(real, real_TYXC[:, : SCALE * CROP_PX, : SCALE * CROP_PX])
     assert stream.fps("walk") == 25

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 _MASK_64 = (1 << 64) - 1
+Numbers = npt.NDArray[np.uint64]
 
 
 def mix(*values: int) -> int:
@@ -15,13 +18,25 @@ def mix(*values: int) -> int:
     Each value is absorbed by one round of SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom
     number generators", the finaliser of figure 17), whose output is a bijection of its input.
     """
+    return _absorb_all(values) >> 1
+
+
+def mix_many(prefix: tuple[int, ...], last: Numbers) -> Numbers:
+    """`mix(*prefix, value)` for every value of an array of any shape, as uint64."""
+    state = last + np.uint64((_absorb_all(prefix) + 0x9E3779B97F4A7C15) & _MASK_64)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (state ^ (state >> np.uint64(31))) >> np.uint64(1)
+
+
+def _absorb_all(values: tuple[int, ...]) -> int:
     state = 0
     for value in values:
         state = (state + (value & _MASK_64) + 0x9E3779B97F4A7C15) & _MASK_64
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK_64
         state ^= state >> 31
-    return state >> 1
+    return state
 
 
 def purpose(name: str) -> int:

@@ -1,16 +1,20 @@
-"""One crop, flip, transposition and time reversal per window, for all its frames, drawn from the sample's number.
+"""One crop, flip, transposition and time reversal per window, for all its frames and its flow, drawn from the
+sample's number.
 
-Axis letters: T time, H W low-resolution rows and columns, Y X high-resolution rows and columns, C channels.
+Axis letters: T time, H W low-resolution rows and columns, Y X high-resolution rows and columns, C channels; flow has
+K = 2 directions (forward, backward) and components 2 (dx to the right, dy down).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 Frames = npt.NDArray[np.uint8]
+Flow = npt.NDArray[np.int16]
 
 
 @dataclass(frozen=True)
@@ -25,18 +29,21 @@ class Augmentation:
     reverse_time: bool = False
 
 
-def draw(seed: int, height_px: int, width_px: int, crop_px: int, *, symmetries: bool) -> Augmentation:
+def draw(
+    seed: int, height_px: int, width_px: int, crop_px: int, *, symmetries: bool, time_reversal: bool = True
+) -> Augmentation:
     """Draw an augmentation for a low-resolution frame of the given size; a pure function of its arguments.
 
-    Without `symmetries` only the crop position is drawn.
+    Without `symmetries` only the crop position is drawn; without `time_reversal` time runs forward, and all else is
+    drawn as with it.
     """
     generator = np.random.Generator(np.random.PCG64(seed))
     top = int(generator.integers(height_px - crop_px + 1))
     left = int(generator.integers(width_px - crop_px + 1))
     if not symmetries:
         return Augmentation(top, left)
-    flags = generator.integers(2, size=4).astype(bool).tolist()
-    return Augmentation(top, left, *flags)
+    flip_rows, flip_columns, transpose, reverse_time = generator.integers(2, size=4).astype(bool).tolist()
+    return Augmentation(top, left, flip_rows, flip_columns, transpose, reverse_time and time_reversal)
 
 
 def center(height_px: int, width_px: int, crop_px: int) -> Augmentation:
@@ -44,21 +51,47 @@ def center(height_px: int, width_px: int, crop_px: int) -> Augmentation:
     return Augmentation((height_px - crop_px) // 2, (width_px - crop_px) // 2)
 
 
-def crop(frames_THWC: Frames, choice: Augmentation, crop_px: int, scale: int = 1) -> Frames:
-    """A view of the crop; `scale` 1 for the low-resolution frames, the factor for the high-resolution ones."""
-    top, left, size = choice.top_px * scale, choice.left_px * scale, crop_px * scale
-    return frames_THWC[:, top : top + size, left : left + size]
+def copy_frames(source_TYXC: Frames, choice: Augmentation, target_TYXC: Frames) -> None:
+    """Copy square crops into a contiguous array, flipped and transposed as `choice` says; time is left alone.
+
+    NumPy copies along a reversed or transposed axis pixel by pixel, 10 to 20 times slower than along rows, so
+    those two are done by OpenCV, frame by frame.
+    """
+    if not (choice.flip_columns or choice.transpose):
+        np.copyto(target_TYXC, source_TYXC[:, ::-1] if choice.flip_rows else source_TYXC)
+        return
+    for source_YXC, target_YXC in zip(source_TYXC, target_TYXC, strict=True):
+        if not choice.transpose:
+            cv2.flip(source_YXC, -1 if choice.flip_rows else 1, target_YXC)
+            continue
+        cv2.transpose(source_YXC, target_YXC)
+        # A flip of the rows before the transposition is one of the columns after it.
+        if choice.flip_rows or choice.flip_columns:
+            both = choice.flip_rows and choice.flip_columns
+            cv2.flip(target_YXC, -1 if both else 1 if choice.flip_rows else 0, target_YXC)
 
 
-def apply_symmetries(crop_THWC: Frames, choice: Augmentation) -> Frames:
-    """A view of a square crop with the flips, transposition and time reversal of `choice`."""
-    view = crop_THWC
-    if choice.flip_rows:
-        view = view[:, ::-1]
-    if choice.flip_columns:
-        view = view[:, :, ::-1]
-    if choice.transpose:
-        view = view.transpose(0, 2, 1, 3)
+def copy_flow(source_TKHW2: Flow, choice: Augmentation, target_TKHW2: Flow) -> None:
+    """Copy crops of the flow between the frames of a window, in space and time, so that it still fits its frames.
+
+    Axis 0 counts the pairs of neighbouring frames. A flip changes the sign of one component, a transposition
+    exchanges the two, and a time reversal exchanges forward and backward.
+    """
+    # Both components of a pixel travel together as one 32-bit number.
+    pairs_TKHW = source_TKHW2.view(np.int32)[..., 0]
     if choice.reverse_time:
-        view = view[::-1]
-    return view
+        pairs_TKHW = pairs_TKHW[::-1, ::-1]
+    if choice.flip_rows:
+        pairs_TKHW = pairs_TKHW[:, :, ::-1]
+    if choice.flip_columns:
+        pairs_TKHW = pairs_TKHW[:, :, :, ::-1]
+    if choice.transpose:
+        pairs_TKHW = pairs_TKHW.transpose(0, 1, 3, 2)
+    np.copyto(target_TKHW2.view(np.int32)[..., 0], pairs_TKHW)
+    for component, flipped in enumerate((choice.flip_columns, choice.flip_rows)):
+        if flipped:
+            values = target_TKHW2[..., component]
+            # -32768 has no opposite in int16; no displacement of a real picture is that long (1024 px).
+            np.negative(np.maximum(values, -32767), out=values)
+    if choice.transpose:
+        target_TKHW2[:] = target_TKHW2[..., ::-1].copy()

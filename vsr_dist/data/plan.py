@@ -1,24 +1,20 @@
-"""Which window stands at which place of the training stream: pure functions of plain integers.
+"""Windows of frames, and which places of the training stream a rank reads: pure functions of plain integers.
 
-The stream is infinite and stateless: position p belongs to epoch p // N, its window is the image of p mod N under
-a permutation of the N windows that depends on (seed, epoch), and whatever is random about the sample is drawn from
-a number made of (seed, p). Step k of global batch G covers the positions [k G, (k + 1) G); ranks and accumulated
+Step k of global batch G covers the positions [k G, (k + 1) G) of an infinite stream; ranks and accumulated
 micro-batches take contiguous slices of them. So the global batches are the same for any number of ranks, threads
-and micro-batches, every window comes exactly once per epoch, every rank has the same number of batches, and a run
-resumes anywhere without reading data. Nothing is dropped or repeated at the end of an epoch: a batch may span two.
+and micro-batches, every rank has the same number of batches, and a run resumes anywhere without reading data.
+Which window stands at a position is said in `order.py`.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 
 from vsr_dist.core.errors import BadConfigError
-from vsr_dist.core.rng import mix, purpose
-
-_NUM_ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -31,21 +27,39 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One element of the stream: window number, and the number that its augmentation is drawn from."""
+class Run:
+    """Consecutive frames that a window may be cut from: a whole sequence or, where flow is needed, one clip.
 
-    position: int
-    window: int
-    augment_seed: int
+    `start` counts within the sequence; `shard` is the number of the shard that holds all of it.
+    """
+
+    sequence: int
+    start: int
+    num_frames: int
+    shard: int = 0
 
 
-def list_windows(sequence_num_frames: Sequence[int], num_frames: int) -> list[Window]:
-    """Every window of `num_frames` consecutive frames, of each sequence in order; short sequences have none."""
-    return [
-        Window(sequence, start, num_frames)
-        for sequence, length in enumerate(sequence_num_frames)
-        for start in range(length - num_frames + 1)
-    ]
+class WindowTable:
+    """All windows of `window_frames` consecutive frames in a list of runs, numbered in order.
+
+    A window is found by arithmetic: memory grows with the runs, not with the windows. Short runs have none.
+    """
+
+    def __init__(self, runs: Sequence[Run], window_frames: int) -> None:
+        self.runs = tuple(runs)
+        self.window_frames = window_frames
+        counts = [max(0, run.num_frames - window_frames + 1) for run in runs]
+        self.first_windows = (0, *accumulate(counts))
+
+    def __len__(self) -> int:
+        return self.first_windows[-1]
+
+    def __getitem__(self, number: int) -> Window:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        place = bisect_right(self.first_windows, number) - 1
+        run = self.runs[place]
+        return Window(run.sequence, run.start + number - self.first_windows[place], self.window_frames)
 
 
 def spread_windows(sequence_num_frames: Sequence[int], num_frames: int, num_windows: int) -> list[Window]:
@@ -62,31 +76,6 @@ def spread_windows(sequence_num_frames: Sequence[int], num_frames: int, num_wind
         starts = [round(i * last / max(share - 1, 1)) for i in range(share)]
         chosen += [Window(sequence, start, num_frames) for start in starts]
     return chosen
-
-
-def permute(index: int, size: int, key: int) -> int:
-    """The image of `index` under a pseudo-random permutation of range(size) chosen by `key`.
-
-    A balanced Feistel network on the next power of four with cycle walking (Black and Rogaway 2002, "Ciphers with
-    arbitrary finite domains", section 4): constant memory, and any element without computing the others.
-    """
-    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = (1 << half_bits) - 1
-    value = index
-    while True:
-        left, right = value >> half_bits, value & mask
-        for round_number in range(_NUM_ROUNDS):
-            left, right = right, left ^ (mix(key, round_number, right) & mask)
-        value = (left << half_bits) | right
-        if value < size:
-            return value
-
-
-def sample_at(position: int, num_windows: int, seed: int, shuffle: bool = True) -> Sample:
-    """The sample at a position of the stream; without `shuffle`, windows follow one another in index order."""
-    epoch, place = divmod(position, num_windows)
-    window = permute(place, num_windows, mix(purpose("order"), seed, epoch)) if shuffle else place
-    return Sample(position, window, mix(purpose("augment"), seed, position))
 
 
 def micro_batch_clips(batch_clips: int, world_size: int, accumulation_steps: int) -> int:

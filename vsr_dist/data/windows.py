@@ -1,27 +1,34 @@
 """Random access to windows of a shard set: crops copied straight from the memory map of `npy` shards, decoded
 frames for the image codecs.
 
-Axis letters: T time, H W low-resolution rows and columns, Y X high-resolution rows and columns, C channels.
+Axis letters: T time, H W low-resolution rows and columns, Y X high-resolution rows and columns, C channels; K the
+two directions of flow.
 """
 
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from functools import cached_property
+from itertools import accumulate
+from typing import cast
 
 import numpy as np
 import xxhash
 
 from sharding.codec import CODECS
-from sharding.index import read_index
-from sharding.schema import Clip, Index
+from sharding.schema import Clip, Index, Member
 from vsr_dist.core.errors import BadShardError
-from vsr_dist.data.augment import Augmentation, Frames, apply_symmetries, crop
-from vsr_dist.data.plan import Window
+from vsr_dist.data.augment import Augmentation, Flow, Frames, copy_flow, copy_frames
+from vsr_dist.data.plan import Run, Window
+from vsr_dist.data.shards import OpenShard, ShardSet
 
-_DECODED_CLIPS_KEPT = 8
+
+class BadSampleError(BadShardError):
+    """The content of one clip is damaged: what `data.on_bad_sample` decides about."""
 
 
 @dataclass(frozen=True)
@@ -33,100 +40,223 @@ class SequenceInfo:
     low_height_px: int
     low_width_px: int
 
+    @cached_property
+    def first_frames(self) -> tuple[int, ...]:
+        """The first frame of each clip, counted within the sequence, and behind them the number of frames."""
+        return (0, *accumulate(clip.num_frames for clip in self.clips))
+
     @property
     def num_frames(self) -> int:
         """Frames over all clips."""
-        return sum(clip.num_frames for clip in self.clips)
+        return self.first_frames[-1]
+
+
+@dataclass(frozen=True)
+class ClipArrays:
+    """Where a window is read into: uint8 crops, contiguous, and int16 flow (T-1, 2, H, W, 2) if it is wanted."""
+
+    low_THWC: Frames
+    real_TYXC: Frames
+    flow_TKHW2: Flow | None = None
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Frames `start` to `stop` of a clip, which are the frames of a window from its `at`-th on."""
+
+    clip: Clip
+    start: int
+    stop: int
+    at: int
+
+
+class FrameCache:
+    """Decoded frames by member name, least recently used thrown away beyond `max_bytes`. Thread-safe."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._frames: OrderedDict[str, Frames] = OrderedDict()
+        self._num_bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, name: str) -> Frames | None:
+        """The frame, or None if it is not kept."""
+        with self._lock:
+            frame = self._frames.get(name)
+            if frame is not None:
+                self._frames.move_to_end(name)
+            return frame
+
+    def holds(self, name: str) -> bool:
+        """True if the frame is kept."""
+        return name in self._frames
+
+    def put(self, name: str, frame: Frames) -> None:
+        """Keep a frame."""
+        with self._lock:
+            if name in self._frames or frame.nbytes > self.max_bytes:
+                return
+            self._frames[name] = frame
+            self._num_bytes += frame.nbytes
+            while self._num_bytes > self.max_bytes:
+                self._num_bytes -= self._frames.popitem(last=False)[1].nbytes
 
 
 class ShardWindows:
     """Reads windows of one split of a shard set. Safe to use from several threads."""
 
-    def __init__(self, root: Path, split: str) -> None:
-        """Open the set; its index and shard sizes are checked, and the split must exist."""
-        self.root = root
-        self.index: Index = read_index(root)
+    def __init__(
+        self, shards: ShardSet, split: str, *, check_hashes: bool = True, frame_cache_bytes: int = 256_000_000
+    ) -> None:
+        """`split` must exist; with `check_hashes` the bytes of a field are compared with the index at first use."""
+        self.shards, self.root = shards, shards.root
+        self.index: Index = shards.index
         if split not in self.index.splits:
             known = ", ".join(sorted(self.index.splits)) or "none"
-            raise BadShardError(f"{root} has no split '{split}'; it has: {known}. Name one of these or pack it")
+            raise BadShardError(f"{self.root} has no split '{split}'; it has: {known}. Name one of these or pack it")
         self.split = split
         self.scale: int = self.index.scale
         self.sequences = tuple(
             SequenceInfo(name, tuple(clips), *_low_size(clips[0]))
             for name, clips in self.index.sequences(split).items()
         )
-        self._maps: dict[str, np.memmap] = {}
-        self._checked: set[tuple[str, str]] = set()
-        self._lock = threading.Lock()
-        self._decoded = lru_cache(_DECODED_CLIPS_KEPT)(self._decode_clip)
+        self._check_hashes = check_hashes
+        self._frames = FrameCache(frame_cache_bytes)
+        # Name of a mapped member -> whether its bytes are as the index says.
+        self._is_whole: dict[str, bool] = {}
 
     @property
     def sequence_num_frames(self) -> list[int]:
         """Frames of each sequence, in order."""
         return [sequence.num_frames for sequence in self.sequences]
 
-    def read(self, window: Window, choice: Augmentation, crop_px: int) -> tuple[Frames, Frames]:
-        """(low_THWC, real_TYXC), uint8 RGB: a square crop of a window, its symmetries applied, as new arrays."""
-        low_parts, real_parts = [], []
-        for clip, start, stop in self._pieces(window):
-            low_parts.append(crop(self._field(clip, "lr")[start:stop], choice, crop_px))
-            real_parts.append(crop(self._field(clip, "hr")[start:stop], choice, crop_px, self.scale))
-        low_THWC = apply_symmetries(np.concatenate(low_parts), choice)
-        real_TYXC = apply_symmetries(np.concatenate(real_parts), choice)
-        return np.ascontiguousarray(low_THWC), np.ascontiguousarray(real_TYXC)
+    def runs(self, *, inside_clips: bool = False) -> list[Run]:
+        """What windows may be cut from: sequences or, with `inside_clips`, clips."""
+        shard_numbers = {shard.name: number for number, shard in enumerate(self.index.shards)}
+        runs = []
+        for number, info in enumerate(self.sequences):
+            shard = shard_numbers[info.clips[0].shard]
+            if inside_clips:
+                pairs = zip(info.first_frames, info.clips, strict=False)
+                runs += [Run(number, first, clip.num_frames, shard) for first, clip in pairs]
+            else:
+                runs.append(Run(number, 0, info.num_frames, shard))
+        return runs
 
-    def _pieces(self, window: Window) -> list[tuple[Clip, int, int]]:
+    def read(self, window: Window, choice: Augmentation, out: ClipArrays) -> None:
+        """Fill `out` with a square crop of a window, symmetries applied; `out` decides the side of the crop.
+
+        Flow can be read of windows inside one clip only. Raises BadSampleError if a clip is damaged.
+        """
+        for piece in self._pieces(window):
+            with self.shards.using(piece.clip.shard) as shard:
+                mapped = ["lr", "hr"] if self.index.codec == "npy" else []
+                for field in mapped if out.flow_TKHW2 is None else [*mapped, "flow"]:
+                    self._check_once(piece.clip, field, shard)
+                self._prefetch(piece, choice, out, shard)
+                self._read_piece(piece, choice, out, shard)
+
+    def _read_piece(self, piece: _Piece, choice: Augmentation, out: ClipArrays, shard: OpenShard) -> None:
+        steps = slice(None, None, -1 if choice.reverse_time else 1)
+        for field, target_TYXC in (("lr", out.low_THWC), ("hr", out.real_TYXC)):
+            top, left, size = _place(choice, out, 1 if field == "lr" else self.scale)
+            rows, columns = slice(top, top + size), slice(left, left + size)
+            turned_TYXC = target_TYXC[steps][piece.at : piece.at + piece.stop - piece.start]
+            if self.index.codec == "npy":
+                array_TYXC = cast(Frames, shard.array(piece.clip.members[field][0]))
+                copy_frames(array_TYXC[piece.start : piece.stop, rows, columns], choice, turned_TYXC)
+                continue
+            for number, turned_YXC in zip(range(piece.start, piece.stop), turned_TYXC, strict=True):
+                frame_YXC = self._decoded(piece.clip, piece.clip.members[field][number], shard)
+                copy_frames(frame_YXC[None, rows, columns], choice, turned_YXC[None])
+        if out.flow_TKHW2 is not None:
+            top, left, size = _place(choice, out, 1)
+            flow_TKHW2 = cast(Flow, shard.array(piece.clip.members["flow"][0]))[piece.start : piece.stop - 1]
+            copy_flow(flow_TKHW2[:, :, top : top + size, left : left + size], choice, out.flow_TKHW2)
+
+    def _pieces(self, window: Window) -> Iterator[_Piece]:
         """The clips that a window runs over, each with the frame range used of it."""
-        pieces, first = [], 0
-        for clip in self.sequences[window.sequence].clips:
+        info = self.sequences[window.sequence]
+        end = window.start + window.num_frames
+        number = bisect_right(info.first_frames, window.start) - 1
+        while number < len(info.clips) and info.first_frames[number] < end:
+            clip, first = info.clips[number], info.first_frames[number]
             start = max(window.start - first, 0)
-            stop = min(window.start + window.num_frames - first, clip.num_frames)
-            if start < stop:
-                pieces.append((clip, start, stop))
-            first += clip.num_frames
-        return pieces
+            yield _Piece(clip, start, min(end - first, clip.num_frames), first + start - window.start)
+            number += 1
 
-    def _field(self, clip: Clip, field: str) -> Frames:
+    def _prefetch(self, piece: _Piece, choice: Augmentation, out: ClipArrays, shard: OpenShard) -> None:
+        """Ask for what a piece needs from the disk, all at once, if it is not in memory.
+
+        Of mapped fields these are the rows of the crop; the first and the last frame speak for all the others.
+        """
+        members = piece.clip.members
+        frames = slice(piece.start, piece.stop)
         if self.index.codec != "npy":
-            return self._decoded(clip.key, field)
-        member = clip.members[field][0]
-        shard = self._map(clip.shard)
-        self._check_once(clip, field, shard)
-        num_bytes = int(np.prod(member.shape))
-        flat = shard[member.data_offset : member.data_offset + num_bytes]
-        return flat.reshape(member.shape)
-
-    def _decode_clip(self, key: str, field: str) -> Frames:
-        clip = next(c for s in self.sequences for c in s.clips if c.key == key)
-        shard = self._map(clip.shard)
-        self._check_once(clip, field, shard)
-        decode = CODECS[self.index.codec].decode
-        frames = [
-            decode(shard[member.offset : member.offset + member.num_bytes].tobytes()) for member in clip.members[field]
-        ]
-        return np.stack(frames)
-
-    def _map(self, shard_name: str) -> np.memmap:
-        with self._lock:
-            if shard_name not in self._maps:
-                self._maps[shard_name] = np.memmap(self.root / shard_name, dtype=np.uint8, mode="r")
-            return self._maps[shard_name]
-
-    def _check_once(self, clip: Clip, field: str, shard: np.memmap) -> None:
-        """Compare a field's bytes with the index when they are first used: silent damage must not train."""
-        if (clip.key, field) in self._checked:
+            wanted = [*members["lr"][frames], *members["hr"][frames]]
+            shard.will_need((m.offset, m.num_bytes) for m in wanted if not self._frames.holds(m.name))
             return
-        for member in clip.members[field]:
-            payload = shard[member.offset : member.offset + member.num_bytes]
-            if xxhash.xxh3_64_hexdigest(payload.data) != member.xxh3:
-                raise BadShardError(
-                    f"clip {clip.key} in {self.root / clip.shard}: the bytes of {member.name} differ from the "
-                    "index; run 'vsr-dist verify' on the set and pack the shard again"
-                )
-        self._checked.add((clip.key, field))
+        real = _row_bands(members["hr"][0], frames, *_place(choice, out, self.scale))
+        if shard.is_resident(*real[0]) and shard.is_resident(*real[-1]):
+            return
+        shard.will_need(real)
+        shard.will_need(_row_bands(members["lr"][0], frames, *_place(choice, out, 1)))
+        if out.flow_TKHW2 is not None:
+            pairs = slice(2 * piece.start, 2 * (piece.stop - 1))
+            shard.will_need(_row_bands(members["flow"][0], pairs, *_place(choice, out, 1)))
+
+    def _decoded(self, clip: Clip, member: Member, shard: OpenShard) -> Frames:
+        frame_YXC = self._frames.get(member.name)
+        if frame_YXC is not None:
+            return frame_YXC
+        payload = shard.payload(member)
+        if self._check_hashes and xxhash.xxh3_64_hexdigest(payload) != member.xxh3:
+            raise self._damage(clip, member.name)
+        try:
+            frame_YXC = CODECS[self.index.codec].decode(payload)
+        except BadShardError as error:
+            raise BadSampleError(f"clip {clip.key} in {self._place_of(clip)}: {member.name}: {error}") from error
+        if frame_YXC.shape != member.shape:
+            raise self._damage(clip, member.name)
+        self._frames.put(member.name, frame_YXC)
+        return frame_YXC
+
+    def _check_once(self, clip: Clip, field: str, shard: OpenShard) -> None:
+        """Compare a mapped field's bytes with the index when they are first used: silent damage must not train."""
+        if not self._check_hashes:
+            return
+        (member,) = clip.members[field]
+        whole = self._is_whole.get(member.name)
+        if whole is None:
+            whole = self._is_whole[member.name] = shard.hexdigest(member) == member.xxh3
+        if not whole:
+            raise self._damage(clip, member.name)
+
+    def _damage(self, clip: Clip, member_name: str) -> BadSampleError:
+        return BadSampleError(
+            f"clip {clip.key} in {self._place_of(clip)}: the bytes of {member_name} differ from the index; "
+            "run 'vsr-dist verify' on the set and pack the shard again"
+        )
+
+    def _place_of(self, clip: Clip) -> str:
+        return f"{self.root}/{clip.shard}"
+
+
+def _place(choice: Augmentation, out: ClipArrays, scale: int) -> tuple[int, int, int]:
+    """(Top, left, side) of the crop in pixels of the frames that are `scale` times the low-resolution ones."""
+    return choice.top_px * scale, choice.left_px * scale, out.low_THWC.shape[1] * scale
+
+
+def _row_bands(member: Member, planes: slice, top: int, left: int, size: int) -> list[tuple[int, int]]:
+    """(Offset, bytes) from the first to the last pixel of a crop, in some (rows, columns, channels) of an array."""
+    height, width, channels = member.shape[-3:]
+    pixel_bytes = channels * np.dtype(member.dtype).itemsize
+    first = member.data_offset + (top * width + left) * pixel_bytes
+    num_bytes = ((size - 1) * width + size) * pixel_bytes
+    plane_bytes = height * width * pixel_bytes
+    return [(first + number * plane_bytes, num_bytes) for number in range(planes.start, planes.stop)]
 
 
 def _low_size(clip: Clip) -> tuple[int, int]:
-    shape = clip.members["lr"][0].shape
-    height, width = shape[-3], shape[-2]
+    height, width, _ = clip.frame_shape("lr")
     return height, width

@@ -12,14 +12,16 @@ import torch
 from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel
 
-from vsr_dist.core.collectives import any_rank, barrier, broadcast_buffers
+from vsr_dist.core.collectives import any_rank, barrier, broadcast_buffers, gather_lists
 from vsr_dist.core.console import Progress
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.fields import io, speed
 from vsr_dist.core.rng import seed_step
 from vsr_dist.core.stats import IntervalMeans
 from vsr_dist.core.world import World
-from vsr_dist.data.loader import ClipBatch, TrainLoader
+from vsr_dist.data.loader import TrainLoader
+from vsr_dist.data.reader import check_replaced
+from vsr_dist.data.ring import ClipBatch
 from vsr_dist.training import checkpoint
 from vsr_dist.training.gan_step import GanStep, set_learning_rate, spread_frames
 from vsr_dist.training.schedule import OptimizerConfig, adversarial_factor_at, learning_rate_at
@@ -151,7 +153,7 @@ class Trainer:
         """Train from `first_step` (steps already done) to the end; returns the last validation."""
         config, parts = self.config, self.parts
         metrics: dict[str, float] = {}
-        batches = parts.loader.batches(first_step)
+        batches = parts.loader.batches(first_step, parts.accelerator.device)
         with Progress(config.steps, "step", start=first_step, enabled=parts.world.is_main) as progress:
             if first_step in (0, config.steps):
                 # At 0 for a curve that starts at its beginning; at the end if only the publication was interrupted.
@@ -208,6 +210,11 @@ class Trainer:
         values["perf/step_ms"] = 1000 * interval.seconds / interval.num_steps
         values["perf/data_wait_ms"] = 1000 * interval.data_wait_s / interval.num_steps
         values["perf/peak_memory_mb"] = peak_memory_mb(self.parts.accelerator.device)
+        loader = self.parts.loader
+        if loader.config.on_bad_sample == "replace":
+            num_replaced = sum(gather_lists([loader.num_replaced]))
+            check_replaced(num_replaced, loader.config)
+            values["data/bad_samples"] = num_replaced
         self.parts.tracker.metrics(done, values)
         progress.note(describe_losses(done, self.config.steps, values))
 
