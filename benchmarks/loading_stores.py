@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import cv2
@@ -77,13 +78,13 @@ def in_batches(dataset: Dataset, num_workers: int) -> Batches:
 # --- a copy by hand: what the machine can do ---------------------------------------------------------------
 
 
-def copy_by_hand(clips: Clips, num_clips: int = BATCH_CLIPS) -> Batches:
-    """Crops copied from the map of the npy shards into one batch that is used again: no order, no checks."""
+def copy_by_hand(clips: Clips, num_clips: int = BATCH_CLIPS, num_batches: int = 1) -> Batches:
+    """Crops copied from the map of the npy shards into `num_batches` batches in turn: no order, no checks."""
     arrays = list(clips.arrays.values())
     shapes = [(num_clips, NUM_FRAMES, side, side, 3) for side in (LOW_PX, LOW_PX * SCALE)]
-    low_out, real_out = (torch.empty(shape, dtype=torch.uint8) for shape in shapes)
-    low_view, real_view = low_out.numpy(), real_out.numpy()
-    while True:
+    ring = [[torch.empty(shape, dtype=torch.uint8) for shape in shapes] for _ in range(num_batches)]
+    for low_out, real_out in cycle(ring):
+        low_view, real_view = low_out.numpy(), real_out.numpy()
         for place in range(num_clips):
             low, real = random.choice(arrays)
             low_view[place], real_view[place] = cut(low, real, *draw_crop(low.shape))

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import xxhash
 
 from sharding.codec import CODECS, NPY_HEADER_BYTES
+from sharding.consistency import index_faults
 from sharding.errors import BadShardError
 from sharding.schema import (
     DATASET_MEMBER,
@@ -28,6 +29,7 @@ from sharding.schema import (
 from sharding.tar import TarEntry, hash_file, scan_tar
 
 TEMPORARY_MARK = ".tmp."
+MAX_NAMED = 10
 
 
 def read_index(root: Path) -> Index:
@@ -37,6 +39,7 @@ def read_index(root: Path) -> Index:
     read.
     """
     index = load_index(root)
+    check_index(root, index)
     faults = shard_size_faults(root, index)
     if faults:
         raise BadShardError(
@@ -66,6 +69,14 @@ def load_index(root: Path) -> Index:
         return Index.from_dict(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadShardError(f"{path} does not hold the expected fields ({error}); rerun pack") from error
+
+
+def check_index(root: Path | str, index: Index) -> None:
+    """Raise BadShardError with every fault that the index shows by itself; `root` names the data set."""
+    faults = list(index_faults(index))
+    if faults:
+        more = f" and {len(faults) - MAX_NAMED} more" if len(faults) > MAX_NAMED else ""
+        raise BadShardError(f"{root}: {'; '.join(faults[:MAX_NAMED])}{more}; rerun pack to write the index again")
 
 
 def shard_size_faults(root: Path, index: Index) -> list[str]:

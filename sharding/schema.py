@@ -178,6 +178,14 @@ class Index:
                 found.setdefault(clip.sequence, []).append(clip)
         return {name: sorted(clips, key=lambda clip: clip.first_frame) for name, clips in found.items()}
 
+    def clips_by_shard(self) -> dict[str, list[Clip]]:
+        """Name of every listed shard -> its clips, in order."""
+        found: dict[str, list[Clip]] = {shard.name: [] for shard in self.shards}
+        for clip in self.clips:
+            if clip.shard in found:
+                found[clip.shard].append(clip)
+        return found
+
     def dataset(self) -> dict[str, Any]:
         """The fields that speak of the data set as a whole, as each shard's `DATASET_MEMBER` repeats them."""
         return {name: value for name, value in vars(self).items() if name in _DATASET_FIELDS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
 from sharding.samples import find_samples
 from sharding.verify import verify
+from vsr_dist.core.world import World
+from vsr_dist.data.config import DataConfig
+from vsr_dist.data.loader import TrainLoader, validation_batch
+from vsr_dist.data.source import open_shard_set
 
 CLIPS = {path.stem: path for path in find_samples()}
 TRAIN, VAL = "train-000000.tar", "val-000000.tar"
@@ -110,6 +115,10 @@ def drop_shard(root: Path) -> None:
     edit(root, lambda data: data["shards"].pop(1))
 
 
+def add_a_stranger(root: Path) -> None:
+    shutil.copy(root / TRAIN, root / "train-000001.tar")
+
+
 MATRIX: list[tuple[Callable[[Path], Any], list[str]]] = [
     (flip_in_frame, [f"{TRAIN}: its hash", "00000016.hr.npy' is damaged"]),
     (flip_in_header, [f"{TRAIN}: its hash", "damaged or foreign tar header"]),
@@ -118,7 +127,7 @@ MATRIX: list[tuple[Callable[[Path], Any], list[str]]] = [
     (truncate_in_member, [f"{VAL}: has", "truncated"]),
     (append_bytes, [f"{VAL}: has", "expected an end"]),
     (lambda root: (root / TRAIN).unlink(), [f"{TRAIN}: is missing"]),
-    (lambda root: shutil.copy(root / TRAIN, root / "train-000001.tar"), ["train-000001.tar: is in the folder"]),
+    (add_a_stranger, ["train-000001.tar: is in the folder"]),
     (lambda root: shutil.copy(root / TRAIN, root / VAL), [f"{VAL}: its hash", "where the index expects"]),
     (reorder_frames, [f"{TRAIN}: its hash", "frames out of order"]),
     (reorder_clips, ["is out of order, expected frame"]),
@@ -147,12 +156,38 @@ def test_each_damage_is_found_and_named(root: Path, damage: Callable[[Path], Any
         assert any(words in fault for fault in faults), faults
 
 
+def read_an_epoch(root: Path) -> None:
+    """What training reads of a set: every window, and the held-out ones."""
+    config = DataConfig(root=str(root), clip_frames=5, crop_px=16, val_crop_px=16, batch_clips=4, flow=True)
+    shards = open_shard_set(config)
+    loader = TrainLoader(config, shards, 0, World(), 1)
+    validation_batch(config, shards, config.clip_frames)
+    with closing(loader.batches(0)) as batches:
+        for _ in range(len(loader.windows) // config.batch_clips + 1):
+            next(batches)
+
+
+def test_training_reads_a_clean_set_and_minds_no_stranger_beside_it(clean: Path, root: Path) -> None:
+    read_an_epoch(clean)
+    add_a_stranger(root)
+    read_an_epoch(root)
+
+
+@pytest.mark.parametrize(
+    "damage", [damage for damage, _ in MATRIX if damage is not add_a_stranger], ids=[f"{n}" for n in range(20)]
+)
+def test_training_on_a_damaged_set_stops_with_shard_or_sample_named(root: Path, damage: Callable[[Path], Any]) -> None:
+    damage(root)
+    with pytest.raises(BadShardError, match=r"(train|val)-000000\.tar|_s00[01]-\d{8}|index\.json"):
+        read_an_epoch(root)
+
+
 def test_all_faults_come_at_once(root: Path) -> None:
     flip_in_frame(root)
     wrong_offset(root)
     truncate_in_member(root)
     faults = verify(root)
-    assert {fault.partition(":")[0] for fault in faults} == {TRAIN, VAL}
+    assert {fault.partition(":")[0] for fault in faults} == {"index", TRAIN, VAL}
     assert len(faults) >= 4
 
 

@@ -66,7 +66,7 @@ def warp_errors(low_TCHW, flow_TKCHW):
     return max(warped), min(still)
 
 
-@pytest.mark.parametrize("choice", SYMMETRIES, ids=lambda choice: f"{choice.__dict__}")
+@pytest.mark.parametrize("choice", SYMMETRIES, ids=str)
 def test_the_turned_flow_warps_the_turned_picture(config, choice):
     loader = open_loader(config)
     out = ClipArrays(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -13,12 +12,13 @@ from sharding.degrade import bicubic_downscale
 from sharding.index import read_index
 from vsr_dist.core.errors import BadShardError
 from vsr_dist.data.augment import Augmentation, center, copy_frames, draw
+from vsr_dist.data.checks import BadSampleError
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.plan import Window, WindowTable
 from vsr_dist.data.shards import OpenShard
 from vsr_dist.data.source import open_shard_set
 from vsr_dist.data.stream import SplitStream
-from vsr_dist.data.windows import BadSampleError, ClipArrays, FrameCache, ShardWindows
+from vsr_dist.data.windows import ClipArrays, FrameCache, ShardWindows
 
 SCALE = 4
 CROP_PX = 12
@@ -99,7 +99,7 @@ def test_what_is_read_stays_when_the_next_window_is_read(pack_films):
         np.testing.assert_array_equal(part, expected)
 
 
-@pytest.mark.parametrize("choice", SYMMETRIES, ids=lambda choice: f"{choice.__dict__}")
+@pytest.mark.parametrize("choice", SYMMETRIES, ids=str)
 def test_symmetries_keep_low_and_real_registered(pack_films, choice):
     """Reducing the augmented truth gives the augmented input, but for the border that the kernel reaches over."""
     low_THWC, real_TYXC = read(open_windows(pack_films("npy")), Window(0, 1, 6), choice)
@@ -160,7 +160,7 @@ def test_draws_cover_every_place_and_symmetry_evenly():
     plain = draw(5, 14, 15, CROP_PX, symmetries=False)
     assert plain == Augmentation(choices[5].top_px, choices[5].left_px)
     forward = draw(5, 14, 15, CROP_PX, symmetries=True, time_reversal=False)
-    assert forward == replace(choices[5], reverse_time=False)
+    assert forward == choices[5]._replace(reverse_time=False)
     assert center(16, 21, CROP_PX) == Augmentation(2, 4)
 
 

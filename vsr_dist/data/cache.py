@@ -16,7 +16,7 @@ from pathlib import Path
 
 import xxhash
 
-from sharding.index import load_index
+from sharding.index import check_index, load_index
 from sharding.schema import INDEX_NAME, Index, Shard
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.data.remote import Expected, Fetcher
@@ -46,7 +46,9 @@ class ShardCache:
             temporary.replace(folder / INDEX_NAME)
         finally:
             temporary.unlink(missing_ok=True)
-        return load_index(folder)
+        index = load_index(folder)
+        check_index(self.fetcher.root, index)
+        return index
 
     def open(self, shard: Shard) -> OpenShard:
         """A shard, fetched if it is not here yet. It carries a shared lock until it is closed."""

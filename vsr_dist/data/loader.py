@@ -159,8 +159,8 @@ class TrainLoader:
                 yield samples[first : first + self.num_clips]
 
     def _submit(self, pool: ThreadPoolExecutor, slot: Slot, samples: list[Sample]) -> list[Future[list[Sample]]]:
-        """Cut a micro-batch into one contiguous part per thread."""
-        num_parts = min(self.config.reader_threads, len(samples))
+        """Hand a micro-batch to the threads: whole, or in parts where threads outnumber the batches read ahead."""
+        num_parts = min(-(-self.config.reader_threads // self.config.read_ahead_batches), len(samples))
         cuts = [len(samples) * part // num_parts for part in range(num_parts + 1)]
         return [pool.submit(self._read_part, slot, first, samples[first:end]) for first, end in pairwise(cuts)]
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, groupby
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,8 +28,7 @@ _ORDER, _AUGMENT, _REPLACE = purpose("order"), purpose("augment"), purpose("repl
 _PHASE = purpose("phase")
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One element of the stream.
 
     `augment_seed` is what its augmentation is drawn from. `starts` says that a recurrent state must start anew here:

@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
+from typing import NamedTuple
 
 from vsr_dist.core.errors import BadConfigError
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """`num_frames` consecutive frames of one sequence, from frame `start` (counted within the sequence)."""
 
     sequence: int

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from vsr_dist.core.errors import BadConfigError, BadShardError
 from vsr_dist.data.augment import draw
+from vsr_dist.data.checks import BadSampleError
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.order import Order, Sample
 from vsr_dist.data.plan import Window
 from vsr_dist.data.shards import ShardSet
-from vsr_dist.data.windows import BadSampleError, ClipArrays, ShardWindows
+from vsr_dist.data.windows import ClipArrays, ShardWindows
 
 _REPLACEMENT_TRIES = 20
 

@@ -58,6 +58,7 @@ class Slot:
         ]
         if shape.flow:
             self._fields.append(self._empty((clips, frames - 1, 2, low_px, low_px, 2), torch.int16))
+        self._views = _channels_first(self._fields)
         arrays: list[np.ndarray[Any, Any]] = [field.numpy() for field in self._fields]
         self.clips = [ClipArrays(*(array[number] for array in arrays)) for number in range(clips)]
         self._copied: list[torch.Tensor] | None = None
@@ -82,22 +83,22 @@ class Slot:
 
     def deliver(self, names: Sequence[str], starts: Sequence[bool]) -> ClipBatch:
         """The batch, on the device: a view of this memory on the CPU, the copy that was started on a GPU."""
-        fields = self._fields
+        views = self._views
         if self._copied is not None and self._copy_done is not None:
-            fields = self._copied
             current = torch.cuda.current_stream(self.device)
             current.wait_event(self._copy_done)
-            for field in fields:
+            for field in self._copied:
                 # The allocator must not hand the memory out again before the training stream is through with it.
                 field.record_stream(current)
-        low_BTHWC, real_BTYXC, *flow = fields
-        return ClipBatch(
-            low_BTHWC.permute(0, 1, 4, 2, 3),
-            real_BTYXC.permute(0, 1, 4, 2, 3),
-            tuple(names),
-            torch.tensor(starts, dtype=torch.bool),
-            flow[0].permute(0, 1, 2, 5, 3, 4) if flow else None,
-        )
+            views = _channels_first(self._copied)
+        low_BTCHW, real_BTCYX, *flow = views
+        starts_B = torch.tensor(starts, dtype=torch.bool)
+        return ClipBatch(low_BTCHW, real_BTCYX, tuple(names), starts_B, flow[0] if flow else None)
+
+
+def _channels_first(fields: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The same memory, channels before rows and columns."""
+    return [field.movedim(-1, -3) for field in fields]
 
 
 def copy_stream(device: torch.device) -> torch.cuda.Stream | None:

@@ -13,8 +13,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -128,15 +127,6 @@ class ShardSet:
         self._opening: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
-    @contextmanager
-    def using(self, name: str) -> Iterator[OpenShard]:
-        """A shard, which stays open at least until the block ends."""
-        shard = self._acquire(name)
-        try:
-            yield shard
-        finally:
-            self._release(name)
-
     def fetch(self, name: str) -> None:
         """Make sure that a shard is on this machine; a set in a folder always is."""
 
@@ -147,7 +137,8 @@ class ShardSet:
             for name in idle[: max(0, len(self._open) - keep)]:
                 self._open.pop(name).close()
 
-    def _acquire(self, name: str) -> OpenShard:
+    def acquire(self, name: str) -> OpenShard:
+        """A shard, which stays open at least until it is released."""
         with self._lock:
             self._users[name] = self._users.get(name, 0) + 1
             if name in self._open:
@@ -163,11 +154,12 @@ class ShardSet:
                 with self._lock:
                     self._open[name] = shard
         except BaseException:
-            self._release(name)
+            self.release(name)
             raise
         return shard
 
-    def _release(self, name: str) -> None:
+    def release(self, name: str) -> None:
+        """Say that a shard got from `acquire` is no longer looked at."""
         with self._lock:
             self._users[name] -= 1
         if len(self._open) > self.max_open:

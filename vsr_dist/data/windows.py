@@ -14,21 +14,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
-import xxhash
 
 from sharding.codec import CODECS
 from sharding.schema import Clip, Index, Member
 from vsr_dist.core.errors import BadShardError
 from vsr_dist.data.augment import Augmentation, Flow, Frames, copy_flow, copy_frames
+from vsr_dist.data.checks import BadSampleError, TouchChecks
 from vsr_dist.data.plan import Run, Window
 from vsr_dist.data.shards import OpenShard, ShardSet
-
-
-class BadSampleError(BadShardError):
-    """The content of one clip is damaged: what `data.on_bad_sample` decides about."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +56,7 @@ class ClipArrays:
     flow_TKHW2: Flow | None = None
 
 
-@dataclass(frozen=True)
-class _Piece:
+class _Piece(NamedTuple):
     """Frames `start` to `stop` of a clip, which are the frames of a window from its `at`-th on."""
 
     clip: Clip
@@ -108,7 +103,7 @@ class ShardWindows:
     def __init__(
         self, shards: ShardSet, split: str, *, check_hashes: bool = True, frame_cache_bytes: int = 256_000_000
     ) -> None:
-        """`split` must exist; with `check_hashes` the bytes of a field are compared with the index at first use."""
+        """`split` must exist; with `check_hashes` what is read is compared with the index, see `checks.py`."""
         self.shards, self.root = shards, shards.root
         self.index: Index = shards.index
         if split not in self.index.splits:
@@ -120,10 +115,8 @@ class ShardWindows:
             SequenceInfo(name, tuple(clips), *_low_size(clips[0]))
             for name, clips in self.index.sequences(split).items()
         )
-        self._check_hashes = check_hashes
+        self._checks = TouchChecks(self.root, self.index) if check_hashes else None
         self._frames = FrameCache(frame_cache_bytes)
-        # Name of a mapped member -> whether its bytes are as the index says.
-        self._is_whole: dict[str, bool] = {}
 
     @property
     def sequence_num_frames(self) -> list[int]:
@@ -149,12 +142,14 @@ class ShardWindows:
         Flow can be read of windows inside one clip only. Raises BadSampleError if a clip is damaged.
         """
         for piece in self._pieces(window):
-            with self.shards.using(piece.clip.shard) as shard:
-                mapped = ["lr", "hr"] if self.index.codec == "npy" else []
-                for field in mapped if out.flow_TKHW2 is None else [*mapped, "flow"]:
-                    self._check_once(piece.clip, field, shard)
+            shard = self.shards.acquire(piece.clip.shard)
+            try:
+                if self._checks is not None:
+                    self._checks.check_clip(piece.clip, out.flow_TKHW2 is not None, shard)
                 self._prefetch(piece, choice, out, shard)
                 self._read_piece(piece, choice, out, shard)
+            finally:
+                self.shards.release(piece.clip.shard)
 
     def _read_piece(self, piece: _Piece, choice: Augmentation, out: ClipArrays, shard: OpenShard) -> None:
         steps = slice(None, None, -1 if choice.reverse_time else 1)
@@ -196,10 +191,11 @@ class ShardWindows:
             wanted = [*members["lr"][frames], *members["hr"][frames]]
             shard.will_need((m.offset, m.num_bytes) for m in wanted if not self._frames.holds(m.name))
             return
-        real = _row_bands(members["hr"][0], frames, *_place(choice, out, self.scale))
-        if shard.is_resident(*real[0]) and shard.is_resident(*real[-1]):
+        top, left, size = _place(choice, out, self.scale)
+        first, last = slice(piece.start, piece.start + 1), slice(piece.stop - 1, piece.stop)
+        if all(shard.is_resident(*_row_bands(members["hr"][0], one, top, left, size)[0]) for one in (first, last)):
             return
-        shard.will_need(real)
+        shard.will_need(_row_bands(members["hr"][0], frames, top, left, size))
         shard.will_need(_row_bands(members["lr"][0], frames, *_place(choice, out, 1)))
         if out.flow_TKHW2 is not None:
             pairs = slice(2 * piece.start, 2 * (piece.stop - 1))
@@ -210,36 +206,17 @@ class ShardWindows:
         if frame_YXC is not None:
             return frame_YXC
         payload = shard.payload(member)
-        if self._check_hashes and xxhash.xxh3_64_hexdigest(payload) != member.xxh3:
-            raise self._damage(clip, member.name)
+        if self._checks is not None:
+            self._checks.check_image(clip, member, payload)
+        place = f"clip {clip.key} in {self.root}/{clip.shard}: {member.name}"
         try:
             frame_YXC = CODECS[self.index.codec].decode(payload)
         except BadShardError as error:
-            raise BadSampleError(f"clip {clip.key} in {self._place_of(clip)}: {member.name}: {error}") from error
+            raise BadSampleError(f"{place}: {error}") from error
         if frame_YXC.shape != member.shape:
-            raise self._damage(clip, member.name)
+            raise BadSampleError(f"{place} is of shape {frame_YXC.shape}, expected {member.shape}; pack the set again")
         self._frames.put(member.name, frame_YXC)
         return frame_YXC
-
-    def _check_once(self, clip: Clip, field: str, shard: OpenShard) -> None:
-        """Compare a mapped field's bytes with the index when they are first used: silent damage must not train."""
-        if not self._check_hashes:
-            return
-        (member,) = clip.members[field]
-        whole = self._is_whole.get(member.name)
-        if whole is None:
-            whole = self._is_whole[member.name] = shard.hexdigest(member) == member.xxh3
-        if not whole:
-            raise self._damage(clip, member.name)
-
-    def _damage(self, clip: Clip, member_name: str) -> BadSampleError:
-        return BadSampleError(
-            f"clip {clip.key} in {self._place_of(clip)}: the bytes of {member_name} differ from the index; "
-            "run 'vsr-dist verify' on the set and pack the shard again"
-        )
-
-    def _place_of(self, clip: Clip) -> str:
-        return f"{self.root}/{clip.shard}"
 
 
 def _place(choice: Augmentation, out: ClipArrays, scale: int) -> tuple[int, int, int]:
