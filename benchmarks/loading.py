@@ -193,6 +193,26 @@ def measure(begin: Callable[[], Batches]) -> dict[str, float]:
     return {"cpu": frames / cpu_s, "wall": frames / wall_s}
 
 
+def take_turns(work: Path, num_rounds: int) -> tuple[dict[str, list[dict[str, float]]], dict[str, str]]:
+    """(Way -> its figures, way -> why it could not be measured)."""
+    ways, faults = make_ways(work), {}
+    # litdata's writer sets another way to start processes, with which some loaders do not work.
+    multiprocessing.set_start_method("fork", force=True)
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    for _ in range(num_rounds):
+        for name, begin in ways.items():
+            if name in faults:
+                continue
+            try:
+                rounds[name].append(measure(begin))
+            except Exception as error:  # noqa: BLE001 - whatever stops another package is part of the result
+                faults[name] = f"{type(error).__name__}: {error}"
+                print(f"{name}: {faults[name]}", flush=True)
+                continue
+            print(name, {key: round(value) for key, value in rounds[name][-1].items()}, flush=True)
+    return rounds, faults
+
+
 def judge(medians: dict[str, dict[str, float]]) -> dict[str, dict[str, object]]:
     """Each claim with its ratio, against the best of the ways that it names."""
     claims: dict[str, dict[str, object]] = {}
@@ -214,26 +234,13 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    ways, faults = make_ways(arguments.work), {}
-    # litdata's writer sets another way to start processes, with which some loaders do not work.
-    multiprocessing.set_start_method("fork", force=True)
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
-    for _ in range(arguments.rounds):
-        for name, begin in ways.items():
-            if name in faults:
-                continue
-            try:
-                rounds[name].append(measure(begin))
-            except Exception as error:  # noqa: BLE001 - whatever stops another package is part of the result
-                faults[name] = f"{type(error).__name__}: {error}"
-                print(f"{name}: {faults[name]}", flush=True)
-                continue
-            print(name, {key: round(value) for key, value in rounds[name][-1].items()}, flush=True)
+    rounds, faults = take_turns(arguments.work, arguments.rounds)
     medians = {
         name: {figure: statistics.median(one[figure] for one in found) for figure in ("cpu", "wall")}
         for name, found in rounds.items()
         if found and name not in faults
     }
+    gc.collect()  # nothing may be mapped any more
     cold = cold_bytes(arguments.work, COPIES)
     cold_ratio = cold["npy shards"] / cold["loose png, whole frames"]
     result = {

@@ -1,13 +1,12 @@
-"""How fast clips are written, beside webdataset's ShardWriter; and what a second worker brings on one video.
+"""How fast clips are written, beside webdataset's ShardWriter.
 
     python benchmarks/packing.py [--rounds 5]
 
-Writing: the same decoded frames (HR and LR of a real clip) go to a tar through our writer, which also makes the
-index and every hash, and through `webdataset.ShardWriter` (integer time stamps, its faster way), as npy clips and
-as PNG frames; PNG once with each side's own encoder and once with the bytes encoded before. CPU time, since both
-write the same bytes to the same disk. Workers: a video of several shots is packed by `vsr-dist pack` with one and
-with two processes, wall time from start to end, process start and scan included. All ways take turns in one run;
-figures are medians. Writes benchmarks/results/packing.json.
+The same decoded frames (HR and LR of a real clip) go to a tar through our writer, which also makes the index and
+every hash, and through `webdataset.ShardWriter` (integer time stamps, its faster way), as npy clips and as PNG
+frames; PNG once with each side's own encoder and once with the bytes encoded before. CPU time, since both write the
+same bytes to the same disk. All ways take turns in one run; figures are medians. Writes
+benchmarks/results/packing.json.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,7 +23,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import webdataset as wds
-from footage import CLIPS, repeat_clip
+from footage import CLIPS
 from machine import describe_machine
 
 from sharding.codec import CODECS
@@ -40,7 +37,6 @@ from sharding.write import write_clip
 
 RESULT = Path(__file__).parent / "results" / "packing.json"
 CLIP_FRAMES, NUM_CLIPS = 16, 4
-SHOTS, SHARD_MB = 8, 200
 CLAIMS = {  # claim -> (ours, theirs, least ratio)
     "npy clips": ("npy: ours", "npy: ShardWriter", 2.0),
     "PNG frames, encoded before": ("png bytes: ours", "png bytes: ShardWriter", 2.0),
@@ -128,17 +124,6 @@ def cpu_of(write: Callable[[Path], None], folder: Path) -> float:
     return cpu_s
 
 
-def wall_of_pack(video: Path, codec: str, workers: int, folder: Path) -> float:
-    out = folder / "set"
-    command = [sys.executable, "-m", "sharding", "pack", str(video), "--out", str(out), "--codec", codec]
-    command += ["--shard-mb", str(SHARD_MB if codec == "npy" else SHARD_MB / 3), "--workers", str(workers)]
-    begin_s = time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    wall_s = time.monotonic() - begin_s
-    subprocess.run(["rm", "-r", str(out)], check=True)
-    return wall_s
-
-
 def compare_writers(rounds: int, folder: Path) -> dict[str, object]:
     ways = make_ways("bigbuckbunny")
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -161,23 +146,6 @@ def compare_writers(rounds: int, folder: Path) -> dict[str, object]:
     }
 
 
-def compare_workers(rounds: int, folder: Path) -> dict[str, object]:
-    video = repeat_clip("bigbuckbunny", folder / "video.mp4", SHOTS)
-    ways = [(codec, workers) for codec in ("png", "npy") for workers in (1, 2)]
-    walls: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
-    for _ in range(rounds):
-        for codec, workers in ways:
-            walls[codec, workers].append(wall_of_pack(video, codec, workers, folder))
-            print(f"{codec}, {workers} workers: {walls[codec, workers][-1]:.2f} s", flush=True)
-    medians = {way: statistics.median(values) for way, values in walls.items()}
-    return {
-        "what": f"one 720p H.264 video of {probe(video).num_frames} frames in {SHOTS} shots",
-        "wall_s": {f"{codec}, {workers}": [round(v, 2) for v in walls[codec, workers]] for codec, workers in ways},
-        "two_over_one": {codec: round(medians[codec, 1] / medians[codec, 2], 3) for codec in ("png", "npy")},
-        "at_least": 1.7,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -187,12 +155,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = {
             "command": f"python benchmarks/packing.py --rounds {arguments.rounds}",
-            "writers": compare_writers(arguments.rounds, Path(folder)),
-            "workers": compare_workers(max(1, arguments.rounds // 2 + 1), Path(folder)),
+            **compare_writers(arguments.rounds, Path(folder)),
             "machine": describe_machine(),
         }
     arguments.result.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps([result["writers"]["ratios"], result["workers"]], indent=1))
+    print(json.dumps(result["ratios"], indent=1))
 
 
 if __name__ == "__main__":

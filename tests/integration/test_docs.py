@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from realvsr_tree import make_realvsr
 
 pytestmark = pytest.mark.slow
 
@@ -38,8 +39,9 @@ def shortened(command: str) -> str:
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder with the configurations, as a checkout has them."""
+    """A folder with the configurations, as a checkout has them, and a data set of pairs, as a reader has it."""
     folder = tmp_path_factory.mktemp("docs")
+    make_realvsr(folder / "RealVSR")
     (folder / "configs").symlink_to(ROOT / "configs")
     return folder
 

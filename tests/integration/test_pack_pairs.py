@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import zipfile
-from itertools import islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from realvsr_tree import make_realvsr
 
 from sharding.cli import main
 from sharding.degrade import bicubic_downscale
@@ -18,11 +18,8 @@ from sharding.index import read_index, rebuild_index
 from sharding.inspect import read_frame
 from sharding.samples import find_samples
 from sharding.verify import verify
-from sharding.video import iter_frames
 
 CLIPS = {path.stem: path for path in find_samples()}
-SEQUENCES = {"GT/000": 0, "GT/001": 20, "GT_test/002": 40}
-NUM_FRAMES = 10
 
 
 def run(*argv: object) -> int:
@@ -35,16 +32,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def realvsr(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two training sequences and a test sequence of carphone (142 x 176 px), the distorted film as LQ."""
-    root = tmp_path_factory.mktemp("realvsr")
-    for side, name in (("GT", "carphone_pristine"), ("LQ", "carphone_distorted")):
-        frames = [frame[:142] for frame in islice(iter_frames(CLIPS[name]), 50)]
-        for place, first in SEQUENCES.items():
-            folder = root / place.replace("GT", side)
-            folder.mkdir(parents=True)
-            for number in range(NUM_FRAMES):
-                cv2.imwrite(str(folder / f"{number:05d}.png"), frames[first + number][..., ::-1])
-    return root
+    return make_realvsr(tmp_path_factory.mktemp("realvsr"))
 
 
 @pytest.fixture

@@ -1,0 +1,76 @@
+"""What a second worker brings when `vsr-dist pack` packs one video.
+
+    python benchmarks/pack_workers.py [--rounds 3]
+
+A real 720p clip four times behind itself is one video of several shots. It is packed with one and with two processes,
+in turns; wall time from start to end, process start and scan included; figures are medians. Needs two free cores.
+Writes benchmarks/results/pack_workers.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from footage import repeat_clip
+from machine import describe_machine
+
+from sharding.video import probe
+
+RESULT = Path(__file__).parent / "results" / "pack_workers.json"
+SHOTS, SHARD_MB = 4, 200
+CODECS = ("png", "npy")
+LEAST_RATIO = 1.7
+
+
+def wall_of_pack(video: Path, codec: str, workers: int, folder: Path) -> float:
+    out = folder / "set"
+    command = [sys.executable, "-m", "sharding", "pack", str(video), "--out", str(out), "--codec", codec]
+    command += ["--shard-mb", str(SHARD_MB if codec == "npy" else SHARD_MB / 3), "--workers", str(workers)]
+    begin_s = time.monotonic()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    wall_s = time.monotonic() - begin_s
+    subprocess.run(["rm", "-r", str(out)], check=True)
+    return wall_s
+
+
+def compare_workers(rounds: int, folder: Path) -> dict[str, object]:
+    video = repeat_clip("bigbuckbunny", folder / "video.mp4", SHOTS)
+    ways = [(codec, workers) for codec in CODECS for workers in (1, 2)]
+    walls: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for codec, workers in ways:
+            walls[codec, workers].append(wall_of_pack(video, codec, workers, folder))
+            print(f"{codec}, {workers} workers: {walls[codec, workers][-1]:.2f} s", flush=True)
+    medians = {way: statistics.median(values) for way, values in walls.items()}
+    return {
+        "what": f"one 720p H.264 video of {probe(video).num_frames} frames in {SHOTS} shots",
+        "wall_s": {f"{codec}, {workers}": [round(v, 2) for v in walls[codec, workers]] for codec, workers in ways},
+        "two_over_one": {codec: round(medians[codec, 1] / medians[codec, 2], 3) for codec in CODECS},
+        "at_least": LEAST_RATIO,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--result", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = {
+            "command": f"python benchmarks/pack_workers.py --rounds {arguments.rounds}",
+            **compare_workers(arguments.rounds, Path(folder)),
+            "machine": describe_machine(),
+        }
+    arguments.result.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["two_over_one"]))
+
+
+if __name__ == "__main__":
+    main()
