@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from loading_stores import BATCH_CLIPS, LOW_PX, NUM_FRAMES, SCALE, Clips, LoosePictures, copy_by_hand, read_clips
+from loading_stores import BATCH_CLIPS, LOW_PX, NUM_FRAMES, SCALE, Clips, LoosePictures, Views, read_clips
 
 from sharding.index import read_index
 from vsr_dist.core.world import World
+from vsr_dist.data.augment import draw
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.loader import TrainLoader
 from vsr_dist.data.source import open_shard_set
@@ -28,6 +29,27 @@ def our_config(root: Path, **changes: object) -> DataConfig:
         root=str(root), clip_frames=NUM_FRAMES, crop_px=LOW_PX, batch_clips=BATCH_CLIPS, symmetries=False
     )
     return replace(config, **changes)
+
+
+def same_crops(config: DataConfig, clips: Clips, count: int) -> list[Views]:
+    """The crops of our first `count` samples as views of the maps in `clips`, for a copy without anything else."""
+    loader = TrainLoader(config, open_shard_set(config), 0, World(), 1)
+    crops = []
+    for sample in loader.order.samples(range(count)):
+        info = loader.windows_of.sequences[sample.window.sequence]
+        choice = draw(sample.augment_seed, info.low_height_px, info.low_width_px, LOW_PX, symmetries=False)
+        views = []
+        for piece in loader.windows_of._pieces(sample.window):
+            place = (slice(piece.start, piece.stop), *_square(choice.top_px, choice.left_px, 1))
+            real_place = (slice(piece.start, piece.stop), *_square(choice.top_px, choice.left_px, SCALE))
+            low, real = clips.arrays[piece.clip.key]
+            views.append((piece.at, low[place], real[real_place]))
+        crops.append(views)
+    return crops
+
+
+def _square(top: int, left: int, scale: int) -> tuple[slice, slice]:
+    return slice(top * scale, (top + LOW_PX) * scale), slice(left * scale, (left + LOW_PX) * scale)
 
 
 def first_copy(clips: Clips) -> Clips:
@@ -79,8 +101,9 @@ def cold_bytes(work: Path, codecs: Iterable[str]) -> dict[str, float]:
     pictures = LoosePictures(first_copy(read_clips(work / "npy", index)), work / "loose")
     found["loose png, whole frames"] = bytes_read(work / "loose", pictures.__getitem__)
 
-    def by_hand(_: int) -> None:
-        next(copy_by_hand(read_clips(work / "npy", index), num_clips=1))
+    def by_hand(number: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        crop = same_crops(our_config(work / "npy"), read_clips(work / "npy", index, 1), number + 1)[number]
+        return [(low.copy(), real.copy()) for _, low, real in crop]
 
     found["npy shards, a plain map with readahead"] = bytes_read(work / "npy", by_hand)
     return found

@@ -36,7 +36,8 @@ class Clips:
     arrays: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def read_clips(root: Path, index: Index) -> Clips:
+def read_clips(root: Path, index: Index, least_frames: int = NUM_FRAMES) -> Clips:
+    """The clips of at least so many frames."""
     maps = {shard.name: np.memmap(root / shard.name, mode="r", dtype=np.uint8) for shard in index.shards}
     arrays = {}
     for clip in index.clips:
@@ -45,7 +46,7 @@ def read_clips(root: Path, index: Index) -> Clips:
             (member,) = clip.members[field]
             flat = maps[clip.shard][member.data_offset : member.data_offset + int(np.prod(member.shape))]
             fields.append(flat.reshape(member.shape))
-        if len(fields[0]) >= NUM_FRAMES:
+        if len(fields[0]) >= least_frames:
             arrays[clip.key] = (fields[0], fields[1])
     return Clips(root, index, arrays)
 
@@ -78,17 +79,23 @@ def in_batches(dataset: Dataset, num_workers: int) -> Batches:
 # --- a copy by hand: what the machine can do ---------------------------------------------------------------
 
 
-def copy_by_hand(clips: Clips, num_clips: int = BATCH_CLIPS, num_batches: int = 1) -> Batches:
-    """Crops copied from the map of the npy shards into `num_batches` batches in turn: no order, no checks."""
-    arrays = list(clips.arrays.values())
-    shapes = [(num_clips, NUM_FRAMES, side, side, 3) for side in (LOW_PX, LOW_PX * SCALE)]
+Views = list[tuple[int, np.ndarray, np.ndarray]]
+
+
+def copy_by_hand(crops: list[Views], num_batches: int = 1) -> Batches:
+    """Crops given as views of the map copied into `num_batches` batches in turn: no order, no checks, no arithmetic.
+
+    A crop is a list of (first frame in the window, low view, real view): one per clip that its window lies in.
+    """
+    shapes = [(BATCH_CLIPS, NUM_FRAMES, side, side, 3) for side in (LOW_PX, LOW_PX * SCALE)]
     ring = [[torch.empty(shape, dtype=torch.uint8) for shape in shapes] for _ in range(num_batches)]
-    for low_out, real_out in cycle(ring):
-        low_view, real_view = low_out.numpy(), real_out.numpy()
-        for place in range(num_clips):
-            low, real = random.choice(arrays)
-            low_view[place], real_view[place] = cut(low, real, *draw_crop(low.shape))
-        yield low_out, real_out
+    places = cycle((batch, batch[0].numpy()[n], batch[1].numpy()[n], n) for batch in ring for n in range(BATCH_CLIPS))
+    for views, (batch, low_out, real_out, number) in zip(cycle(crops), places, strict=False):
+        for first, low, real in views:
+            low_out[first : first + len(low)] = low
+            real_out[first : first + len(real)] = real
+        if number == BATCH_CLIPS - 1:
+            yield batch[0], batch[1]
 
 
 # --- one picture per frame: loose files, LMDB ---------------------------------------------------------------
