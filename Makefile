@@ -10,13 +10,18 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint quick constraints clean
+.PHONY: help venv demo paper-table test lint quick constraints clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(DEMO)  ## train on real clips, evaluate, run a small study (DEMO_SHORT=1 for a quick pass)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
+
+paper-table: $(DEMO)  ## hours in the background: the paper's models, ours and baselines compared; run again to go on
+	@mkdir -p runs/paper-table
+	@nohup $(BIN)/python benchmarks/paper_table.py $(PAPER_TABLE_OPTIONS) >> runs/paper-table/log.txt 2>&1 & \
+	  echo "runs in the background: tail -f runs/paper-table/log.txt; stop it with: kill $$!; go on: make paper-table"
 
 test: lint  ## lint, types, import contracts, then the tests, quick ones first
 	$(BIN)/python -m pytest -m "not slow"

@@ -11,6 +11,7 @@ from accelerate.utils import GradientAccumulationPlugin
 
 from vsr_dist.config import Config, check_config
 from vsr_dist.core.collectives import current_world
+from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.rng import mix, purpose
 from vsr_dist.core.world import World
@@ -70,15 +71,29 @@ def open_inputs(config: Config, world: World) -> Inputs:
             f"scale is {config.scale}, but {config.data.root} was packed at scale {loader.windows_of.scale}; "
             f"set scale={loader.windows_of.scale} or pack the data at scale {config.scale}"
         )
+    _check_flow_method(config, shards.index.flow)
     features = None
     if "perceptual" in config.loss.active_terms():
         features = PerceptualTrunk(config.perceptual)
+        if world.is_main:
+            say(f"perceptual loss: {features.source}")
         if config.data.crop_px * config.scale < features.min_px:
             raise BadConfigError(
                 f"data.crop_px {config.data.crop_px} x scale {config.scale} is below the {features.min_px} px that "
                 f"perceptual.layer {config.perceptual.layer} needs; enlarge the crop or lower the layer"
             )
     return Inputs(loader, validation, features)
+
+
+def _check_flow_method(config: Config, packed: str) -> None:
+    """Refuse a generator that expects another optical flow than the one in the shards."""
+    with torch.device("meta"):
+        expected = build_generator(config.generator, config.scale).flow_method
+    if expected is not None and packed != expected:
+        raise BadConfigError(
+            f"generator.flow_method is {expected}, but {config.data.root} was packed with --flow {packed}; set "
+            f"generator.flow_method={packed} or pack the data with --flow {expected}"
+        )
 
 
 def build_parts(config: Config, accelerator: Accelerator, world: World, inputs: Inputs) -> Parts:
@@ -128,8 +143,8 @@ def build_networks(config: Config) -> tuple[Generator, Discriminator]:
 
 
 def make_optimizer(network: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Adam over all parameters of a network."""
-    return torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=config.betas)
+    """Adam over all parameters of a network; fused, one pass over memory per step, on the CPU as on GPUs."""
+    return torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def make_tracker(config: Config, *, resume_step: int, run_id: str | None) -> Tracker:

@@ -33,10 +33,12 @@ from vsr_dist.models import (
     build_discriminator,
     build_generator,
 )
+from vsr_dist.models.base import Generator, RecurrentGenerator
 from vsr_dist.models.features import PerceptualConfig
 from vsr_dist.models.recurrent import RecurrentConfig
 from vsr_dist.models.spatiotemporal import SpatiotemporalConfig
-from vsr_dist.training.gan_step import AdversaryConfig
+from vsr_dist.ops.flow_classical import MIN_SIDE_PX
+from vsr_dist.training.adversary import AdversaryConfig
 from vsr_dist.training.schedule import OptimizerConfig
 from vsr_dist.training.tracking import TrackingConfig
 from vsr_dist.training.trainer import TrainConfig
@@ -121,7 +123,7 @@ def dump_config(config: Config) -> str:
 
 def check_config(config: Config) -> None:
     """Rules that tie sections together, checked before anything is read or built; all faults at once."""
-    faults = _stage_faults(config) + _network_faults(config)
+    faults = _stage_faults(config) + _network_faults(config) + _loss_faults(config)
     if config.loss.temporal > 0 and config.data.clip_frames < 2:
         faults.append("loss.temporal needs data.clip_frames of at least 2")
     raise_faults("configuration", faults)
@@ -141,6 +143,27 @@ def _stage_faults(config: Config) -> list[str]:
     return faults
 
 
+def _loss_faults(config: Config) -> list[str]:
+    """Forms of the losses that this data or these networks cannot serve."""
+    loss, data, faults = config.loss, config.data, []
+    if loss.temporal > 0 and loss.temporal_kind == "warped":
+        if loss.temporal_flow == "packed" and not data.flow:
+            faults.append("loss.temporal_flow=packed needs data.flow=true, and data that was packed with --flow")
+        if loss.temporal_flow == "dis" and data.crop_px * config.scale < MIN_SIDE_PX:
+            faults.append(
+                f"loss.temporal_flow=dis needs crops of at least {MIN_SIDE_PX} high-resolution px; data.crop_px "
+                f"{data.crop_px} x scale {config.scale} is less: enlarge the crop or use temporal_flow=packed"
+            )
+    adversary = config.adversary
+    penalised = loss.adversarial > 0 and max(adversary.r1_gamma, adversary.r2_gamma) > 0
+    if penalised and adversary.penalty == "finite_difference" and getattr(config.discriminator, "dropout", 0.0) > 0:
+        faults.append(
+            "adversary.penalty=finite_difference would take dropout for steepness; set discriminator.dropout=0 or "
+            "adversary.penalty=exact"
+        )
+    return faults
+
+
 def _network_faults(config: Config) -> list[str]:
     """What the networks refuse, found by building them without memory (on the meta device)."""
     try:
@@ -154,14 +177,46 @@ def _network_faults(config: Config) -> list[str]:
         side = getattr(data, key)
         if generator.input_px is not None and side != generator.input_px:
             faults.append(f"data.{key} is {side}; the generator is built for generator.input_px = {generator.input_px}")
-        if config.loss.adversarial > 0 and side * config.scale < discriminator.min_px:
+        if side < generator.min_px:
+            faults.append(
+                f"data.{key} is {side}; generator {config.generator.kind} as configured needs at least "
+                f"{generator.min_px} px"
+            )
+        if config.loss.adversarial > 0 and side * config.scale % discriminator.multiple_px:
+            faults.append(
+                f"data.{key} {side} x scale {config.scale} is no multiple of the {discriminator.multiple_px} px that "
+                f"discriminator {config.discriminator.kind} needs; change it or lower discriminator.levels"
+            )
+        elif config.loss.adversarial > 0 and side * config.scale < discriminator.min_px:
             faults.append(
                 f"data.{key} {side} x scale {config.scale} is below the {discriminator.min_px} px that discriminator "
                 f"{config.discriminator.kind} needs; enlarge it or lower discriminator.levels"
             )
+    if generator.uses_flow and not data.flow:
+        faults.append(
+            f"generator {config.generator.kind} as configured is trained with packed flow; set data.flow=true, "
+            f"and pack the data with --flow {generator.flow_method}"
+        )
+    if data.clip_frames < generator.min_frames:
+        faults.append(
+            f"data.clip_frames is {data.clip_frames}; generator {config.generator.kind} as configured learns from "
+            f"{generator.min_frames} frames or more"
+        )
+    if config.loss.temporal > 0 and config.loss.temporal_kind == "ping_pong" and not _is_recurrent(config, generator):
+        faults.append(
+            f"loss.temporal_kind=ping_pong compares what a recurrent generator remembers; generator "
+            f"{config.generator.kind} as configured runs no frame after the other: choose another temporal_kind"
+        )
     if config.loss.adversarial > 0 and data.clip_frames < discriminator.min_frames:
         faults.append(
             f"data.clip_frames is {data.clip_frames}; discriminator {config.discriminator.kind} needs at least "
             f"{discriminator.min_frames} frames per clip"
         )
     return faults
+
+
+def _is_recurrent(config: Config, generator: Generator) -> bool:
+    """True if a frame's result depends on the frames before it and on no later one."""
+    if config.generator.kind == "paper_srgan":
+        return config.generator.lstm
+    return isinstance(generator, RecurrentGenerator) and getattr(config.generator, "recurrence", "") != "none"

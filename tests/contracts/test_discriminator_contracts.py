@@ -11,6 +11,8 @@ from vsr_dist.losses.regularise import gradient_penalty
 from vsr_dist.models import DISCRIMINATORS, build_discriminator
 from vsr_dist.models.spatiotemporal import SpatiotemporalConfig
 from vsr_dist.models.srgan_discriminator import SrganDiscriminatorConfig
+from vsr_dist.models.unet_discriminator import UnetConfig
+from vsr_dist.training.adversary import AdversaryConfig
 
 torch.set_num_threads(1)
 
@@ -20,6 +22,10 @@ DISCRIMINATOR_ROWS = {
     "srgan_none": SrganDiscriminatorConfig(filters=4, norm="none", dropout=0.2),
     "srgan_group": SrganDiscriminatorConfig(filters=4, norm="group"),
     "srgan_spectral": SrganDiscriminatorConfig(filters=4, norm="spectral"),
+    "srgan_deep": SrganDiscriminatorConfig(filters=2, levels=5, norm="none"),
+    "srgan_shallow": SrganDiscriminatorConfig(filters=4, levels=1, norm="none"),
+    "unet": UnetConfig(filters=4),
+    "unet_shallow": UnetConfig(filters=4, levels=1),
     "spatiotemporal": SpatiotemporalConfig(filters=4),
     "spatiotemporal_group": SpatiotemporalConfig(filters=6, levels=2, norm="group", dropout=0.2),
     "spatiotemporal_spectral": SpatiotemporalConfig(filters=4, levels=1, norm="spectral"),
@@ -47,7 +53,12 @@ def test_every_kind_has_a_row_and_default_configurations_name_themselves():
 
 
 @pytest.mark.parametrize(
-    ("config", "expected"), [(SrganDiscriminatorConfig(), 5_215_425), (SpatiotemporalConfig(), 244_633)]
+    ("config", "expected"),
+    [
+        (SrganDiscriminatorConfig(), 5_215_425),
+        (UnetConfig(), 4_376_897),
+        (SpatiotemporalConfig(), 244_633),
+    ],
 )
 def test_number_of_parameters(config, expected):
     with torch.device("meta"):
@@ -63,6 +74,8 @@ def test_discriminator_shape(row):
     config = DISCRIMINATOR_ROWS[row]
     if config.kind == "srgan":
         assert logits.shape == (2, 4)
+    elif config.kind == "unet":
+        assert logits.shape == (2, 4, 32, 32)
     else:
         side = 32 // 2**config.levels
         assert logits.shape == (2, 2, side, side)
@@ -89,6 +102,111 @@ def test_discriminator_allows_the_exact_gradient_penalty(row):
     logits = discriminator(clip, bicubic)
     (logits.mean() + gradient_penalty(logits, clip, 1.0)).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in discriminator.parameters())
+
+
+@pytest.mark.parametrize("row", DISCRIMINATOR_ROWS)
+def test_discriminator_allows_the_finite_difference(row):
+    discriminator = _discriminator(row)
+    clip, bicubic = _clip_pair()
+    adversary = AdversaryConfig(r1_gamma=1.0, penalty="finite_difference")
+    scored = adversary.scored(discriminator, clip, bicubic, 1.0)
+    assert scored.logits.shape == scored.moved_logits[0].shape == scored.moved_logits[1].shape
+    (scored.logits.mean() + adversary.penalty_of(scored)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in discriminator.parameters())
+
+
+@pytest.mark.parametrize("row", DISCRIMINATOR_ROWS)
+def test_full_precision_takes_a_discriminator_out_of_autocast(row):
+    discriminator = _discriminator(row).eval()
+    clip, bicubic = _clip_pair()
+    with torch.no_grad():
+        exact = discriminator(clip, bicubic)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            full = discriminator(clip, bicubic, full_precision=True)
+            assert discriminator(clip, bicubic).dtype == torch.bfloat16
+    assert torch.equal(full, exact)
+
+
+@pytest.mark.parametrize("row", DISCRIMINATOR_ROWS)
+def test_discriminator_in_channels_last(row):
+    discriminator = _discriminator(row).eval()
+    clip, bicubic = _clip_pair()
+    with torch.no_grad():
+        discriminator(clip, bicubic)
+        expected = discriminator(clip, bicubic)
+        discriminator.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(discriminator(clip, bicubic), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["srgan_none", "unet", "spatiotemporal"])
+def test_discriminator_compiled(row):
+    """Logits, and the gradient of loss and finite difference, as without compilation."""
+    discriminator = _discriminator(row).eval()
+    clip, bicubic = _clip_pair()
+    adversary = AdversaryConfig(r1_gamma=1.0, penalty="finite_difference")
+
+    def gradients(network):
+        torch.manual_seed(1)
+        scored = adversary.scored(network, clip, bicubic, 1.0)
+        loss = scored.logits.sigmoid().mean() + adversary.penalty_of(scored)
+        return torch.autograd.grad(loss, list(discriminator.parameters()))
+
+    compiled = torch.compile(discriminator)
+    torch.testing.assert_close(compiled(clip, bicubic), discriminator(clip, bicubic), atol=1e-4, rtol=1e-4)
+    for found, expected in zip(gradients(compiled), gradients(discriminator), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+def _listed_unet(state, images_NCYX):
+    """Real-ESRGAN's UNetDiscriminatorSN, line by line, on plain weights."""
+
+    def conv(name, x, stride=1):
+        return torch.conv2d(x, state[f"{name}.weight"], state.get(f"{name}.bias"), stride=stride, padding=1)
+
+    def lrelu(x):
+        return torch.where(x > 0, x, 0.2 * x)
+
+    def twice(x):
+        return torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+    x0 = lrelu(conv("first", images_NCYX))
+    x1 = lrelu(conv("down.0", x0, 2))
+    x2 = lrelu(conv("down.1", x1, 2))
+    x3 = lrelu(conv("down.2", x2, 2))
+    x4 = lrelu(conv("up.0", twice(x3))) + x2
+    x5 = lrelu(conv("up.1", twice(x4))) + x1
+    x6 = lrelu(conv("up.2", twice(x5))) + x0
+    out = lrelu(conv("head.0", x6))
+    out = lrelu(conv("head.2", out))
+    return conv("head.4", out)
+
+
+def test_unet_equals_real_esrgans():
+    discriminator = _discriminator("unet").double().eval()
+    clip, bicubic = (images.double() for images in _clip_pair())
+    normed = dict(discriminator.net.named_modules())
+    state = {
+        f"{name}.{part}": getattr(module, part).detach()
+        for name, module in normed.items()
+        for part in ("weight", "bias")
+        if isinstance(module, torch.nn.Conv2d) and getattr(module, part) is not None
+    }
+    listed = _listed_unet(state, clip.flatten(0, 1))
+    logits = discriminator(clip, bicubic).detach()
+    assert (logits.flatten(0, 1) - listed[:, 0]).abs().max() < 1e-12
+
+
+def test_unets_spectral_norm_bounds_every_inner_convolution():
+    discriminator = _discriminator("unet")
+    for _ in range(30):  # each forward in training is one power iteration
+        discriminator(*_clip_pair())
+    discriminator.eval()
+    inner = [module for module in discriminator.modules() if hasattr(module, "parametrizations")]
+    assert len(inner) == 8
+    for conv in inner:
+        largest = torch.linalg.matrix_norm(conv.weight.detach().flatten(1), ord=2)
+        assert largest.item() == pytest.approx(1.0, abs=0.05)
 
 
 @pytest.mark.parametrize("row", DISCRIMINATOR_ROWS)
@@ -124,7 +242,7 @@ def test_dropout_acts_in_training_only():
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
-@pytest.mark.parametrize("row", ["srgan", "spatiotemporal"])
+@pytest.mark.parametrize("row", ["srgan", "unet", "spatiotemporal"])
 def test_every_objective_trains_both_players_of_every_discriminator(name, row):
     objective, discriminator = ADVERSARIAL[name], _discriminator(row)
     real, bicubic = _clip_pair()
@@ -143,6 +261,9 @@ def test_every_objective_trains_both_players_of_every_discriminator(name, row):
     ("call", "error", "words"),
     [
         (lambda: SrganDiscriminatorConfig(dropout=1.0), BadConfigError, "dropout"),
+        (lambda: SrganDiscriminatorConfig(levels=7), BadConfigError, "levels 1 to 6"),
+        (lambda: UnetConfig(levels=6), BadConfigError, "levels 1 to 5"),
+        (lambda: _discriminator("unet")(*torch.rand(2, 1, 2, 3, 32, 36)), BadInputError, "multiples of 8"),
         (lambda: SpatiotemporalConfig(levels=9), BadConfigError, "levels"),
         (lambda: _discriminator("spatiotemporal")(*torch.rand(2, 1, 2, 3, 32, 32)), BadInputError, "3 frames"),
         (lambda: _discriminator("spatiotemporal")(*torch.rand(2, 1, 3, 3, 4, 4)), BadInputError, "8 pixels"),

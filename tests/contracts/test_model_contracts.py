@@ -14,8 +14,11 @@ from vsr_dist.models import (
     RecurrentGenerator,
     build_generator,
 )
+from vsr_dist.models.espcn import EspcnConfig
 from vsr_dist.models.paper_srgan import PaperSrganConfig
 from vsr_dist.models.recurrent import RecurrentConfig
+from vsr_dist.models.srresnet import SrresnetConfig
+from vsr_dist.models.vsrnet import VsrnetConfig
 from vsr_dist.ops.resample import bicubic_upsample
 
 torch.set_num_threads(1)
@@ -26,10 +29,30 @@ GENERATOR_ROWS = {
     "paper_lstm": PaperSrganConfig(channels=4, num_blocks=1, lstm_hidden=6, input_px=8),
     "paper_printed": PaperSrganConfig(channels=4, num_blocks=1, lstm=False, alignment="as_printed"),
     "paper_corrected": PaperSrganConfig(channels=4, num_blocks=1, lstm=False, alignment="corrected"),
+    "paper_gaussian": PaperSrganConfig(
+        channels=4, num_blocks=1, lstm=False, alignment="corrected", smoothing="gaussian"
+    ),
     "recurrent": RecurrentConfig(channels=8, num_blocks=3),
     "single_frame": RecurrentConfig(channels=8, num_blocks=1, recurrence="none"),
+    "convlstm": RecurrentConfig(channels=8, num_blocks=2, recurrence="convlstm"),
+    "packed": RecurrentConfig(channels=8, num_blocks=2, alignment="packed", smoothing="ema"),
+    "learned": RecurrentConfig(channels=8, num_blocks=2, alignment="learned", smoothing="gaussian"),
+    "bidirectional": RecurrentConfig(channels=8, num_blocks=2, bidirectional=True),
+    "bidirectional_learned": RecurrentConfig(
+        channels=8, num_blocks=2, recurrence="convlstm", alignment="learned", bidirectional=True
+    ),
+    "espcn": EspcnConfig(channels=8, inner_channels=6),
+    "vsrnet_3": VsrnetConfig(channels=8, inner_channels=6, num_frames=3),
+    "vsrnet_5": VsrnetConfig(channels=8, inner_channels=6, num_frames=5),
+    "srresnet": SrresnetConfig(channels=8, num_blocks=2),
 }
-SCALES = {"paper_srgan": (1, 2, 4), "recurrent": (1, 2, 3, 4)}
+SCALES = {
+    "paper_srgan": (1, 2, 4),
+    "recurrent": (1, 2, 3, 4),
+    "espcn": (1, 2, 3, 4),
+    "vsrnet": (1, 2, 3, 4),
+    "srresnet": (1, 2, 4, 8),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +62,11 @@ def _seed():
 
 def _generator(row, scale=2):
     return build_generator(GENERATOR_ROWS[row], scale)
+
+
+def _side(generator):
+    """A side of the input that suits the row: 8 px, or as many as the generator needs at least."""
+    return generator.input_px or max(8, generator.min_px)
 
 
 def _wake(model):
@@ -65,6 +93,12 @@ def test_every_kind_has_a_row_and_default_configurations_name_themselves():
         (PaperSrganConfig(), 336_804_875),
         (PaperSrganConfig(lstm=False), 734_219),
         (RecurrentConfig(), 171_984),
+        (RecurrentConfig(recurrence="convlstm"), 190_480),
+        (RecurrentConfig(alignment="learned"), 171_984 + 37_806),
+        (RecurrentConfig(alignment="packed", bidirectional=True), 236_720),
+        (EspcnConfig(), 37_200),
+        (VsrnetConfig(), 82_307),
+        (SrresnetConfig(), 1_549_462),
     ],
 )
 def test_number_of_parameters(config, expected):
@@ -78,19 +112,20 @@ def test_generator_shape_and_attributes(row):
     for scale in SCALES[GENERATOR_ROWS[row].kind]:
         generator = _generator(row, scale)
         assert generator.scale == scale
-        side = generator.input_px or 8
+        side = _side(generator)
         low = torch.rand(2, 3, 3, side, side)
         fake = generator(low)
         assert fake.shape == (2, 3, 3, side * scale, side * scale) and fake.dtype == torch.float32
         assert fake.isfinite().all()
         if generator.input_px is None:
-            assert generator(torch.rand(1, 1, 3, 7, 9)).shape == (1, 1, 3, 7 * scale, 9 * scale)
+            fake = generator(torch.rand(1, 1, 3, side + 1, side + 3))
+            assert fake.shape == (1, 1, 3, (side + 1) * scale, (side + 3) * scale)
 
 
 @pytest.mark.parametrize("row", GENERATOR_ROWS)
 def test_generator_gradient_reaches_every_parameter(row):
     generator = _wake(_generator(row))
-    generator(torch.rand(2, 3, 3, 8, 8)).pow(2).mean().backward()
+    generator(torch.rand(2, 3, 3, _side(generator), _side(generator))).pow(2).mean().backward()
     dead = [name for name, p in generator.named_parameters() if p.grad is None or not p.grad.any()]
     # A bias in front of batch norm is cancelled by it, and only rounding is left.
     assert [name for name in dead if not name.endswith("bias")] == []
@@ -100,7 +135,7 @@ def test_generator_gradient_reaches_every_parameter(row):
 @pytest.mark.parametrize("row", GENERATOR_ROWS)
 def test_generator_under_bfloat16_autocast(row):
     generator = _wake(_generator(row)).eval()
-    low = torch.rand(1, 3, 3, 8, 8)
+    low = torch.rand(1, 3, 3, _side(generator), _side(generator))
     with torch.no_grad():
         exact = generator(low)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -111,8 +146,8 @@ def test_generator_under_bfloat16_autocast(row):
 
 @pytest.mark.parametrize("row", GENERATOR_ROWS)
 def test_generator_is_deterministic_and_survives_its_state_dict(row):
-    first, low = _wake(_generator(row)).eval(), torch.rand(1, 2, 3, 8, 8)
-    second = _generator(row).eval()
+    first, second = _wake(_generator(row)).eval(), _generator(row).eval()
+    low = torch.rand(1, 2, 3, _side(first), _side(first))
     second.load_state_dict(first.state_dict())
     with torch.no_grad():
         assert torch.equal(first(low), second(low))

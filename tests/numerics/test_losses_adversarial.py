@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from vsr_dist.losses.adversarial import ADVERSARIAL
-from vsr_dist.losses.regularise import gradient_penalty
+from vsr_dist.losses.regularise import finite_difference_penalty, gradient_penalty
 
 torch.set_num_threads(1)
 
@@ -19,7 +19,7 @@ def _logits(seed):
 
 
 # The constant logits of a discriminator that knows nothing, where its loss is smallest.
-UNDECIDED = {"paper": 0.0, "bce": 0.0, "lsgan": 0.5, "hinge": 0.0, "rpgan": 0.0}
+UNDECIDED = {"paper": 0.0, "bce": 0.0, "lsgan": 0.5, "hinge": 0.0, "ragan": 0.0, "rpgan": 0.0}
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
@@ -61,6 +61,10 @@ def test_values_against_independent_forms():
             torch.clamp_min(1 - real, 0).mean() + torch.clamp_min(1 + fake, 0).mean(),
             -fake.mean(),
         ),
+        "ragan": (
+            bce(torch.sigmoid(real - fake.mean()), ones) + bce(torch.sigmoid(fake - real.mean()), zeros),
+            bce(torch.sigmoid(real - fake.mean()), zeros) + bce(torch.sigmoid(fake - real.mean()), ones),
+        ),
         "rpgan": (-F.logsigmoid(real - fake).mean(), -F.logsigmoid(fake - real).mean()),
     }
     for name, objective in ADVERSARIAL.items():
@@ -68,13 +72,14 @@ def test_values_against_independent_forms():
         torch.testing.assert_close(objective.generator_loss(real, fake), expected[name][1])
 
 
-def test_only_rpgan_reads_the_real_logits_in_the_generator():
+def test_only_relativistic_objectives_read_the_real_logits_in_the_generator():
     for name, objective in ADVERSARIAL.items():
-        assert objective.uses_real_in_generator == (name == "rpgan")
+        assert objective.uses_real_in_generator == (name in ("ragan", "rpgan"))
         if not objective.uses_real_in_generator:
             assert math.isfinite(objective.generator_loss(None, _logits(0)).item())
-    with pytest.raises(ValueError, match="real logits"):
-        ADVERSARIAL["rpgan"].generator_loss(None, _logits(0))
+    for name in ("ragan", "rpgan"):
+        with pytest.raises(ValueError, match="real logits"):
+            ADVERSARIAL[name].generator_loss(None, _logits(0))
     with pytest.raises(ValueError, match="equal shapes"):
         ADVERSARIAL["rpgan"].discriminator_loss(_logits(0), _logits(0)[:, :1])
 
@@ -119,3 +124,41 @@ def test_penalty_needs_inputs_with_a_gradient():
     inputs = torch.randn(2, 3)
     with pytest.raises(ValueError, match="requires_grad"):
         gradient_penalty(inputs.sum(1), inputs, gamma=1.0)
+
+
+def test_finite_difference_of_a_linear_discriminator_is_its_slope_along_the_noise():
+    weight = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    inputs, noise = torch.randn(2, 5, 6, dtype=torch.float64)
+    sigma = 0.1
+    plus, minus = (inputs + sigma * noise) @ weight, (inputs - sigma * noise) @ weight
+    penalty = finite_difference_penalty(plus, minus, sigma, gamma=3.0)
+    torch.testing.assert_close(penalty, 1.5 * (noise @ weight).pow(2).mean())
+    (gradient,) = torch.autograd.grad(penalty, weight)
+    expected = 3.0 * ((noise @ weight.detach()).unsqueeze(1) * noise).mean(0)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_finite_difference_is_the_exact_penalty_on_average():
+    """Value and gradient, for a curved discriminator with several logits per sample."""
+    torch.manual_seed(0)
+    weight = (0.3 * torch.randn(8, 4, dtype=torch.float64)).requires_grad_()
+    inputs = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+
+    def logits(x):
+        return torch.tanh(x @ weight) + (x @ weight).pow(2)
+
+    exact = gradient_penalty(logits(inputs), inputs, gamma=2.0)
+    (expected,) = torch.autograd.grad(exact, weight)
+    many, sigma = inputs.detach().repeat(20_000, 1), 1e-3
+    noise = sigma * torch.randn(many.shape, dtype=torch.float64)
+    penalty = finite_difference_penalty(logits(many + noise), logits(many - noise), sigma, gamma=2.0)
+    (gradient,) = torch.autograd.grad(penalty, weight)
+    assert penalty.item() == pytest.approx(exact.item(), rel=0.03)
+    assert (gradient - expected).norm() / expected.norm() < 0.03
+
+
+def test_finite_difference_does_not_punish_the_same_answer_to_all_noise():
+    """A logit that rises by the noise's energy alone has no slope at 0."""
+    noise = torch.randn(4, 50, dtype=torch.float64)
+    energy = noise.pow(2).sum(1)
+    assert finite_difference_penalty(energy, energy.clone(), 1.0, gamma=1.0).item() == 0.0

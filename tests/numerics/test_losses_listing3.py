@@ -15,7 +15,7 @@ from vsr_dist.losses.objective import LossConfig, combine
 from vsr_dist.losses.perceptual import perceptual
 from vsr_dist.losses.pixel import PIXEL, charbonnier, mse
 from vsr_dist.losses.temporal import temporal_difference
-from vsr_dist.losses.tv import total_variation
+from vsr_dist.losses.tv import TV, total_variation
 
 torch.set_num_threads(1)
 
@@ -92,6 +92,42 @@ def test_total_and_gradient_equal_listing_3(clips):
     (gradient,) = torch.autograd.grad(ours.total, fake)
     assert abs(ours.total.item() - listed.item()) < 1e-12
     assert (gradient - listed_gradient).norm() / listed_gradient.norm() < 1e-10
+
+
+def test_every_term_of_listing_3_by_itself(clips):
+    """Value and gradient of each line, with no weight to hide behind."""
+    fake, real = clips
+    features, scorer = _network(1, 5, 2), _network(2, 1, 4)
+    out, target = fake[:, 1:].flatten(0, 1), real[:, 1:].flatten(0, 1)
+    out_prev, target_prev = fake[:, :-1].flatten(0, 1), real[:, :-1].flatten(0, 1)
+    logits = scorer(out).mean((1, 2, 3))
+    mse_loss = nn.MSELoss()
+    pairs = {
+        "adversarial": (torch.mean(1 - torch.sigmoid(logits)), ADVERSARIAL["paper"].generator_loss(None, logits)),
+        "perceptual": (mse_loss(features(out), features(target)), perceptual(features(out), features(target))),
+        "image": (mse_loss(out, target), mse(fake[:, 1:], real[:, 1:])),
+        "tv": (ListedTvLoss()(out), TV["squared_mean"](fake[:, 1:])),
+        "temporal": (mse_loss(out - out_prev, target - target_prev), temporal_difference(fake, real)),
+    }
+    for name, (listed, ours) in pairs.items():
+        expected, found = (torch.autograd.grad(loss, fake, retain_graph=True)[0] for loss in (listed, ours))
+        assert abs(listed.item() - ours.item()) < 1e-12, name
+        assert (expected - found).abs().max() < 1e-12, name
+
+
+def test_discriminator_loss_is_the_base_codes():
+    """`d_loss = 1 - real_out + fake_out` with `netD(image).mean()`, github.com/leftthomas/SRGAN, train.py."""
+    network = _network(3, 1, 4)
+    torch.manual_seed(5)
+    real_images, fake_images = torch.rand(2, 6, 3, 12, 12, dtype=torch.float64)
+    real, fake = (network(images).mean((1, 2, 3)) for images in (real_images, fake_images))
+    real_out, fake_out = (1 / (1 + torch.exp(-real))).mean(), (1 / (1 + torch.exp(-fake))).mean()
+    listed = 1 - real_out + fake_out
+    ours = ADVERSARIAL["paper"].discriminator_loss(real.view(2, 3), fake.view(2, 3))
+    assert abs(listed.item() - ours.item()) < 1e-12
+    weights = list(network.parameters())
+    expected, found = (torch.autograd.grad(loss, weights, retain_graph=True) for loss in (listed, ours))
+    assert max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True)) < 1e-12
 
 
 def test_terms_are_logged_before_weighting_and_carry_no_graph(clips):

@@ -22,6 +22,11 @@ from vsr_dist.models.recurrent import RecurrentConfig
 RECURRENT = RecurrentConfig(channels=6, num_blocks=2)
 CONVOLUTIONAL = PaperSrganConfig(channels=4, num_blocks=1, lstm=False)
 FIXED_SIZE = PaperSrganConfig(channels=4, num_blocks=1, lstm_hidden=8, input_px=8)
+ALIGNED = [
+    RecurrentConfig(channels=6, num_blocks=2, recurrence="convlstm", alignment="learned", smoothing="gaussian"),
+    RecurrentConfig(channels=6, num_blocks=2, alignment="packed", smoothing="ema"),
+]
+BIDIRECTIONAL = RecurrentConfig(channels=6, num_blocks=2, alignment="learned", bidirectional=True)
 CUTS = [[9], [1] * 9, [4, 5], [8, 1], [2, 3, 4]]
 
 
@@ -49,6 +54,26 @@ def test_a_recurrent_generator_gives_the_whole_clip_however_it_is_cut(cut):
     whole_TCYX = generator(low_TCHW[None])[0].clamp(0, 1)
     pieces_TCYX = in_pieces(GeneratorUpscaler(generator), low_TCHW, cut)
     torch.testing.assert_close(pieces_TCYX, whole_TCYX, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", ALIGNED, ids=lambda config: config.alignment)
+@pytest.mark.parametrize("cut", CUTS[1:3], ids=str)
+def test_alignment_crosses_the_cuts(config, cut):
+    generator, low_TCHW = make(config), clip(9, 26, 25)
+    whole_TCYX = generator(low_TCHW[None])[0].clamp(0, 1)
+    pieces_TCYX = in_pieces(GeneratorUpscaler(generator), low_TCHW, cut)
+    torch.testing.assert_close(pieces_TCYX, whole_TCYX, rtol=0, atol=1e-5)
+
+
+def test_a_bidirectional_generator_runs_on_each_piece_by_itself():
+    generator, low_TCHW = make(BIDIRECTIONAL), clip()
+    upscaler = GeneratorUpscaler(generator)
+    whole_TCYX = generator(low_TCHW[None])[0].clamp(0, 1)
+    torch.testing.assert_close(upscaler.upscale(low_TCHW), whole_TCYX, rtol=0, atol=1e-6)
+    pieces_TCYX = in_pieces(upscaler, low_TCHW, [4, 5])
+    second_TCYX = generator(low_TCHW[None, 4:])[0].clamp(0, 1)
+    torch.testing.assert_close(pieces_TCYX[4:], second_TCYX, rtol=0, atol=1e-6)
+    assert (pieces_TCYX - whole_TCYX).abs().max() > 1e-4
 
 
 def test_the_past_matters_until_it_is_reset():
@@ -112,7 +137,7 @@ def test_bicubic_is_clamped():
     assert fake_TCYX.max() == 1
 
 
-@pytest.mark.parametrize("config", [RECURRENT, CONVOLUTIONAL, FIXED_SIZE])
+@pytest.mark.parametrize("config", [RECURRENT, CONVOLUTIONAL, FIXED_SIZE, ALIGNED[0], BIDIRECTIONAL])
 def test_a_saved_generator_is_loaded_whole(tmp_path, config):
     generator = make(config, 2)
     save_generator(tmp_path, generator, config, {"run": "demo", "steps": 5})

@@ -96,6 +96,20 @@ def test_normalisation_is_imagenets(state_file):
     torch.testing.assert_close(normalised(images), plain(standard))
 
 
+def test_source_names_weights_depth_and_file_for_the_log(state_file):
+    for normalise, words in ((True, "inputs standardised"), (False, "inputs as they are")):
+        source = PerceptualTrunk(PerceptualConfig("file", state_file, layer=9, normalise=normalise)).source
+        assert source == f"file VGG16, 9 layers, {words}, weights {state_file}"
+
+
+def test_torchvisions_cache_is_read(random_state, tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(random_state, tmp_path / "checkpoints" / features.TORCHVISION_FILE)
+    monkeypatch.setattr(features.torch.hub, "get_dir", lambda: str(tmp_path))
+    trunk = PerceptualTrunk(PerceptualConfig(weights="torchvision", layer=2))
+    assert torch.equal(trunk.features[0].weight, random_state["features.0.weight"])
+
+
 def test_blur_pool_halves_smoothly():
     pool = BlurPool(2)
     flat = torch.full((1, 2, 6, 9), 3.0)

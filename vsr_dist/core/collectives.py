@@ -35,6 +35,33 @@ def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return total / dist.get_world_size()
 
 
+class _MeanOverRanks(torch.autograd.Function):
+    """The derivative of a mean is a mean: each rank's gradient takes in what the mean does to every rank's loss."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, values: torch.Tensor) -> torch.Tensor:
+        del ctx
+        return mean_over_ranks(values)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: torch.Tensor) -> torch.Tensor:
+        del ctx
+        return mean_over_ranks(gradients[0])
+
+
+def differentiable_mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Elementwise mean of a tensor (any shape, float) over all ranks, with its gradient.
+
+    Each rank's gradient is `1 / N` times the sum over the ranks' losses. That is the scale that fits DDP, which
+    averages the ranks' parameter gradients: the result is the gradient of the mean of the N losses, as one process
+    has it on the whole batch. Every rank must call it at the same point and run its backward pass.
+    """
+    if not is_active():
+        return values
+    mean: torch.Tensor = _MeanOverRanks.apply(values)
+    return mean
+
+
 def gather_lists(items: list[Item]) -> list[Item]:
     """All ranks' lists, one behind the other in rank order, on every rank. Items must be picklable."""
     if not is_active():

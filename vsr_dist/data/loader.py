@@ -180,7 +180,8 @@ class TrainLoader:
 def validation_batch(config: DataConfig, shards: ShardSet, clip_frames: int) -> ClipBatch:
     """The fixed held-out windows, the same for every rank, step and run: spread over sequences, centred crops.
 
-    They stay valid; all are on the CPU.
+    They stay valid; all are on the CPU. They carry no flow, so that they are the same with and without `data.flow`; a
+    generator that uses flow estimates it from their frames.
     """
     windows_of = open_split(shards, config, config.val_split)
     check_sizes(windows_of, config.val_crop_px, clip_frames, "data.val_crop_px")

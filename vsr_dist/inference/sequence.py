@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsr_dist.models.base import Generator, RecurrentGenerator
+from vsr_dist.models.base import Generator, RecurrentGenerator, State
 from vsr_dist.ops.resample import bicubic_upsample
 
 
@@ -45,12 +45,13 @@ class BicubicUpscaler:
 
 class GeneratorUpscaler:
     """A generator in eval mode. A recurrent one carries its state from piece to piece, so that the result does not
-    depend on where the pieces are cut; one with a fixed input size runs on tiles, and on each piece by itself.
+    depend on where the pieces are cut. Any other runs on each piece by itself, one with a fixed input size on tiles:
+    give a bidirectional one, which looks ahead, pieces as long as memory allows.
     """
 
     def __init__(self, generator: Generator) -> None:
         self.generator, self.scale = generator, generator.scale
-        self._state: Tensor | None = None
+        self._state: State | None = None
 
     @torch.no_grad()
     def upscale(self, low_TCHW: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Each objective states `chance`, the discriminator loss of one that cannot tell real from fake (it gives every
 input the same, best constant). Loss / chance is then 1 at chance and 0 for perfect separation in every
-formula (`bce` and `rpgan` only approach 0).
+formula (`bce`, `ragan` and `rpgan` only approach 0).
 
 Logits have any shape with the batch first; the means run over all of them, so every patch counts the same.
 Half precision logits are computed in float32.
@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-AdversarialName = Literal["paper", "bce", "lsgan", "hinge", "rpgan"]
+from vsr_dist.core.collectives import differentiable_mean_over_ranks
+
+AdversarialName = Literal["paper", "bce", "lsgan", "hinge", "ragan", "rpgan"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,31 @@ def hinge_generator(_real: Tensor | None, fake: Tensor) -> Tensor:
     return -_full(fake).mean()
 
 
+def ragan_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """`mean softplus(m_fake - real) + mean softplus(fake - m_real)`, m the means over the global batch.
+
+    Relativistic average: Jolicoeur-Martineau 2018 (arXiv:1807.00734), as in ESRGAN (Wang et al. 2018,
+    arXiv:1809.00219, equation 1), without the half of its code. The means run over the logits of all ranks, which
+    must hold equally many, and carry the gradient, so that N processes learn what one process does on the whole
+    batch. With accumulated micro-batches they run over one micro-batch of every rank, not over all of them.
+    """
+    mean_real, mean_fake = _global_means(real, fake)
+    return F.softplus(mean_fake - _full(real)).mean() + F.softplus(_full(fake) - mean_real).mean()
+
+
+def ragan_generator(real: Tensor | None, fake: Tensor) -> Tensor:
+    """`mean softplus(real - m_fake) + mean softplus(m_real - fake)`: ESRGAN, equation 2. Means as above."""
+    if real is None:
+        raise ValueError("ragan: the generator's loss needs the real logits, found None")
+    mean_real, mean_fake = _global_means(real, fake)
+    return F.softplus(_full(real) - mean_fake).mean() + F.softplus(mean_real - _full(fake)).mean()
+
+
+def _global_means(real: Tensor, fake: Tensor) -> Tensor:
+    """(mean real, mean fake) over all ranks, in one collective call forward and one backward."""
+    return differentiable_mean_over_ranks(torch.stack((_full(real).mean(), _full(fake).mean())))
+
+
 def rpgan_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """`mean softplus(fake - real)` per pair: relativistic pairing, Huang et al. 2024 (arXiv:2501.05441).
 
@@ -112,5 +139,6 @@ ADVERSARIAL: dict[AdversarialName, AdversarialObjective] = {
     "bce": AdversarialObjective("bce", 2.0 * math.log(2.0), False, bce_discriminator, bce_generator),
     "lsgan": AdversarialObjective("lsgan", 0.5, False, lsgan_discriminator, lsgan_generator),
     "hinge": AdversarialObjective("hinge", 2.0, False, hinge_discriminator, hinge_generator),
+    "ragan": AdversarialObjective("ragan", 2.0 * math.log(2.0), True, ragan_discriminator, ragan_generator),
     "rpgan": AdversarialObjective("rpgan", math.log(2.0), True, rpgan_discriminator, rpgan_generator),
 }

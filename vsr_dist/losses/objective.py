@@ -10,7 +10,10 @@ from typing import Literal
 from torch import Tensor
 
 from vsr_dist.core.errors import BadConfigError
+from vsr_dist.losses.flow import FlowSource
 from vsr_dist.losses.pixel import PixelName
+from vsr_dist.losses.temporal import TemporalName
+from vsr_dist.losses.tv import TvName
 
 TermName = Literal["image", "adversarial", "perceptual", "tv", "temporal"]
 
@@ -21,6 +24,19 @@ class LossConfig:
 
     A weight of 0 switches a term off: it is not computed. Raises BadConfigError for a weight that is negative
     or not finite, or when all are 0.
+
+    Attributes:
+        pixel: form of the image term.
+        image: weight of the image term.
+        adversarial: weight of the adversarial term.
+        perceptual: weight of the perceptual term.
+        tv: weight of the total variation; its default, the paper's, has no effect (`vsr_dist.losses.tv`).
+        temporal: weight of the temporal term.
+        tv_kind: `squared_mean` is the paper's; `anisotropic` and `isotropic` are the usual L1 forms.
+        temporal_kind: `difference` is the paper's; `warped` compares along the motion of the real frames, where it
+            explains them; `ping_pong` runs a recurrent generator there and back, which about doubles its cost.
+        temporal_flow: motion for `warped`: `dis` estimates it from the real frames on the CPU at every step; `packed`
+            enlarges the low-resolution flow of the data set and needs data.flow.
     """
 
     pixel: PixelName = "mse"
@@ -29,6 +45,9 @@ class LossConfig:
     perceptual: float = 0.006
     tv: float = 2e-8
     temporal: float = 0.1
+    tv_kind: TvName = "squared_mean"
+    temporal_kind: TemporalName = "difference"
+    temporal_flow: FlowSource = "dis"
 
     def __post_init__(self) -> None:
         bad = [f"{name} {weight}" for name, weight in self.weights().items() if not 0.0 <= weight < math.inf]

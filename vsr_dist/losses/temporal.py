@@ -1,12 +1,21 @@
-"""Temporal consistency loss.
+"""Temporal consistency losses: the paper's, motion compensated, and there and back again.
 
-Axes: B batch, T time, C channels, Y X image rows and columns.
+Axes: B batch, T time, C channels, Y X image rows and columns, K the two directions of flow,
+2 the flow components (dx, dy).
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+from vsr_dist.ops.warp import backward_warp
+
+TemporalName = Literal["difference", "warped", "ping_pong"]
+# Lai et al. 2018, for images in [0, 1].
+OCCLUSION_SHARPNESS = 50.0
 
 
 def temporal_difference(fake_BTCYX: Tensor, real_BTCYX: Tensor) -> Tensor:
@@ -15,6 +24,69 @@ def temporal_difference(fake_BTCYX: Tensor, real_BTCYX: Tensor) -> Tensor:
     The mean runs over all T-1 neighbouring pairs. It is not motion compensated: an error that stands still
     costs nothing. Raises ValueError for clips of fewer than 2 frames, which have no change.
     """
-    if fake_BTCYX.shape[1] < 2:
-        raise ValueError("temporal loss: expected clips of at least 2 frames, found 1; set its weight to 0")
+    _check_frames(fake_BTCYX)
     return torch.mean((fake_BTCYX.diff(dim=1) - real_BTCYX.diff(dim=1)) ** 2)
+
+
+def temporal_warped(fake_BTCYX: Tensor, real_BTCYX: Tensor, back_BT2YX: Tensor) -> Tensor:
+    """Mean of `M_t |fake_t - W(fake_(t-1))|`, W warping along the motion of the real frames. Scalar.
+
+    Lai et al. 2018 (arXiv:1808.00449), short-term temporal loss, with the mean in place of the sum: M_t is
+    `exp(-50 |real_t - W(real_(t-1))|^2)` per pixel, the norm over the channels, so that what the flow cannot explain
+    (occlusion, cuts) counts little. It is 0 for a clip that moves exactly along the flow and does not compare with
+    the truth: it wants an image loss beside it.
+
+    Images: float RGB in [0, 1]. back_BT2YX: (B, T-1, 2, Y, X), float, pixels, from frame t back to t - 1
+    (`vsr_dist.losses.flow`). The gradient reaches both frames of `fake`, never the mask or the flow. Raises ValueError
+    for clips of fewer than 2 frames.
+    """
+    _check_frames(fake_BTCYX)
+    back_N2YX = back_BT2YX.flatten(0, 1).detach()
+    with torch.no_grad():
+        moved = backward_warp(real_BTCYX[:, :-1].flatten(0, 1), back_N2YX)
+        unexplained = (real_BTCYX[:, 1:].flatten(0, 1) - moved).pow(2).sum(dim=1, keepdim=True)
+        mask_N1YX = torch.exp(-OCCLUSION_SHARPNESS * unexplained)
+    warped_NCYX = backward_warp(fake_BTCYX[:, :-1].flatten(0, 1), back_N2YX)
+    return torch.mean(mask_N1YX * (fake_BTCYX[:, 1:].flatten(0, 1) - warped_NCYX).abs())
+
+
+def there_and_back(clip_BTCHW: Tensor) -> Tensor:
+    """A clip followed by itself in reverse, the last frame once: frames 0 .. T-1 .. 0, 2 T - 1 in all.
+
+    One pass of a recurrent generator over it yields both sequences that `temporal_ping_pong` compares, so that DDP
+    sees one forward before its backward.
+    """
+    return torch.cat((clip_BTCHW, clip_BTCHW[:, :-1].flip(1)), dim=1)
+
+
+def flow_there_and_back(flow_BTKCHW: Tensor) -> Tensor:
+    """The flow of `there_and_back(clip)`, from that of the clip: (B, T-1, K, ...) to (B, 2 T - 2, K, ...).
+
+    On the way back the pairs come in reverse, and each one's two directions (axis K) change places.
+    """
+    return torch.cat((flow_BTKCHW, flow_BTKCHW.flip(1, 2)), dim=1)
+
+
+def split_there_and_back(whole_BTCYX: Tensor) -> tuple[Tensor, Tensor]:
+    """Output for `there_and_back` to (frames 0 .. T-1, frames 0 .. T-2 of the way back in the same order)."""
+    num_frames = (whole_BTCYX.shape[1] + 1) // 2
+    return whole_BTCYX[:, :num_frames], whole_BTCYX[:, num_frames:].flip(1)
+
+
+def temporal_ping_pong(there_BTCYX: Tensor, back_BTCYX: Tensor) -> Tensor:
+    """Mean of `|g_t - g'_t|` over frames 0 .. T-2: the same frames on the way there and on the way back. Scalar.
+
+    Chu et al. 2020 (TecoGAN, arXiv:1811.09393), with the absolute difference of its code: a
+    recurrent generator that lets details drift reaches the same frame with other details. there: T frames, back: T-1
+    (`split_there_and_back`). Raises ValueError for other numbers or T below 2.
+    """
+    _check_frames(there_BTCYX)
+    if back_BTCYX.shape[1] != there_BTCYX.shape[1] - 1:
+        found = f"{there_BTCYX.shape[1]} and {back_BTCYX.shape[1]}"
+        raise ValueError(f"ping-pong loss: expected T frames there and T - 1 back, found {found}")
+    return torch.mean((there_BTCYX[:, :-1] - back_BTCYX).abs())
+
+
+def _check_frames(clip_BTCYX: Tensor) -> None:
+    if clip_BTCYX.shape[1] < 2:
+        raise ValueError("temporal loss: expected clips of at least 2 frames, found 1; set its weight to 0")

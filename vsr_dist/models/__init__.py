@@ -10,14 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from vsr_dist.core.errors import BadConfigError, nearest_hint
-from vsr_dist.models.base import Discriminator, Generator, RecurrentGenerator
+from vsr_dist.models.base import Discriminator, Generator, RecurrentGenerator, State
+from vsr_dist.models.espcn import Espcn, EspcnConfig
 from vsr_dist.models.paper_srgan import PaperSrgan, PaperSrganConfig
-from vsr_dist.models.recurrent import Recurrent, RecurrentConfig
+from vsr_dist.models.recurrent import RecurrentConfig, build_recurrent
 from vsr_dist.models.spatiotemporal import Spatiotemporal, SpatiotemporalConfig
 from vsr_dist.models.srgan_discriminator import SrganDiscriminator, SrganDiscriminatorConfig
+from vsr_dist.models.srresnet import Srresnet, SrresnetConfig
+from vsr_dist.models.unet_discriminator import UnetConfig, UnetDiscriminator
+from vsr_dist.models.vsrnet import Vsrnet, VsrnetConfig
 
-GeneratorConfig = PaperSrganConfig | RecurrentConfig
-DiscriminatorConfig = SrganDiscriminatorConfig | SpatiotemporalConfig
+GeneratorConfig = PaperSrganConfig | RecurrentConfig | EspcnConfig | VsrnetConfig | SrresnetConfig
+DiscriminatorConfig = SrganDiscriminatorConfig | UnetConfig | SpatiotemporalConfig
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,14 @@ class DiscriminatorEntry:
 
 GENERATORS: dict[str, GeneratorEntry] = {
     "paper_srgan": GeneratorEntry(PaperSrganConfig, PaperSrgan),
-    "recurrent": GeneratorEntry(RecurrentConfig, Recurrent),
+    "recurrent": GeneratorEntry(RecurrentConfig, build_recurrent),
+    "espcn": GeneratorEntry(EspcnConfig, Espcn),
+    "vsrnet": GeneratorEntry(VsrnetConfig, Vsrnet),
+    "srresnet": GeneratorEntry(SrresnetConfig, Srresnet),
 }
 DISCRIMINATORS: dict[str, DiscriminatorEntry] = {
     "srgan": DiscriminatorEntry(SrganDiscriminatorConfig, SrganDiscriminator),
+    "unet": DiscriminatorEntry(UnetConfig, UnetDiscriminator),
     "spatiotemporal": DiscriminatorEntry(SpatiotemporalConfig, Spatiotemporal),
 }
 
@@ -73,6 +81,7 @@ __all__ = [
     "GeneratorConfig",
     "GeneratorEntry",
     "RecurrentGenerator",
+    "State",
     "build_discriminator",
     "build_generator",
 ]

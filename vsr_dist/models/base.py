@@ -1,6 +1,6 @@
 """What every generator and every discriminator offers.
 
-Axes: B batch, T time, C channels, H W low-resolution, Y X high-resolution.
+Axes: B batch, T time, C channels, H W low-resolution, Y X high-resolution, K the two directions of flow.
 """
 
 from __future__ import annotations
@@ -12,39 +12,71 @@ from torch import Tensor, nn
 
 from vsr_dist.core.errors import BadConfigError, BadInputError
 
+# What a recurrent generator carries from frame to frame. Plain tensors, as many of the same shapes at every frame of
+# a sequence, so that a step can be exported.
+State = tuple[Tensor, ...]
+
 
 class Generator(nn.Module, ABC):
     """Maps a low-resolution clip to a high-resolution one.
 
     scale: enlargement in both directions. input_px: side of the only square input that the network accepts,
-    or None for any size.
+    or None for any size. min_px: the smallest side that it accepts. min_frames: length of the shortest clip from which
+    every parameter gets a gradient; shorter ones are enlarged all the same. flow_method: name of the optical flow
+    that `forward` can be given, as in `vsr-dist pack --flow`, or None if it takes no notice of flow.
     """
 
     scale: int
     input_px: int | None = None
+    min_px: int = 1
+    min_frames: int = 1
+    flow_method: str | None = None
+
+    @property
+    def uses_flow(self) -> bool:
+        """True if the result depends on the flow that `forward` is given."""
+        return self.flow_method is not None
 
     @abstractmethod
-    def forward(self, low_BTCHW: Tensor) -> Tensor:
-        """Float RGB in [0, 1] in, float RGB (B, T, C, H * scale, W * scale) out, not clamped."""
+    def forward(self, low_BTCHW: Tensor, flow_BTKCHW: Tensor | None = None) -> Tensor:
+        """Float RGB in [0, 1] in, float RGB (B, T, C, H * scale, W * scale) out, not clamped.
+
+        flow_BTKCHW: (B, T - 1, 2, 2, H, W), float, low-resolution pixels; `[:, t, 0]` leads from frame t to t + 1,
+        `[:, t, 1]` back, components (dx, dy). A generator that uses flow estimates it itself where it is None; the
+        others leave it alone.
+        """
 
 
 class RecurrentGenerator(Generator):
     """A generator that can also run frame by frame; stepping through a clip equals one call on the whole."""
 
     @abstractmethod
-    def step(self, low_BCHW: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """One frame and the state before it (None at the start of a shot) to its image and state."""
+    def step(
+        self, low_BCHW: Tensor, state: State | None, flow_B2HW: Tensor | None = None
+    ) -> tuple[Tensor, State | None]:
+        """One frame and the state before it (None at the start of a shot) to its image and state.
+
+        flow_B2HW: the flow that leads from this frame to the one before, as in `forward`; None has it estimated by a
+        generator that uses flow. At the start of a shot there is none.
+        """
 
 
 class Discriminator(nn.Module, ABC):
-    """Scores high-resolution clips: logits, high for real. min_frames, min_px: the smallest clip it accepts."""
+    """Scores high-resolution clips: logits, high for real.
+
+    min_frames, min_px: the smallest clip it accepts. multiple_px: what its sides must be multiples of.
+    """
 
     min_frames: int = 1
     min_px: int = 1
+    multiple_px: int = 1
 
     @abstractmethod
-    def forward(self, clip_BTCYX: Tensor, bicubic_BTCYX: Tensor) -> Tensor:
-        """A clip, real or fake, and its enlarged input, both float RGB in [0, 1], to logits with B first."""
+    def forward(self, clip_BTCYX: Tensor, bicubic_BTCYX: Tensor, full_precision: bool = False) -> Tensor:
+        """A clip, real or fake, and its enlarged input, both float RGB in [0, 1], to logits with B first.
+
+        full_precision: run in float32 under autocast as well (`vsr_dist.models.blocks.score`).
+        """
 
 
 def check_scale(kind: str, scale: int, allowed: Collection[int]) -> None:

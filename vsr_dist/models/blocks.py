@@ -1,11 +1,12 @@
-"""Normalisation of the discriminators' convolutions, in one table of names."""
+"""What discriminators share: normalisation of their convolutions, and how their networks are run."""
 
 from __future__ import annotations
 
 import math
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 NormName = Literal["batch", "none", "group", "spectral"]
@@ -22,3 +23,13 @@ def norm_layers(conv: nn.Conv2d, norm: NormName) -> list[nn.Module]:
     if norm == "group":
         return [conv, nn.GroupNorm(math.gcd(MAX_GROUPS, conv.out_channels), conv.out_channels)]
     return [conv]
+
+
+def score(net: nn.Module, inputs: Tensor, full_precision: bool) -> Tensor:
+    """`net(inputs)` in the surrounding precision, or with autocast off in float32, whatever surrounds it."""
+    if not full_precision:
+        logits: Tensor = net(inputs)
+        return logits
+    with torch.autocast(inputs.device.type, enabled=False):
+        full: Tensor = net(inputs.float() if inputs.dtype in (torch.bfloat16, torch.float16) else inputs)
+    return full

@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vsr_dist.core.errors import BadInputError
+from vsr_dist.core.errors import BadConfigError, BadInputError
 from vsr_dist.models.base import Generator, check_clip, check_positive, check_scale
-from vsr_dist.ops.motion import align_low_clip
+from vsr_dist.ops.motion import MotionSmoothing, align_low_clip
 
 SCALES = (1, 2, 4)
 
@@ -28,6 +28,7 @@ class PaperSrganConfig:
 
     lstm: False leaves the base model, a fully convolutional one. input_px: side of the low-resolution input,
     used only with the LSTM. alignment: motion alignment of the input clip (`vsr_dist.ops.motion`).
+    smoothing: how its motion is averaged over time, `ema` as in listing 1 or `gaussian` as in the paper's text.
     """
 
     kind: Literal["paper_srgan"] = "paper_srgan"
@@ -37,6 +38,7 @@ class PaperSrganConfig:
     lstm_hidden: int = 256
     input_px: int = 64
     alignment: Literal["none", "as_printed", "corrected"] = "none"
+    smoothing: MotionSmoothing = "ema"
 
     def __post_init__(self) -> None:
         check_positive(
@@ -46,6 +48,11 @@ class PaperSrganConfig:
             lstm_hidden=self.lstm_hidden,
             input_px=self.input_px,
         )
+        if self.alignment == "none" and self.smoothing != "ema":
+            raise BadConfigError(
+                f"model {self.kind!r}: smoothing {self.smoothing!r} acts on motion and needs an alignment, as_printed "
+                "or corrected"
+            )
 
 
 class ResidualBlock(nn.Module):
@@ -84,7 +91,7 @@ class PaperSrgan(Generator):
         super().__init__()
         self.scale = scale
         self.input_px = config.input_px if config.lstm else None
-        self.alignment = config.alignment
+        self.alignment, self.smoothing = config.alignment, config.smoothing
         width = config.channels
         self.head = nn.Sequential(nn.Conv2d(3, width, 9, padding=4), nn.PReLU())
         self.blocks = nn.Sequential(*[ResidualBlock(width) for _ in range(config.num_blocks)])
@@ -98,12 +105,12 @@ class PaperSrgan(Generator):
             self.lstm = nn.LSTM(num_features, config.lstm_hidden, batch_first=True)
             self.decoder = nn.Linear(config.lstm_hidden, num_features)
 
-    def forward(self, low_BTCHW: Tensor) -> Tensor:
+    def forward(self, low_BTCHW: Tensor, flow_BTKCHW: Tensor | None = None) -> Tensor:
         """Clip (B, T, 3, H, W) in [0, 1] to (B, T, 3, H * scale, W * scale) in (0, 1)."""
         check_clip(low_BTCHW)
         self._check_size(low_BTCHW)
         if self.alignment != "none":
-            low_BTCHW = align_low_clip(low_BTCHW, self.alignment)
+            low_BTCHW = align_low_clip(low_BTCHW, self.alignment, self.smoothing)
         batch = low_BTCHW.shape[:2]
         shallow: Tensor = self.head(low_BTCHW.flatten(0, 1))
         features = shallow + self.merge(self.blocks(shallow))

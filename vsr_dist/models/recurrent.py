@@ -1,12 +1,15 @@
 """A small recurrent generator that corrects the bicubic image.
 
-Convolutional trunk without normalisation (EDSR's blocks, Lim et al. 2017), a ConvGRU in its middle, and a
+Convolutional trunk without normalisation (EDSR's blocks, Lim et al. 2017), a ConvGRU or ConvLSTM in its middle, and a
 residual that is added to the bicubic enlargement. Two projections start at zero, so that training starts from
 known ground: the untrained network *is* bicubic enlargement, and its recurrence starts switched off.
 
-Only the GRU's state update runs frame by frame; everything else runs on all frames of all clips at once.
+The recurrent state may be aligned: before each update it is warped onto the grid of the current frame by the flow from
+there to the frame before, smoothed over time as the paper asks (`vsr_dist.ops.flow_smooth`).
 
-Axes: B batch, T time, C channels, H W low-resolution, Y X high-resolution; N is B * T.
+Only the state update runs frame by frame; everything else runs on all frames of all clips at once.
+
+Axes: B batch, T time, C channels, H W low-resolution, Y X high-resolution, K the two directions of flow; N is B * T.
 """
 
 from __future__ import annotations
@@ -15,91 +18,58 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vsr_dist.models.base import RecurrentGenerator, check_clip, check_positive, check_scale
+from vsr_dist.core.errors import BadConfigError
+from vsr_dist.models.alignment import Aligner
+from vsr_dist.models.base import Generator, RecurrentGenerator, State, check_clip, check_positive, check_scale
+from vsr_dist.models.convrnn import ConvGru, ConvLstm, ConvRnn
+from vsr_dist.models.layers import ResidualBlock, zero_conv
+from vsr_dist.ops.flow_classical import MIN_SIDE_PX, FlowMethod
+from vsr_dist.ops.flow_smooth import Smoothing
 from vsr_dist.ops.resample import bicubic_upsample
 
 SCALES = (1, 2, 3, 4)
-# EDSR scales each residual branch by 0.1; here its last convolution starts that small, at no cost per step.
-RESIDUAL_INIT = 0.1
+CELLS: dict[str, type[ConvRnn]] = {"convgru": ConvGru, "convlstm": ConvLstm}
+# Index of the direction in the flow of a clip: from each frame to the next, and from that back.
+FORWARD, BACKWARD = 0, 1
 
 
 @dataclass(frozen=True)
 class RecurrentConfig:
-    """Sizes of the recurrent generator. recurrence `none` gives the single-frame trunk alone."""
+    """Sizes and parts of the recurrent generator.
+
+    recurrence: `none` gives the single-frame trunk alone. alignment: `packed` warps the state by classical flow, that
+    of the shards in training (`data.flow`); where none is given, as in validation, evaluation and inference, it is
+    estimated from the frames by the same method. `learned` warps it by a small network, trained with the rest.
+    flow_method: the classical method, which must be the one that the shards were packed with; of no effect for other
+    alignments. smoothing: the flow over time along its trajectory, by the exponential average of the paper's listing 1
+    or the Gaussian of its text. bidirectional: a second recurrence from the last frame to the first; better, but the
+    whole clip must be there, so such a generator does not run frame by frame.
+    """
 
     kind: Literal["recurrent"] = "recurrent"
     channels: int = 32
     num_blocks: int = 5
-    recurrence: Literal["none", "convgru"] = "convgru"
+    recurrence: Literal["none", "convgru", "convlstm"] = "convgru"
+    alignment: Literal["none", "packed", "learned"] = "none"
+    flow_method: FlowMethod = "dis"
+    smoothing: Smoothing = "none"
+    bidirectional: bool = False
 
     def __post_init__(self) -> None:
         check_positive(self.kind, channels=self.channels, num_blocks=self.num_blocks)
+        faults = []
+        if self.recurrence == "none" and (self.alignment != "none" or self.bidirectional):
+            faults.append("alignment and bidirectional need a recurrence, convgru or convlstm")
+        if self.smoothing != "none" and self.alignment == "none":
+            faults.append("smoothing acts on flow and needs an alignment, packed or learned")
+        if faults:
+            raise BadConfigError(f"model {self.kind!r}: {'; '.join(faults)}")
 
 
-class ResidualBlock(nn.Module):
-    """conv, ReLU, conv, plus the input; (N, C, H, W) to the same shape."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        with torch.no_grad():
-            self.second.weight.mul_(RESIDUAL_INIT)
-            if self.second.bias is not None:
-                self.second.bias.zero_()
-
-    def forward(self, features_NCHW: Tensor) -> Tensor:
-        """Add the block's correction to its input."""
-        correction: Tensor = self.second(F.relu(self.first(features_NCHW)))
-        return features_NCHW + correction
-
-
-class ConvGru(nn.Module):
-    """A gated recurrent unit on feature maps, with 3 x 3 convolutions for matrices.
-
-    Equations of `torch.nn.GRU` (Cho et al. 2014, reset gate after the matrix): r, z = sigmoid(W x + U h),
-    n = tanh(W x + r * (U h)), h' = (1 - z) n + z h. A projection of h', zero at the start, is added to x.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.from_input = nn.Conv2d(channels, 3 * channels, 3, padding=1)
-        self.from_state = nn.Conv2d(channels, 3 * channels, 3, padding=1)
-        self.project = zero_conv(channels, channels)
-
-    def forward(self, features_NCHW: Tensor, num_frames: int, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Features of B clips of `num_frames` frames and the state before, to features and state after."""
-        gates_BTGHW = torch.unflatten(self.from_input(features_NCHW), 0, (-1, num_frames))
-        state_BCHW = torch.zeros_like(features_NCHW[: len(gates_BTGHW)]) if state is None else state
-        states = []
-        for gates_BGHW in gates_BTGHW.unbind(dim=1):
-            state_BCHW = self._update(gates_BGHW, state_BCHW)
-            states.append(state_BCHW)
-        history_NCHW = torch.stack(states, dim=1).flatten(0, 1)
-        projected: Tensor = self.project(history_NCHW)
-        return features_NCHW + projected, state_BCHW
-
-    def _update(self, gates_BGHW: Tensor, state_BCHW: Tensor) -> Tensor:
-        reset_x, update_x, new_x = gates_BGHW.chunk(3, dim=1)
-        reset_h, update_h, new_h = self.from_state(state_BCHW).chunk(3, dim=1)
-        update = torch.sigmoid(update_x + update_h)
-        candidate = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
-        return torch.lerp(candidate, state_BCHW.to(candidate.dtype), update)
-
-
-def zero_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """A 3 x 3 convolution whose weights and bias start at zero."""
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-    for parameter in conv.parameters():
-        nn.init.zeros_(parameter)
-    return conv
-
-
-class Recurrent(RecurrentGenerator):
-    """Bicubic enlargement plus a learnt, recurrent residual; any size, any number of frames."""
+class _Trunk(Generator):
+    """What both directions of time share. The order of the parts decides their initial weights."""
 
     def __init__(self, config: RecurrentConfig, scale: int) -> None:
         check_scale(config.kind, scale, SCALES)
@@ -109,23 +79,94 @@ class Recurrent(RecurrentGenerator):
         num_after = config.num_blocks // 2
         self.head = nn.Conv2d(3, width, 3, padding=1)
         self.before = nn.Sequential(*[ResidualBlock(width) for _ in range(config.num_blocks - num_after)])
-        self.memory = ConvGru(width) if config.recurrence == "convgru" else None
+        self.memory = CELLS[config.recurrence](width) if config.recurrence != "none" else None
         self.after = nn.Sequential(*[ResidualBlock(width) for _ in range(num_after)])
         self.tail = nn.Sequential(zero_conv(width, 3 * scale**2), nn.PixelShuffle(scale))
+        self.memory_back = CELLS[config.recurrence](width) if config.bidirectional else None
+        self.aligner: Aligner | None = None
+        if config.alignment == "packed":
+            self.aligner = Aligner(config.flow_method, config.smoothing)
+            self.flow_method, self.min_px = config.flow_method, MIN_SIDE_PX
+        elif config.alignment == "learned":
+            self.aligner = Aligner(None, config.smoothing)
+            # The flow network sees pairs of frames only.
+            self.min_frames = 2
 
-    def forward(self, low_BTCHW: Tensor) -> Tensor:
+    def _features(self, low_NCHW: Tensor) -> Tensor:
+        features: Tensor = self.before(self.head(low_NCHW))
+        return features
+
+    def _remember(
+        self, cell: ConvRnn, features_NCHW: Tensor, low_BTCHW: Tensor, state: State | None, flow_BT2HW: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """One direction: the cell's correction of the features, and its state with the aligner's behind it."""
+        num_frames = low_BTCHW.shape[1]
+        hidden = None if state is None else state[: cell.num_states]
+        if self.aligner is None:
+            correction_NCHW, hidden = cell(features_NCHW, num_frames, hidden, [None] * num_frames)
+            return correction_NCHW, hidden
+        carried = None if state is None else state[cell.num_states :]
+        flows, carried = self.aligner(low_BTCHW, carried, flow_BT2HW)
+        correction_NCHW, hidden = cell(features_NCHW, num_frames, hidden, flows)
+        return correction_NCHW, (*hidden, *carried)
+
+    def _enlarge(self, low_NCHW: Tensor, features_NCHW: Tensor) -> Tensor:
+        residual: Tensor = self.tail(self.after(features_NCHW))
+        return bicubic_upsample(low_NCHW, self.scale) + residual
+
+
+class Recurrent(_Trunk, RecurrentGenerator):
+    """Bicubic enlargement plus a learnt, recurrent residual; any size, any number of frames, one by one if need be."""
+
+    def forward(self, low_BTCHW: Tensor, flow_BTKCHW: Tensor | None = None) -> Tensor:
         """Clip (B, T, 3, H, W) in [0, 1] to (B, T, 3, H * scale, W * scale), not clamped."""
         check_clip(low_BTCHW)
-        fake_NCYX, _ = self._run(low_BTCHW.flatten(0, 1), low_BTCHW.shape[1], None)
+        fake_BTCYX, _ = self._run(low_BTCHW, None, None if flow_BTKCHW is None else flow_BTKCHW[:, :, BACKWARD])
+        return fake_BTCYX
+
+    def step(
+        self, low_BCHW: Tensor, state: State | None, flow_B2HW: Tensor | None = None
+    ) -> tuple[Tensor, State | None]:
+        """One frame (B, 3, H, W) to its image and the next state; None starts a shot; `none` keeps None."""
+        fake_BTCYX, state = self._run(low_BCHW[:, None], state, None if flow_B2HW is None else flow_B2HW[:, None])
+        return fake_BTCYX[:, 0], state
+
+    def _run(self, low_BTCHW: Tensor, state: State | None, flow_BT2HW: Tensor | None) -> tuple[Tensor, State | None]:
+        low_NCHW = low_BTCHW.flatten(0, 1)
+        features_NCHW = self._features(low_NCHW)
+        if self.memory is not None:
+            correction, state = self._remember(self.memory, features_NCHW, low_BTCHW, state, flow_BT2HW)
+            features_NCHW = features_NCHW + correction
+        fake_NCYX = self._enlarge(low_NCHW, features_NCHW)
+        return torch.unflatten(fake_NCYX, 0, low_BTCHW.shape[:2]), state
+
+
+class BidirectionalRecurrent(_Trunk):
+    """The same with a second recurrence that runs from the last frame to the first; for whole clips."""
+
+    def forward(self, low_BTCHW: Tensor, flow_BTKCHW: Tensor | None = None) -> Tensor:
+        """Clip (B, T, 3, H, W) in [0, 1] to (B, T, 3, H * scale, W * scale), not clamped."""
+        check_clip(low_BTCHW)
+        assert self.memory is not None, "bidirectional: the configuration has asked for a recurrence"
+        assert self.memory_back is not None, "bidirectional: built for it"
+        low_NCHW, num_frames = low_BTCHW.flatten(0, 1), low_BTCHW.shape[1]
+        features_NCHW = self._features(low_NCHW)
+        flow_onward = flow_back = None
+        if flow_BTKCHW is not None:
+            # Backwards in time the frame before is the next one, to which the forward flow leads.
+            flow_onward, flow_back = flow_BTKCHW[:, :, BACKWARD], flow_BTKCHW[:, :, FORWARD].flip(1)
+        onward, _ = self._remember(self.memory, features_NCHW, low_BTCHW, None, flow_onward)
+        reversed_NCHW = _reverse(features_NCHW, num_frames)
+        back, _ = self._remember(self.memory_back, reversed_NCHW, low_BTCHW.flip(1), None, flow_back)
+        fake_NCYX = self._enlarge(low_NCHW, features_NCHW + onward + _reverse(back, num_frames))
         return torch.unflatten(fake_NCYX, 0, low_BTCHW.shape[:2])
 
-    def step(self, low_BCHW: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """One frame (B, 3, H, W) to its image and the next state; None starts a shot; `none` keeps None."""
-        return self._run(low_BCHW, 1, state)
 
-    def _run(self, low_NCHW: Tensor, num_frames: int, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        features: Tensor = self.before(self.head(low_NCHW))
-        if self.memory is not None:
-            features, state = self.memory(features, num_frames, state)
-        residual: Tensor = self.tail(self.after(features))
-        return bicubic_upsample(low_NCHW, self.scale) + residual, state
+def _reverse(features_NCHW: Tensor, num_frames: int) -> Tensor:
+    """The frames of each clip in the opposite order."""
+    return torch.unflatten(features_NCHW, 0, (-1, num_frames)).flip(1).flatten(0, 1)
+
+
+def build_recurrent(config: RecurrentConfig, scale: int) -> Generator:
+    """The generator of a configuration; only that of one direction is a `RecurrentGenerator`."""
+    return BidirectionalRecurrent(config, scale) if config.bidirectional else Recurrent(config, scale)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vsr_dist.core.errors import BadConfigError, BadInputError
 from vsr_dist.models.base import Discriminator, check_clip, check_dropout, check_positive
-from vsr_dist.models.blocks import norm_layers
+from vsr_dist.models.blocks import norm_layers, score
 
 FRAMES_PER_GROUP = 3
 SLOPE = 0.2
@@ -73,7 +73,7 @@ class Spatiotemporal(Discriminator):
         layers += norm_layers(nn.Conv2d(width, 1, 3, padding=1), "spectral" if config.norm == "spectral" else "none")
         self.net = nn.Sequential(*layers)
 
-    def forward(self, clip_BTCYX: Tensor, bicubic_BTCYX: Tensor) -> Tensor:
+    def forward(self, clip_BTCYX: Tensor, bicubic_BTCYX: Tensor, full_precision: bool = False) -> Tensor:
         """Logits (B, T - 2, P, Q) of a clip in [0, 1] given its enlarged input of the same shape."""
         check_clip(clip_BTCYX, self.min_frames)
         self._check_size(clip_BTCYX, bicubic_BTCYX)
@@ -81,7 +81,7 @@ class Spatiotemporal(Discriminator):
         num_groups = clip_BTCYX.shape[1] - FRAMES_PER_GROUP + 1
         groups = [frames_BTCYX[:, offset : offset + num_groups] for offset in range(FRAMES_PER_GROUP)]
         groups_NCYX = torch.cat(groups, dim=2).flatten(0, 1)
-        logits_N1PQ: Tensor = self.net(groups_NCYX)
+        logits_N1PQ = score(self.net, groups_NCYX, full_precision)
         return torch.unflatten(logits_N1PQ.squeeze(1), 0, (-1, num_groups))
 
     def _check_size(self, clip_BTCYX: Tensor, bicubic_BTCYX: Tensor) -> None:

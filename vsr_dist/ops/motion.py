@@ -4,8 +4,8 @@ As printed, the listing (a) builds its sampling map as (row, column) and hands i
 expects (x, y), so the image is sampled transposed, and (b) moves the current frame, while the ground truth
 stays where it was. The corrected reading keeps the target grid: flow runs from the current frame to the
 previous one, the map is (x, y), and the *previous* frame is warped onto the *current* frame's grid; the
-temporal smoothing that the paper asks for is then the mean of the two. Motion estimator and smoothing
-constants are the listing's.
+temporal smoothing that the paper asks for is then the mean of the two. The motion estimator is the listing's;
+the vectors are smoothed by the listing's exponential average or by the Gaussian of the paper's text.
 
 Axes: B batch, T time, C channels (RGB), H W rows and columns, 2 the flow components (dx, dy) in pixels.
 """
@@ -22,10 +22,12 @@ import torch
 from torch import Tensor
 
 from vsr_dist.ops.color import ByteArray, from_uint8, to_uint8
+from vsr_dist.ops.flow_smooth import EMA_ALPHA, GAUSSIAN_PAST_FRAMES, gaussian_weights
 
 FlowArray = npt.NDArray[np.float32]
 Direction = Literal["forward", "backward"]
 AlignMode = Literal["as_printed", "corrected"]
+MotionSmoothing = Literal["ema", "gaussian"]
 
 
 def farneback(from_gray_HW: ByteArray, to_gray_HW: ByteArray) -> FlowArray:
@@ -53,15 +55,29 @@ def estimate_motion(frames_THWC: ByteArray, direction: Direction = "forward") ->
     return np.stack(flows) if flows else np.zeros((0, *frames_THWC.shape[1:3], 2), np.float32)
 
 
-def smooth_motion(flow_THW2: FlowArray, alpha: float = 0.9) -> FlowArray:
-    """Exponential average along time, `y_t = alpha x_t + (1 - alpha) y_(t-1)`, `y_0 = x_0`: listing 1.
+def smooth_motion(flow_THW2: FlowArray, smoothing: MotionSmoothing = "ema") -> FlowArray:
+    """Average over time at fixed pixels; `vsr_dist.ops.flow_smooth` averages along trajectories.
 
-    With the listing's alpha of 0.9 on the *new* vector the average lags by 0.11 frames. The paper's text
-    calls this Gaussian smoothing; the listing is followed. Averages at fixed pixels, not along trajectories.
+    `ema`: y_t = 0.9 x_t + 0.1 y_(t-1), y_0 = x_0, as in listing 1; with 0.9 on the *new* vector it lags by 0.11
+    frames. `gaussian`: the Gaussian-weighted sum of the paper's text, sum_k w_k x_(t+k) / sum_k w_k with
+    w_k = exp(-k^2 / 2 sigma^2) over the k from -3 to 3 that exist. The text names no width; sigma is one frame.
     """
+    if smoothing == "gaussian":
+        return _gaussian_over_time(flow_THW2)
     smoothed = flow_THW2.copy()
     for t in range(1, len(smoothed)):
-        smoothed[t] = alpha * flow_THW2[t] + (1.0 - alpha) * smoothed[t - 1]
+        smoothed[t] = EMA_ALPHA * flow_THW2[t] + (1.0 - EMA_ALPHA) * smoothed[t - 1]
+    return smoothed
+
+
+def _gaussian_over_time(flow_THW2: FlowArray) -> FlowArray:
+    weights, num_flows = gaussian_weights(), len(flow_THW2)
+    smoothed = np.zeros_like(flow_THW2)
+    for t in range(num_flows):
+        near = range(max(0, t - GAUSSIAN_PAST_FRAMES), min(num_flows, t + GAUSSIAN_PAST_FRAMES + 1))
+        total = sum(weights[abs(other - t)] for other in near)
+        for other in near:
+            smoothed[t] += (weights[abs(other - t)] / total) * flow_THW2[other]
     return smoothed
 
 
@@ -86,27 +102,29 @@ def align_frames(frames_THWC: ByteArray, flow_THW2: FlowArray, mode: AlignMode) 
     return np.stack(aligned)
 
 
-def align_clip(frames_THWC: ByteArray, mode: AlignMode) -> ByteArray:
+def align_clip(frames_THWC: ByteArray, mode: AlignMode, smoothing: MotionSmoothing = "ema") -> ByteArray:
     """Estimate, smooth and apply motion on one clip of uint8 RGB frames; returns (T, H, W, C) uint8.
 
     `as_printed`: the aligned frames of listing 1. `corrected`: the mean of each frame and its predecessor
     warped onto it (motion-compensated temporal smoothing); frame 0 is unchanged in both.
     """
     if mode == "as_printed":
-        return align_frames(frames_THWC, smooth_motion(estimate_motion(frames_THWC)), mode)
-    flow_THW2 = smooth_motion(estimate_motion(frames_THWC, "backward"))
+        return align_frames(frames_THWC, smooth_motion(estimate_motion(frames_THWC), smoothing), mode)
+    flow_THW2 = smooth_motion(estimate_motion(frames_THWC, "backward"), smoothing)
     history_THWC = align_frames(frames_THWC, flow_THW2, mode)
     mean = (frames_THWC.astype(np.uint16) + history_THWC + 1) // 2
     return mean.astype(np.uint8)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 @torch.no_grad()
-def align_low_clip(low_BTCHW: Tensor, mode: AlignMode) -> Tensor:
+def align_low_clip(low_BTCHW: Tensor, mode: AlignMode, smoothing: MotionSmoothing = "ema") -> Tensor:
     """`align_clip` on each clip of a batch: float RGB in [0, 1], same shape, dtype and device out.
 
-    Runs on the CPU on 8-bit copies, so it waits for the device and passes no gradient.
+    Runs on the CPU on 8-bit copies, so it waits for the device and passes no gradient; `torch.compile` leaves it
+    outside the graph.
     """
     frames_BTHWC = to_uint8(low_BTCHW).permute(0, 1, 3, 4, 2).cpu().numpy()
-    aligned = np.stack([align_clip(np.ascontiguousarray(clip), mode) for clip in frames_BTHWC])
+    aligned = np.stack([align_clip(np.ascontiguousarray(clip), mode, smoothing) for clip in frames_BTHWC])
     aligned_BTCHW = from_uint8(torch.from_numpy(aligned)).permute(0, 1, 4, 2, 3)
     return aligned_BTCHW.contiguous().to(device=low_BTCHW.device, dtype=low_BTCHW.dtype)

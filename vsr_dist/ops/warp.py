@@ -9,22 +9,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_HALF = (torch.bfloat16, torch.float16)
+
 
 def backward_warp(image_BCYX: Tensor, flow_B2YX: Tensor) -> Tensor:
     """Sample an image where the flow points: `out(p) = image(p + flow(p))`.
 
     image_BCYX: float, any range. flow_B2YX: float, pixels; channel 0 is to the right, channel 1 down.
-    Bilinear; samples outside the image take the nearest edge pixel. Returns the shape and dtype of the image.
+    Bilinear; samples outside the image take the nearest edge pixel. Returns the shape and dtype of the image. Half
+    precision is computed in float32: in bfloat16 a coordinate beyond 256 px would be off by whole pixels.
     The same as `cv2.remap` with `map_x = X + flow[0]`, `map_y = Y + flow[1]`, INTER_LINEAR, BORDER_REPLICATE.
     """
-    height, width = image_BCYX.shape[-2:]
+    image = image_BCYX.float() if image_BCYX.dtype in _HALF else image_BCYX
+    flow = flow_B2YX.float() if flow_B2YX.dtype in _HALF else flow_B2YX
+    height, width = image.shape[-2:]
     grid_y, grid_x = torch.meshgrid(
-        torch.arange(height, device=flow_B2YX.device, dtype=flow_B2YX.dtype),
-        torch.arange(width, device=flow_B2YX.device, dtype=flow_B2YX.dtype),
+        torch.arange(height, device=flow.device, dtype=flow.dtype),
+        torch.arange(width, device=flow.device, dtype=flow.dtype),
         indexing="ij",
     )
     # grid_sample with align_corners=True: -1 and 1 are the centres of the first and the last pixel.
-    unit_x = (grid_x + flow_B2YX[:, 0]) * (2.0 / max(width - 1, 1)) - 1.0
-    unit_y = (grid_y + flow_B2YX[:, 1]) * (2.0 / max(height - 1, 1)) - 1.0
-    grid_BYX2 = torch.stack((unit_x, unit_y), dim=-1).to(image_BCYX.dtype)
-    return F.grid_sample(image_BCYX, grid_BYX2, mode="bilinear", padding_mode="border", align_corners=True)
+    unit_x = (grid_x + flow[:, 0]) * (2.0 / max(width - 1, 1)) - 1.0
+    unit_y = (grid_y + flow[:, 1]) * (2.0 / max(height - 1, 1)) - 1.0
+    grid_BYX2 = torch.stack((unit_x, unit_y), dim=-1).to(image.dtype)
+    warped = F.grid_sample(image, grid_BYX2, mode="bilinear", padding_mode="border", align_corners=True)
+    return warped.to(image_BCYX.dtype)

@@ -10,7 +10,6 @@ of D's gradients is all-reduced for it. Each player's backward is followed by it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,36 +18,24 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vsr_dist.core.collectives import gather_lists
-from vsr_dist.core.errors import BadConfigError, NonFiniteError
+from vsr_dist.core.errors import NonFiniteError
 from vsr_dist.losses.adversarial import AdversarialObjective
+from vsr_dist.losses.flow import flow_back, unpack_flow
 from vsr_dist.losses.objective import LossConfig, TermName, combine
 from vsr_dist.losses.perceptual import perceptual
 from vsr_dist.losses.pixel import PIXEL
-from vsr_dist.losses.regularise import gradient_penalty
-from vsr_dist.losses.temporal import temporal_difference
-from vsr_dist.losses.tv import total_variation
+from vsr_dist.losses.temporal import (
+    flow_there_and_back,
+    split_there_and_back,
+    temporal_difference,
+    temporal_ping_pong,
+    temporal_warped,
+    there_and_back,
+)
+from vsr_dist.losses.tv import TV
 from vsr_dist.ops.color import from_uint8
 from vsr_dist.ops.resample import bicubic_upsample
-
-
-@dataclass(frozen=True)
-class AdversaryConfig:
-    """The discriminator's side of the game.
-
-    Attributes:
-        r1_gamma: weight of the gradient penalty on real clips; 0 switches it off.
-        r2_gamma: the same on generated clips.
-    """
-
-    r1_gamma: float = 0.0
-    r2_gamma: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuse penalties that reward steepness."""
-        if not (0 <= self.r1_gamma < math.inf and 0 <= self.r2_gamma < math.inf):
-            raise BadConfigError(
-                f"adversary: r1_gamma is {self.r1_gamma} and r2_gamma {self.r2_gamma}; expected finite numbers from 0"
-            )
+from vsr_dist.training.adversary import AdversaryConfig
 
 
 @dataclass
@@ -85,9 +72,16 @@ class GanStep:
         self.scale, self.max_grad_norm, self.perceptual_frames = scale, max_grad_norm, perceptual_frames
         self._broken: dict[str, Tensor] = {}
 
-    def micro_step(self, low_BTCHW: Tensor, real_BTCYX: Tensor, adversarial_factor: float) -> dict[str, Tensor]:
+    def micro_step(
+        self,
+        low_BTCHW: Tensor,
+        real_BTCYX: Tensor,
+        adversarial_factor: float,
+        flow_BTKCHW: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Learn from one micro-batch (uint8 RGB on the CPU or the device); returns detached 0-d scalars by name.
 
+        `flow_BTKCHW` is the packed flow of `ClipBatch`, if the data has it.
         `adversarial_factor` in [0, 1] multiplies the adversarial weight. At 0, in the warm-up, the adversarial and
         the perceptual term are left out and the discriminator rests, as in the pre-training of SRGAN (Ledig et
         al. 2017, section 3.2). It must be the same on every rank.
@@ -96,20 +90,31 @@ class GanStep:
         players, device = self.players, self.accelerator.device
         low_BTCHW = from_uint8(low_BTCHW.to(device, non_blocking=True))
         real_BTCYX = from_uint8(real_BTCYX.to(device, non_blocking=True))
+        if flow_BTKCHW is not None:
+            flow_BTKCHW = unpack_flow(flow_BTKCHW.to(device, non_blocking=True))
         with self.accelerator.accumulate(players.generator, players.discriminator):
             bicubic_BTCYX = bicubic_upsample(low_BTCHW, self.scale) if adversarial_factor else None
-            fake_BTCYX, scalars = self._generator_step(low_BTCHW, real_BTCYX, bicubic_BTCYX, adversarial_factor)
+            fake_BTCYX, scalars = self._generator_step(
+                low_BTCHW, real_BTCYX, bicubic_BTCYX, adversarial_factor, flow_BTKCHW
+            )
             if bicubic_BTCYX is not None and self.loss.adversarial > 0:
                 scalars |= self._discriminator_step(real_BTCYX, fake_BTCYX.detach(), bicubic_BTCYX)
         return scalars
 
     def _generator_step(
-        self, low_BTCHW: Tensor, real_BTCYX: Tensor, bicubic_BTCYX: Tensor | None, adversarial_factor: float
+        self,
+        low_BTCHW: Tensor,
+        real_BTCYX: Tensor,
+        bicubic_BTCYX: Tensor | None,
+        adversarial_factor: float,
+        flow_BTKCHW: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         players = self.players
         players.discriminator.requires_grad_(False)
-        fake_BTCYX = players.generator(low_BTCHW)
+        fake_BTCYX, returned_BTCYX = self._generate(low_BTCHW, flow_BTKCHW)
         terms = self._generator_terms(fake_BTCYX, real_BTCYX, bicubic_BTCYX)
+        if self.loss.temporal > 0:
+            terms["temporal"] = self._temporal_term(fake_BTCYX, returned_BTCYX, real_BTCYX, flow_BTKCHW)
         weights: dict[TermName, float | Tensor] = dict(self.loss.weights())
         weights["adversarial"] = self.loss.adversarial * adversarial_factor
         summed = combine(terms, weights)
@@ -119,10 +124,19 @@ class GanStep:
         scalars = {"loss_g/total": summed.total} | {f"loss_g/{k}": v for k, v in summed.terms.items()}
         return fake_BTCYX, {name: value.detach() for name, value in scalars.items()}
 
+    def _generate(self, low_BTCHW: Tensor, flow_BTKCHW: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The generated clip, and with `ping_pong` the frames of the way back, in one forward of the generator."""
+        generator = self.players.generator
+        if self.loss.temporal == 0 or self.loss.temporal_kind != "ping_pong":
+            return generator(low_BTCHW, flow_BTKCHW), None
+        if flow_BTKCHW is not None:
+            flow_BTKCHW = flow_there_and_back(flow_BTKCHW)
+        return split_there_and_back(generator(there_and_back(low_BTCHW), flow_BTKCHW))
+
     def _generator_terms(
         self, fake_BTCYX: Tensor, real_BTCYX: Tensor, bicubic_BTCYX: Tensor | None
     ) -> dict[TermName, Tensor]:
-        """The active terms, before weighting; `bicubic_BTCYX` is None in the warm-up."""
+        """The active terms but the temporal one, before weighting; `bicubic_BTCYX` is None in the warm-up."""
         active = self.loss.active_terms()
         terms: dict[TermName, Tensor] = {}
         if "image" in active:
@@ -132,10 +146,19 @@ class GanStep:
         if "perceptual" in active and bicubic_BTCYX is not None:
             terms["perceptual"] = self._perceptual_term(fake_BTCYX, real_BTCYX)
         if "tv" in active:
-            terms["tv"] = total_variation(fake_BTCYX)
-        if "temporal" in active:
-            terms["temporal"] = temporal_difference(fake_BTCYX, real_BTCYX)
+            terms["tv"] = TV[self.loss.tv_kind](fake_BTCYX)
         return terms
+
+    def _temporal_term(
+        self, fake_BTCYX: Tensor, returned_BTCYX: Tensor | None, real_BTCYX: Tensor, flow_BTKCHW: Tensor | None
+    ) -> Tensor:
+        """`returned_BTCYX`: the frames of the way back, with `ping_pong` only."""
+        if returned_BTCYX is not None:
+            return temporal_ping_pong(fake_BTCYX, returned_BTCYX)
+        if self.loss.temporal_kind == "difference":
+            return temporal_difference(fake_BTCYX, real_BTCYX)
+        back_BT2YX = flow_back(self.loss.temporal_flow, real_BTCYX, flow_BTKCHW, self.scale)
+        return temporal_warped(fake_BTCYX, real_BTCYX, back_BT2YX)
 
     def _adversarial_term(self, fake_BTCYX: Tensor, real_BTCYX: Tensor, bicubic_BTCYX: Tensor) -> Tensor:
         discriminator = self.players.discriminator
@@ -155,20 +178,17 @@ class GanStep:
 
     def _discriminator_step(self, real_BTCYX: Tensor, fake_BTCYX: Tensor, bicubic_BTCYX: Tensor) -> dict[str, Tensor]:
         players, adversary = self.players, self.adversary
-        real_BTCYX = real_BTCYX.requires_grad_(adversary.r1_gamma > 0)
-        fake_BTCYX = fake_BTCYX.requires_grad_(adversary.r2_gamma > 0)
-        real_logits = players.discriminator(real_BTCYX, bicubic_BTCYX)
-        fake_logits = players.discriminator(fake_BTCYX, bicubic_BTCYX)
-        loss = self.objective.discriminator_loss(real_logits, fake_logits)
+        real = adversary.scored(players.discriminator, real_BTCYX, bicubic_BTCYX, adversary.r1_gamma)
+        fake = adversary.scored(players.discriminator, fake_BTCYX, bicubic_BTCYX, adversary.r2_gamma)
+        loss = self.objective.discriminator_loss(real.logits, fake.logits)
         penalty = torch.zeros_like(loss)
-        if adversary.r1_gamma > 0:
-            penalty = penalty + gradient_penalty(real_logits, real_BTCYX, adversary.r1_gamma)
-        if adversary.r2_gamma > 0:
-            penalty = penalty + gradient_penalty(fake_logits, fake_BTCYX, adversary.r2_gamma)
+        for scored in (real, fake):
+            if scored.gamma > 0:
+                penalty = penalty + adversary.penalty_of(scored)
         self.accelerator.backward(loss + penalty)
         terms = {"loss_d/adversarial": loss, "loss_d/penalty": penalty}
         self._finish(players.discriminator, players.discriminator_optimizer, terms)
-        scalars = {"loss_d/total": loss + penalty, **terms, "d/real": real_logits.mean(), "d/fake": fake_logits.mean()}
+        scalars = {"loss_d/total": loss + penalty, **terms, "d/real": real.logits.mean(), "d/fake": fake.logits.mean()}
         return {name: value.detach() for name, value in scalars.items()}
 
     def _finish(self, network: nn.Module, optimizer: torch.optim.Optimizer, terms: dict[str, Tensor]) -> None:

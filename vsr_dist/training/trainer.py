@@ -192,7 +192,8 @@ class Trainer:
             wait_begin_s = time.perf_counter()
             batch = next(batches)
             self._interval.data_wait_s += time.perf_counter() - wait_begin_s
-            self.means.add(parts.step.micro_step(batch.low_BTCHW, batch.real_BTCYX, factor))
+            scalars = parts.step.micro_step(batch.low_BTCHW, batch.real_BTCYX, factor, batch.flow_BTKCHW)
+            self.means.add(scalars)
         parts.ema.update_parameters(parts.live.modules["generator"])
         self._interval.num_steps += 1
         self._interval.seconds += time.perf_counter() - begin_s

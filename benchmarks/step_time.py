@@ -1,0 +1,293 @@
+"""Our training step beside a plain transcription of the paper's; `recurrent` beside its blocks written naively.
+
+    python benchmarks/step_time.py [--channels 64] [--rounds 5] [--threads 1 2]
+
+Training: the model of configs/paper/improved.yaml (LSTM, listing 1 as printed, all five loss terms on all frames) at
+`--channels`, the paper's learning rate, the same initial weights and the same batches for every side. First five steps
+on five batches are run on each side and their losses compared; then all sides take turns, step by step, on one batch.
+`transcription, used passes` leaves out the two forward passes of the base code whose results nothing reads.
+
+Inference: a clip through `recurrent`, on the whole at once, frame by frame, and naively: frame by frame, with one
+convolution of the concatenated input and state per gate. The three results are compared.
+
+The FLOPs are those that torch.utils.flop_counter counts (a multiplication and an addition are two), with the LSTM
+taken apart so that it sees it. Writes benchmarks/results/step_time.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import paper_transcription as paper
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from machine import describe_machine
+from torch.utils.flop_counter import FlopCounterMode
+
+from vsr_dist.build import build_networks, make_optimizer
+from vsr_dist.config import Config, load_config
+from vsr_dist.losses.adversarial import ADVERSARIAL
+from vsr_dist.models import build_generator
+from vsr_dist.models.features import PerceptualTrunk
+from vsr_dist.ops.resample import bicubic_upsample
+from vsr_dist.training.gan_step import GanStep, Players
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "step_time.json"
+NUM_COMPARED_STEPS, MAX_LOSS_DIFFERENCE, WANTED_RATIO = 5, 1e-4, 1.3
+OURS, LITERAL, USED = "ours", "transcription", "transcription, used passes"
+MODELS = {
+    "paper base": "configs/paper/base.yaml",
+    "paper + LSTM": "configs/paper/lstm.yaml",
+    "paper improved": "configs/paper/improved.yaml",
+    "recurrent": "configs/demo.yaml",
+    "ESPCN": "configs/baselines/espcn.yaml",
+    "VSRnet": "configs/baselines/vsrnet.yaml",
+    "SRResNet": "configs/baselines/srresnet.yaml",
+}
+Step = Callable[[torch.Tensor, torch.Tensor], tuple[float, float]]
+
+
+def paper_config(channels: int, crop_px: int) -> Config:
+    sizes = [f"generator.channels={channels}", f"discriminator.filters={channels}", f"generator.input_px={crop_px}"]
+    sizes += [f"generator.lstm_hidden={4 * channels}", "generator.alignment=as_printed", "train.perceptual_frames=0"]
+    sizes += [f"data.crop_px={crop_px}", f"data.val_crop_px={crop_px}"]
+    return load_config(ROOT / "configs/paper/improved.yaml", sizes)
+
+
+def our_step(config: Config) -> Step:
+    accelerator = Accelerator(cpu=True)
+    generator, discriminator = build_networks(config)
+    optimizers = [
+        make_optimizer(generator, config.generator_optimizer),
+        make_optimizer(discriminator, config.discriminator_optimizer),
+    ]
+    players = Players(*accelerator.prepare(generator, discriminator, *optimizers))
+    players.features = PerceptualTrunk(config.perceptual)
+    step = GanStep(
+        accelerator,
+        players,
+        config.loss,
+        ADVERSARIAL[config.objective],
+        config.adversary,
+        scale=config.scale,
+        max_grad_norm=config.train.max_grad_norm,
+        perceptual_frames=config.train.perceptual_frames,
+    )
+
+    def run(low: torch.Tensor, real: torch.Tensor) -> tuple[float, float]:
+        scalars = step.micro_step(low, real, 1.0)
+        return float(scalars["loss_g/total"]), float(scalars["loss_d/total"])
+
+    return run
+
+
+def transcribed_step(config: Config, dead_code: bool) -> Step:
+    """The transcription with our initial weights, which lie in the same order."""
+    side = config.data.crop_px
+    ours_g, ours_d = build_networks(config)
+    theirs_g = paper.Generator(
+        config.scale, config.generator.num_blocks, config.generator.channels, side, config.generator.lstm_hidden
+    )
+    theirs_d = paper.Discriminator(config.discriminator.filters)
+    for ours, theirs in ((ours_g, theirs_g), (ours_d, theirs_d)):
+        values = zip(theirs.state_dict(), ours.state_dict().values(), strict=True)
+        theirs.load_state_dict(dict(values))
+    return paper.PaperTraining(theirs_g, theirs_d, PerceptualTrunk(config.perceptual), dead_code).step
+
+
+def batches(config: Config, num_clips: int, number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """uint8 clips of smooth random texture that moves, and their high-resolution truth."""
+    generator = torch.Generator().manual_seed(0)
+    side, num_frames = config.data.crop_px, config.data.clip_frames
+    found = []
+    for _ in range(number):
+        coarse = torch.rand(num_clips, 3, side // 2 + num_frames, side // 2 + num_frames, generator=generator)
+        wide = F.interpolate(coarse, scale_factor=2.0 * config.scale, mode="bicubic").clamp(0, 1)
+        edge = side * config.scale
+        starts = range(0, 4 * num_frames, 4)
+        real = torch.stack([wide[..., start : start + edge, start : start + edge] for start in starts], dim=1)
+        low = F.avg_pool2d(real.flatten(0, 1), config.scale).unflatten(0, real.shape[:2])
+        found.append(((low * 255).round().byte(), (real * 255).round().byte()))
+    return found
+
+
+def compare_training(config: Config, num_clips: int, rounds: int, threads: list[int]) -> dict[str, object]:
+    data = batches(config, num_clips, NUM_COMPARED_STEPS)
+    torch.set_num_threads(threads[-1])
+    sides = {
+        OURS: our_step(config),
+        LITERAL: transcribed_step(config, dead_code=True),
+        USED: transcribed_step(config, dead_code=False),
+    }
+    losses = {name: [step(*batch) for batch in data] for name, step in sides.items()}
+    difference = max(
+        abs(ours - theirs)
+        for name in (LITERAL, USED)
+        for pair in zip(losses[OURS], losses[name], strict=True)
+        for ours, theirs in zip(*pair, strict=True)
+    )
+    flops = {}
+    for name, step in sides.items():
+        flops[name] = count_flops(lambda step=step: step(*data[0]))
+    timed = {}
+    for count in threads:
+        torch.set_num_threads(count)
+        seconds = interleave({name: lambda step=step: step(*data[0]) for name, step in sides.items()}, rounds)
+        timed[f"{count} thread(s)"] = {
+            "step_s": seconds,
+            "ratio": seconds[LITERAL] / seconds[OURS],
+            "ratio_used_passes": seconds[USED] / seconds[OURS],
+        }
+    return {
+        "channels": config.generator.channels,
+        "clips": num_clips,
+        "frames": config.data.clip_frames,
+        "crop_px": config.data.crop_px,
+        "losses_g_d": losses,
+        "largest_loss_difference": difference,
+        "losses_equal": difference <= MAX_LOSS_DIFFERENCE,
+        "flops_per_step": flops,
+        "timed": timed,
+        "wanted_ratio": WANTED_RATIO,
+        "reached": all(entry["ratio"] >= WANTED_RATIO for entry in timed.values()),
+    }
+
+
+def interleave(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median wall seconds of each way; they take turns, one unmeasured round first."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name, call in ways.items():
+            begin_s = time.perf_counter()
+            call()
+            if turn:
+                seconds[name].append(time.perf_counter() - begin_s)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def count_flops(call: Callable[[], object]) -> int:
+    # oneDNN's LSTM is one operator that the counter does not know; without it the LSTM is matrix products.
+    with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+class NaiveRecurrent:
+    """The blocks of `recurrent` one frame after the other; gates by one convolution of (input, state)."""
+
+    def __init__(self, generator: torch.nn.Module) -> None:
+        self.net = generator
+        cell = generator.memory
+        reset_x, update_x, self.new_x = cell.from_input.weight.chunk(3)
+        reset_h, update_h, self.new_h = cell.from_state.weight.chunk(3)
+        bias_x, bias_h = cell.from_input.bias.chunk(3), cell.from_state.bias.chunk(3)
+        self.reset = torch.cat([reset_x, reset_h], dim=1), bias_x[0] + bias_h[0]
+        self.update = torch.cat([update_x, update_h], dim=1), bias_x[1] + bias_h[1]
+        self.new_bias_x, self.new_bias_h = bias_x[2], bias_h[2]
+
+    def __call__(self, low_TCHW: torch.Tensor) -> torch.Tensor:
+        net, state, images = self.net, None, []
+        for low in low_TCHW.split(1):
+            features = net.before(net.head(low))
+            state = torch.zeros_like(features) if state is None else state
+            both = torch.cat([features, state], dim=1)
+            reset = torch.sigmoid(F.conv2d(both, *self.reset, padding=1))
+            update = torch.sigmoid(F.conv2d(both, *self.update, padding=1))
+            new_x = F.conv2d(features, self.new_x, self.new_bias_x, padding=1)
+            new_h = F.conv2d(state, self.new_h, self.new_bias_h, padding=1)
+            state = (1 - update) * torch.tanh(new_x + reset * new_h) + update * state
+            residual = net.tail(net.after(features + net.memory.project(state)))
+            images.append(bicubic_upsample(low, net.scale) + residual)
+        return torch.cat(images)
+
+
+@torch.no_grad()
+def compare_inference(height: int, width: int, num_frames: int, rounds: int, threads: list[int]) -> dict[str, object]:
+    config = load_config(ROOT / "configs/demo.yaml")
+    torch.manual_seed(0)
+    generator = build_generator(config.generator, config.scale).eval()
+    for parameter in generator.parameters():
+        if not parameter.any():
+            parameter.normal_(std=0.05)
+    low = torch.rand(num_frames, 3, height, width)
+
+    def frame_by_frame() -> torch.Tensor:
+        state, images = None, []
+        for frame in low.split(1):
+            image, state = generator.step(frame, state)
+            images.append(image)
+        return torch.cat(images)
+
+    naive = NaiveRecurrent(generator)
+    ways = {
+        "whole clip": lambda: generator(low[None])[0],
+        "frame by frame": frame_by_frame,
+        "naive": lambda: naive(low),
+    }
+    whole, stepped, plain = (way() for way in ways.values())
+    timed = {}
+    for count in threads:
+        torch.set_num_threads(count)
+        seconds = interleave(ways, rounds)
+        ratios = {name: seconds["naive"] / seconds[name] for name in ("whole clip", "frame by frame")}
+        timed[f"{count} thread(s)"] = {
+            "frame_ms": {name: 1000 * value / num_frames for name, value in seconds.items()},
+            "ratio": ratios,
+        }
+    difference = max(float((other - whole).abs().max()) for other in (stepped, plain))
+    return {"low_px": [height, width], "frames": num_frames, "largest_difference": difference, "timed": timed}
+
+
+@torch.no_grad()
+def sizes() -> dict[str, dict[str, float]]:
+    """Parameters, and FLOPs per frame and low-resolution pixel, of each model as its configuration says."""
+    found = {}
+    for name, path in MODELS.items():
+        config = load_config(ROOT / path)
+        generator = build_generator(config.generator, config.scale).eval()
+        side = generator.input_px or 48
+        low = torch.rand(1, 5, 3, side, side)
+        found[name] = {
+            "parameters": sum(parameter.numel() for parameter in generator.parameters()),
+            "flops_per_frame_and_low_pixel": count_flops(lambda g=generator, low=low: g(low)) / (5 * side**2),
+        }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--channels", type=int, default=64, help="width of both networks (default: the paper's)")
+    parser.add_argument("--crop-px", type=int, default=24, help="low-resolution crop; 64 in the paper")
+    parser.add_argument("--clips", type=int, default=2, help="clips per batch")
+    parser.add_argument("--frame-px", type=int, nargs=2, default=[90, 160], help="rows and columns for inference")
+    parser.add_argument("--frames", type=int, default=10, help="frames for inference")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--result", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    config = paper_config(arguments.channels, arguments.crop_px)
+    training = compare_training(config, arguments.clips, arguments.rounds, arguments.threads)
+    inference = compare_inference(*arguments.frame_px, arguments.frames, arguments.rounds, arguments.threads)
+    result = {
+        "command": shlex.join(["python", *sys.argv]),
+        "training": training,
+        "inference": inference,
+        "models": sizes(),
+        "machine": describe_machine(),
+    }
+    arguments.result.parent.mkdir(parents=True, exist_ok=True)
+    arguments.result.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

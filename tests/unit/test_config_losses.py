@@ -1,0 +1,88 @@
+"""Which losses, penalties and discriminators go together with which data and generators."""
+
+from __future__ import annotations
+
+import pytest
+
+from vsr_dist.config import check_config, parse_config
+from vsr_dist.core.errors import BadConfigError
+
+
+def config(**sections):
+    return parse_config(sections, "test")
+
+
+WARPED = {"temporal_kind": "warped"}
+PENALTY = {"r1_gamma": 1.0, "penalty": "finite_difference"}
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"objective": "ragan", "discriminator": {"kind": "unet", "filters": 8}},
+        {"loss": {"temporal_kind": "ping_pong"}},
+        {"loss": WARPED},
+        {"loss": {**WARPED, "temporal_flow": "packed"}, "data": {"flow": True}},
+        # What is switched off asks for nothing.
+        {"loss": {**WARPED, "temporal_flow": "packed", "temporal": 0.0}},
+        {"loss": {"temporal_kind": "ping_pong"}, "generator": {"kind": "paper_srgan", "input_px": 24}, "data": "same"},
+        {"adversary": PENALTY},
+        {"adversary": {**PENALTY, "r1_gamma": 0.0}, "discriminator": {"kind": "srgan", "dropout": 0.2}},
+        {"loss": {"tv_kind": "isotropic", "tv": 1e-3, "pixel": "charbonnier"}},
+        {"discriminator": {"kind": "srgan", "filters": 8, "levels": 5, "norm": "spectral", "dropout": 0.2}},
+    ],
+)
+def test_what_goes_together(sections):
+    if sections.get("data") == "same":
+        sections = {**sections, "data": {"crop_px": 24, "val_crop_px": 24}}
+    check_config(config(**sections))
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"loss": {**WARPED, "temporal_flow": "packed"}}, "temporal_flow=packed needs data.flow=true"),
+        ({"loss": WARPED, "data": {"crop_px": 5}}, "at least 24 high-resolution px; data.crop_px 5 x scale 4"),
+        (
+            {"loss": {"temporal_kind": "ping_pong"}, "generator": {"recurrence": "none"}},
+            "ping_pong compares what a recurrent generator remembers",
+        ),
+        (
+            {"loss": {"temporal_kind": "ping_pong"}, "generator": {"kind": "paper_srgan", "lstm": False}},
+            "ping_pong compares what a recurrent generator remembers",
+        ),
+        (
+            {"loss": {"temporal_kind": "ping_pong"}, "generator": {"bidirectional": True}},
+            "ping_pong compares what a recurrent generator remembers",
+        ),
+        (
+            {"discriminator": {"kind": "unet", "levels": 5}, "data": {"crop_px": 20}},
+            "data.crop_px 20 x scale 4 is no multiple of the 32 px that discriminator unet needs",
+        ),
+        (
+            {"adversary": PENALTY, "discriminator": {"kind": "srgan", "dropout": 0.1}},
+            "penalty=finite_difference would take dropout for steepness",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_said_in_one_line(sections, words):
+    with pytest.raises(BadConfigError) as error:
+        check_config(config(**sections))
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"adversary": {"sigma": 0.0}}, "sigma is 0.0; expected a finite number above 0"),
+        ({"adversary": {"penalty": "r3"}}, "penalty"),
+        ({"loss": {"temporal_kind": "pingpong"}}, "temporal_kind"),
+        ({"loss": {"tv_kind": "l1"}}, "tv_kind"),
+        ({"objective": "rgan"}, "objective"),
+        ({"discriminator": {"kind": "u-net"}}, "unet"),
+    ],
+)
+def test_values_that_do_not_exist_are_refused(sections, words):
+    with pytest.raises(BadConfigError, match=words):
+        config(**sections)
