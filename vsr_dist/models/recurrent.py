@@ -44,8 +44,8 @@ class RecurrentConfig:
     estimated from the frames by the same method. `learned` warps it by a small network, trained with the rest.
     flow_method: the classical method, which must be the one that the shards were packed with; of no effect for other
     alignments. smoothing: the flow over time along its trajectory, by the exponential average of the paper's listing 1
-    or the Gaussian of its text. bidirectional: a second recurrence from the last frame to the first; better, but the
-    whole clip must be there, so such a generator does not run frame by frame.
+    or the Gaussian of its text. bidirectional: a second recurrence from the last frame to the first; the whole
+    clip must be there, so such a generator does not run frame by frame.
     """
 
     kind: Literal["recurrent"] = "recurrent"
