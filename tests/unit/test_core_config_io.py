@@ -107,7 +107,7 @@ def test_an_empty_value_is_refused(override):
         ("data=3", "data is 3; expected a section"),
         ("generator.kind=recurent", "(did you mean 'recurrent'?); choose paper_srgan, recurrent"),
         ("generator.kind=[a]", "generator.kind is ['a']; choose"),
-        ("discriminator.kind=3", "discriminator.kind is 3; choose srgan, spatiotemporal"),
+        ("discriminator.kind=3", "discriminator.kind is 3; choose srgan, unet, spatiotemporal"),
         ("loss.tv=-1", "found tv -1"),
         ("loss.tv=.inf", "found tv inf"),
         ("train.steps=0", "train: steps is 0, expected at least 1"),
