@@ -94,8 +94,13 @@ def test_a_hanging_trial_is_stopped_with_all_its_processes(tmp_path):
 def test_an_interruption_fails_the_trial_and_a_rerun_goes_on(tmp_path, name):
     study = make_study(tmp_path, "finish", name, num_trials=2)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
-        run_study(study, grace_s=0.2)
+    # A shell that starts the tests in the background has SIGINT ignored.
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_study(study, grace_s=0.2)
+    finally:
+        signal.signal(signal.SIGINT, found)
     assert signal.getsignal(signal.SIGTERM) == before
     assert states(study) == ["COMPLETE", "FAIL"]
     assert reason(study, 1) == "interrupted by Ctrl-C or SIGTERM"
