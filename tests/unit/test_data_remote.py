@@ -202,3 +202,9 @@ def test_other_schemes_and_a_missing_extra_are_explained(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", without_boto3)
     with pytest.raises(MissingExtraError, match=r"s3://bucket/set, which needs boto3; .*pip install 'vsr-dist\[s3\]'"):
         make_store("s3://bucket/set", "")
+
+
+@pytest.mark.parametrize("root", ["s3://", "http://", "https:///sets/films"])
+def test_an_address_without_a_place_is_explained(root):
+    with pytest.raises(BadConfigError, match="names no bucket or host"):
+        make_store(root, "")

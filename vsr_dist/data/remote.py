@@ -55,7 +55,13 @@ def is_remote(root: str) -> bool:
 
 
 def make_store(root: str, s3_endpoint: str) -> Store:
-    """The store behind a remote root. Raises MissingExtraError for S3 without boto3."""
+    """The store behind a remote root. Raises BadConfigError for an address without a place, MissingExtraError for S3
+    without boto3.
+    """
+    if not urllib.parse.urlsplit(root).netloc:
+        raise BadConfigError(
+            f"data.root is {root}, which names no bucket or host; expected s3://BUCKET/PREFIX or http://HOST/PATH"
+        )
     return S3Store(root, s3_endpoint) if root.startswith("s3://") else HttpStore(root)
 
 
