@@ -32,13 +32,12 @@ from accelerate import Accelerator
 from machine import describe_machine
 from torch.utils.flop_counter import FlopCounterMode
 
-from vsr_dist.build import build_networks, make_optimizer
+from vsr_dist.build import build_networks, make_optimizer, make_step
 from vsr_dist.config import Config, load_config
-from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.models import build_generator
 from vsr_dist.models.features import PerceptualTrunk
 from vsr_dist.ops.resample import bicubic_upsample
-from vsr_dist.training.gan_step import GanStep, Players
+from vsr_dist.training.gan_step import Players
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "step_time.json"
@@ -72,16 +71,7 @@ def our_step(config: Config) -> Step:
     ]
     players = Players(*accelerator.prepare(generator, discriminator, *optimizers))
     players.features = PerceptualTrunk(config.perceptual)
-    step = GanStep(
-        accelerator,
-        players,
-        config.loss,
-        ADVERSARIAL[config.objective],
-        config.adversary,
-        scale=config.scale,
-        max_grad_norm=config.train.max_grad_norm,
-        perceptual_frames=config.train.perceptual_frames,
-    )
+    step = make_step(config, accelerator, players)
 
     def run(low: torch.Tensor, real: torch.Tensor) -> tuple[float, float]:
         scalars = step.micro_step(low, real, 1.0)

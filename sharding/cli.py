@@ -16,8 +16,8 @@ from sharding.index import load_index, read_index, rebuild_index, write_index
 from sharding.inspect import summarise, write_sheet
 from sharding.output import merge
 from sharding.pack import PackJob, pack
-from sharding.parallel import say
 from sharding.plan import PackOptions
+from sharding.progress import say
 from sharding.samples import copy_samples
 from sharding.schema import FLOW_NAMES, INDEX_NAME, Index
 from sharding.verify import verify

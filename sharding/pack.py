@@ -13,9 +13,9 @@ from pathlib import Path
 from sharding.errors import BadConfigError, UserError
 from sharding.output import clean, merge, prepare
 from sharding.pairs import find_pairs, find_realvsr
-from sharding.parallel import Workers, say
+from sharding.parallel import Workers
 from sharding.plan import PackOptions, Plan, ShardPlan, check_options, make_plan
-from sharding.progress import Progress
+from sharding.progress import Progress, say
 from sharding.scan import SCANS_DIR, ScanStore, scan_sources
 from sharding.schema import INDEX_NAME, Index
 from sharding.sources import ScannedSource, Source, find_sources

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -105,12 +104,6 @@ def _run_here(work: Callable[[Task], Result], tasks: Sequence[Task], progress: P
             yield work(task)
     finally:
         _report = before
-
-
-def say(line: str) -> None:
-    """One line on stdout, at once."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 def _begin_worker(counter: Synchronized[int]) -> None:

@@ -44,8 +44,7 @@ class Progress:
         left = ""
         if self._num_frames is not None and 0 < self._done < self._num_frames:
             left = f", {format_duration((self._num_frames - self._done) / rate)} left"
-        sys.stdout.write(f"{self._verb} {self._done}{total} frames, {rate:.1f} frames/s{left}\n")
-        sys.stdout.flush()
+        say(f"{self._verb} {self._done}{total} frames, {rate:.1f} frames/s{left}")
 
     def __enter__(self) -> Progress:
         return self
@@ -57,6 +56,12 @@ class Progress:
             self._bar.close()
         elif kind is None:
             self._say()
+
+
+def say(text: str) -> None:
+    """One line (or block) on stdout, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def format_duration(seconds: float) -> str:

@@ -107,7 +107,23 @@ def build_parts(config: Config, accelerator: Accelerator, world: World, inputs: 
     players = Players(*accelerator.prepare(generator, discriminator, *optimizers.values()))
     if inputs.features is not None:
         players.features = inputs.features.to(accelerator.device)
-    step = GanStep(
+    live = Restorable({"generator": generator, "discriminator": discriminator, "ema": ema}, optimizers)
+    return Parts(
+        accelerator=accelerator,
+        world=world,
+        step=make_step(config, accelerator, players),
+        live=live,
+        ema=ema,
+        loader=inputs.loader,
+        validator=Validator(inputs.validation, world, config.scale, accelerator.device),
+        tracker=Tracker(None, None),
+        run_dir=Path(config.run_dir),
+    )
+
+
+def make_step(config: Config, accelerator: Accelerator, players: Players) -> GanStep:
+    """What runs the training steps of these players."""
+    return GanStep(
         accelerator,
         players,
         config.loss,
@@ -116,18 +132,6 @@ def build_parts(config: Config, accelerator: Accelerator, world: World, inputs: 
         scale=config.scale,
         max_grad_norm=config.train.max_grad_norm,
         perceptual_frames=config.train.perceptual_frames,
-    )
-    live = Restorable({"generator": generator, "discriminator": discriminator, "ema": ema}, optimizers)
-    return Parts(
-        accelerator=accelerator,
-        world=world,
-        step=step,
-        live=live,
-        ema=ema,
-        loader=inputs.loader,
-        validator=Validator(inputs.validation, world, config.scale, accelerator.device),
-        tracker=Tracker(None, None),
-        run_dir=Path(config.run_dir),
     )
 
 

@@ -8,21 +8,9 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from sharding.progress import format_duration, say
 
-def say(text: str) -> None:
-    """One line (or block) on stdout, at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-def format_duration(seconds: float) -> str:
-    """`75 s` -> `1m15s`; hours are added from 3,600 s on."""
-    whole = round(seconds)
-    hours, rest = divmod(whole, 3600)
-    minutes, left = divmod(rest, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{left:02d}s" if minutes else f"{left}s"
+__all__ = ["Progress", "format_duration", "say"]
 
 
 class Progress:

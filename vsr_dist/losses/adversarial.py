@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vsr_dist.core.collectives import differentiable_mean_over_ranks
+from vsr_dist.losses.precision import full_precision
 
 AdversarialName = Literal["paper", "bce", "lsgan", "hinge", "ragan", "rpgan"]
 
@@ -40,51 +41,47 @@ class AdversarialObjective:
     generator_loss: Callable[[Tensor | None, Tensor], Tensor]
 
 
-def _full(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-
-
 def paper_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """`1 - mean D(real) + mean D(fake)`, D = sigmoid(logit): github.com/leftthomas/SRGAN, train.py.
 
     Its gradient carries the factor D (1 - D) and dies once the logits of both classes lie on one far side.
     """
-    return 1.0 - torch.sigmoid(_full(real)).mean() + torch.sigmoid(_full(fake)).mean()
+    return 1.0 - torch.sigmoid(full_precision(real)).mean() + torch.sigmoid(full_precision(fake)).mean()
 
 
 def paper_generator(_real: Tensor | None, fake: Tensor) -> Tensor:
     """`mean(1 - D(fake))`, D = sigmoid(logit): listing 3 of the paper."""
-    return torch.mean(1.0 - torch.sigmoid(_full(fake)))
+    return torch.mean(1.0 - torch.sigmoid(full_precision(fake)))
 
 
 def bce_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """`-mean log D(real) - mean log(1 - D(fake))`: Goodfellow et al. 2014, equation 1."""
-    return F.softplus(-_full(real)).mean() + F.softplus(_full(fake)).mean()
+    return F.softplus(-full_precision(real)).mean() + F.softplus(full_precision(fake)).mean()
 
 
 def bce_generator(_real: Tensor | None, fake: Tensor) -> Tensor:
     """`-mean log D(fake)`: the non-saturating form, Goodfellow et al. 2014, section 3."""
-    return F.softplus(-_full(fake)).mean()
+    return F.softplus(-full_precision(fake)).mean()
 
 
 def lsgan_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """`mean (real - 1)^2 + mean fake^2`: Mao et al. 2017 (arXiv:1611.04076), without its halves."""
-    return (_full(real) - 1.0).pow(2).mean() + _full(fake).pow(2).mean()
+    return (full_precision(real) - 1.0).pow(2).mean() + full_precision(fake).pow(2).mean()
 
 
 def lsgan_generator(_real: Tensor | None, fake: Tensor) -> Tensor:
     """`mean (fake - 1)^2`: Mao et al. 2017."""
-    return (_full(fake) - 1.0).pow(2).mean()
+    return (full_precision(fake) - 1.0).pow(2).mean()
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """`mean max(0, 1 - real) + mean max(0, 1 + fake)`: Lim and Ye 2017 (arXiv:1705.02894)."""
-    return F.relu(1.0 - _full(real)).mean() + F.relu(1.0 + _full(fake)).mean()
+    return F.relu(1.0 - full_precision(real)).mean() + F.relu(1.0 + full_precision(fake)).mean()
 
 
 def hinge_generator(_real: Tensor | None, fake: Tensor) -> Tensor:
     """`-mean fake`: Lim and Ye 2017. Not bounded below."""
-    return -_full(fake).mean()
+    return -full_precision(fake).mean()
 
 
 def ragan_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -96,7 +93,7 @@ def ragan_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     batch. With accumulated micro-batches they run over one micro-batch of every rank, not over all of them.
     """
     mean_real, mean_fake = _global_means(real, fake)
-    return F.softplus(mean_fake - _full(real)).mean() + F.softplus(_full(fake) - mean_real).mean()
+    return F.softplus(mean_fake - full_precision(real)).mean() + F.softplus(full_precision(fake) - mean_real).mean()
 
 
 def ragan_generator(real: Tensor | None, fake: Tensor) -> Tensor:
@@ -104,12 +101,12 @@ def ragan_generator(real: Tensor | None, fake: Tensor) -> Tensor:
     if real is None:
         raise ValueError("ragan: the generator's loss needs the real logits, found None")
     mean_real, mean_fake = _global_means(real, fake)
-    return F.softplus(_full(real) - mean_fake).mean() + F.softplus(mean_real - _full(fake)).mean()
+    return F.softplus(full_precision(real) - mean_fake).mean() + F.softplus(mean_real - full_precision(fake)).mean()
 
 
 def _global_means(real: Tensor, fake: Tensor) -> Tensor:
     """(mean real, mean fake) over all ranks, in one collective call forward and one backward."""
-    return differentiable_mean_over_ranks(torch.stack((_full(real).mean(), _full(fake).mean())))
+    return differentiable_mean_over_ranks(torch.stack((full_precision(real).mean(), full_precision(fake).mean())))
 
 
 def rpgan_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -131,7 +128,7 @@ def _paired(first: Tensor, second: Tensor) -> Tensor:
     if first.shape != second.shape:
         shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
         raise ValueError(f"rpgan pairs logits one to one: expected equal shapes, found {shapes}")
-    return _full(first) - _full(second)
+    return full_precision(first) - full_precision(second)
 
 
 ADVERSARIAL: dict[AdversarialName, AdversarialObjective] = {

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vsr_dist.losses.precision import full_precision
+
 PenaltyName = Literal["exact", "finite_difference"]
 
 
@@ -29,7 +31,7 @@ def gradient_penalty(logits: Tensor, inputs: Tensor, gamma: float | Tensor) -> T
         raise ValueError("gradient penalty: set requires_grad on the inputs before the discriminator runs")
     (gradient,) = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
     num_patches = logits[0].numel()
-    squared_B = _full(gradient).pow(2).flatten(1).sum(dim=1)
+    squared_B = full_precision(gradient).pow(2).flatten(1).sum(dim=1)
     return 0.5 * gamma * squared_B.mean() / num_patches
 
 
@@ -47,9 +49,5 @@ def finite_difference_penalty(plus: Tensor, minus: Tensor, sigma: float, gamma: 
     `spatiotemporal` discriminator, sigma 0.01 and 48 x 48 pixels it came to 8 times R1, two sides to 0.94 times.
     """
     num_patches = plus[0].numel()
-    slope_B = (_full(plus) - _full(minus)).reshape(len(plus), -1).sum(dim=1) / (2.0 * sigma)
+    slope_B = (full_precision(plus) - full_precision(minus)).reshape(len(plus), -1).sum(dim=1) / (2.0 * sigma)
     return 0.5 * gamma * slope_B.pow(2).mean() / num_patches
-
-
-def _full(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
