@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from tqdm import tqdm
@@ -58,10 +59,24 @@ class Progress:
             self._say()
 
 
+# At most one: what draws at the bottom of the terminal, and prints above that.
+_above: list[Callable[[str], None]] = []
+
+
 def say(text: str) -> None:
-    """One line (or block) on stdout, at once."""
+    """One line (or block) on stdout, at once; above whatever is drawn at the bottom of the terminal."""
+    if _above:
+        _above[-1](text)
+        return
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def write_above(writer: Callable[[str], None] | None) -> None:
+    """Give what is said to `writer`, which draws at the bottom of the terminal; None puts that back."""
+    _above.clear()
+    if writer is not None:
+        _above.append(writer)
 
 
 def format_duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sweeps.launch import Ending
 from vsr_dist.core.errors import nearest_hint
-from vsr_dist.run_dir import SUMMARY_NAME
+from vsr_dist.run_dir import SUMMARY_NAME, read_ended
 
 _TAIL_BYTES = 64_000
 _MAX_REASON_CHARS = 400
@@ -40,7 +40,7 @@ def judge(run_dir: Path, metric: str, ending: Ending, log_path: Path) -> Verdict
     """
     path = run_dir / SUMMARY_NAME
     if not path.is_file():
-        return Verdict(None, _why_no_summary(ending, log_path))
+        return Verdict(None, _why_no_summary(run_dir, ending, log_path))
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         metrics = dict(summary["metrics"])
@@ -73,9 +73,14 @@ def last_error(log_path: Path) -> str:
     return lines[-1][:_MAX_REASON_CHARS] if lines else ""
 
 
-def _why_no_summary(ending: Ending, log_path: Path) -> str:
+def _why_no_summary(run_dir: Path, ending: Ending, log_path: Path) -> str:
+    """What stopped the trial: its own time limit, what the run noted at its end, or else what its log says last."""
     if ending.exit_status is None:
         return f"stopped after {ending.seconds:.0f} s, the study's trial_timeout_s"
+    noted = read_ended(run_dir)
+    if noted is not None and noted["exit_reason"] != "finished":
+        message = str(noted.get("message", ""))[:_MAX_REASON_CHARS]
+        return f"the run ended early: {noted['exit_reason']}{': ' if message else ''}{message}"
     cause = last_error(log_path) or "no output"
     return f"{cause} (exit status {ending.exit_status})"
 

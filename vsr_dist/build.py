@@ -2,53 +2,65 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
 
 from vsr_dist.config import Config, check_config
-from vsr_dist.core.collectives import current_world
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadConfigError
+from vsr_dist.core.provenance import git_state
 from vsr_dist.core.rng import mix, purpose
 from vsr_dist.core.world import World
 from vsr_dist.data.loader import TrainLoader, validation_batch
+from vsr_dist.data.reference import reference_batch
 from vsr_dist.data.ring import ClipBatch
 from vsr_dist.data.source import open_shard_set
+from vsr_dist.inference.generator_io import load_generator
 from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.models import build_discriminator, build_generator
 from vsr_dist.models.base import Discriminator, Generator
 from vsr_dist.models.features import PerceptualTrunk
 from vsr_dist.training.checkpoint import Restorable
+from vsr_dist.training.controllers import Controllers
 from vsr_dist.training.ema import make_ema
 from vsr_dist.training.gan_step import GanStep, Players
+from vsr_dist.training.launch import compile_in_place, has_batch_norm, lay_out, refuse_compile
+from vsr_dist.training.metrics_file import METRICS_NAME, MetricsFile
+from vsr_dist.training.monitor import DriftMonitor
+from vsr_dist.training.outbox import Outbox
+from vsr_dist.training.revival import Revival
 from vsr_dist.training.schedule import OptimizerConfig
-from vsr_dist.training.tracking import MetricsFile, MlflowRun, Tracker
-from vsr_dist.training.trainer import Parts, TrainConfig
+from vsr_dist.training.shipping import Delivery, Shipper
+from vsr_dist.training.tracker import MlflowSide, Tracker
+from vsr_dist.training.tracking import MlflowDestination, SystemSampler, check_uri, make_target
+from vsr_dist.training.trainer import Parts
 from vsr_dist.training.validation import Validator
 
 
-def make_accelerator(config: TrainConfig) -> tuple[Accelerator, World]:
-    """The accelerator and this process's place; a launch that is not what the configuration expects is refused."""
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision="bf16" if config.precision == "bf16" else "no",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.accumulation_steps),
-        step_scheduler_with_optimizer=False,
-    )
-    world = current_world()
-    if config.processes is not None and world.size != config.processes:
+def check_world(config: Config, world: World) -> None:
+    """Refuse a number of processes that the configuration is not meant for. Holds no collective call."""
+    processes = config.train.processes
+    if processes is not None and world.size != processes:
         raise BadConfigError(
-            f"train.processes is {config.processes}, but {world.size} process(es) were started; launch with "
+            f"train.processes is {processes}, but {world.size} process(es) were started; launch with "
             f"'accelerate launch --config_file configs/accelerate/cpu-2.yaml -m vsr_dist.train ...' (on CPUs "
             f"'accelerate launch --cpu --num_processes N' starts only one), or set train.processes={world.size}"
         )
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    return accelerator, world
+    if world.size > 1 and config.loss.adversarial > 0 and not config.train.allow_batch_norm:
+        with torch.device("meta"):
+            discriminator = build_discriminator(config.discriminator, config.scale)
+        if has_batch_norm(discriminator):
+            raise BadConfigError(
+                f"discriminator {config.discriminator.kind} has batch norm, and each of the {world.size} processes "
+                "would normalise by its own part of the batch: set discriminator.norm to none, group or spectral, or "
+                "train.allow_batch_norm=true if that is what you want"
+            )
 
 
 @dataclass(frozen=True)
@@ -57,12 +69,15 @@ class Inputs:
 
     loader: TrainLoader
     validation: ClipBatch
+    reference: ClipBatch | None
     features: PerceptualTrunk | None
 
 
 def open_inputs(config: Config, world: World) -> Inputs:
     """Open everything that can be missing or damaged. Holds no collective call: see `together`."""
     check_config(config)
+    if config.train.compile:
+        refuse_compile(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     shards = open_shard_set(config.data)
     loader = TrainLoader(config.data, shards, config.seed, world, config.train.accumulation_steps)
     validation = validation_batch(config.data, shards, config.data.clip_frames)
@@ -72,6 +87,7 @@ def open_inputs(config: Config, world: World) -> Inputs:
             f"set scale={loader.windows_of.scale} or pack the data at scale {config.scale}"
         )
     _check_flow_method(config, shards.index.flow)
+    reference = reference_batch(loader) if config.loss.adversarial > 0 else None
     features = None
     if "perceptual" in config.loss.active_terms():
         features = PerceptualTrunk(config.perceptual)
@@ -82,7 +98,7 @@ def open_inputs(config: Config, world: World) -> Inputs:
                 f"data.crop_px {config.data.crop_px} x scale {config.scale} is below the {features.min_px} px that "
                 f"perceptual.layer {config.perceptual.layer} needs; enlarge the crop or lower the layer"
             )
-    return Inputs(loader, validation, features)
+    return Inputs(loader, validation, reference, features)
 
 
 def _check_flow_method(config: Config, packed: str) -> None:
@@ -99,15 +115,25 @@ def _check_flow_method(config: Config, packed: str) -> None:
 def build_parts(config: Config, accelerator: Accelerator, world: World, inputs: Inputs) -> Parts:
     """The networks and what trains them; weights are fresh and the same on every rank. Nothing is tracked yet."""
     generator, discriminator = build_networks(config)
+    lay_out(config.train, generator, discriminator)
     ema = make_ema(generator, config.train.ema_decay).to(accelerator.device)
     optimizers = {
         "generator": make_optimizer(generator, config.generator_optimizer),
         "discriminator": make_optimizer(discriminator, config.discriminator_optimizer),
     }
     players = Players(*accelerator.prepare(generator, discriminator, *optimizers.values()))
+    compile_in_place(config.train, generator, discriminator)
     if inputs.features is not None:
         players.features = inputs.features.to(accelerator.device)
     live = Restorable({"generator": generator, "discriminator": discriminator, "ema": ema}, optimizers)
+    validator = Validator(inputs.validation, world, config.scale, accelerator.device)
+    controllers = Controllers(config.control, config.loss, config.adversary, ADVERSARIAL[config.objective].chance)
+    revival = None
+    if inputs.reference is not None:
+        reference = Validator(inputs.reference, world, config.scale, accelerator.device)
+        metrics_path = Path(config.run_dir) / METRICS_NAME
+        monitor = DriftMonitor(validator, reference, ADVERSARIAL[config.objective], config.loss, metrics_path)
+        revival = Revival(controllers, monitor, live, partial(fresh_discriminator, config))
     return Parts(
         accelerator=accelerator,
         world=world,
@@ -115,8 +141,10 @@ def build_parts(config: Config, accelerator: Accelerator, world: World, inputs: 
         live=live,
         ema=ema,
         loader=inputs.loader,
-        validator=Validator(inputs.validation, world, config.scale, accelerator.device),
-        tracker=Tracker(None, None),
+        validator=validator,
+        controllers=controllers,
+        revival=revival,
+        tracker=Tracker(),
         run_dir=Path(config.run_dir),
     )
 
@@ -146,12 +174,38 @@ def build_networks(config: Config) -> tuple[Generator, Discriminator]:
     return generator, build_discriminator(config.discriminator, config.scale)
 
 
+def fresh_discriminator(config: Config, number: int) -> Discriminator:
+    """The discriminator with the `number`-th (from 1) other set of initial weights, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix(purpose("discriminator"), config.seed, number))
+        return build_discriminator(config.discriminator, config.scale)
+
+
 def make_optimizer(network: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Adam over all parameters of a network; fused, one pass over memory per step, on the CPU as on GPUs."""
     return torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def make_tracker(config: Config, *, resume_step: int, run_id: str | None) -> Tracker:
-    """Metrics file and MLflow run; call on rank 0 only. `run_id` names a run to go on with."""
-    file = MetricsFile(Path(config.run_dir) / "metrics.jsonl", resume_step)
-    return Tracker(file, MlflowRun(config.tracking, config.name, run_id) if config.tracking.mlflow else None)
+    """Metrics file and MLflow run; call on rank 0 only. Nothing is sent before `Tracker.start`.
+
+    `run_id` names a run to go on with if the run directory knows of none.
+    """
+    run_dir = Path(config.run_dir)
+    if not config.tracking.mlflow:
+        return Tracker(MetricsFile(run_dir / METRICS_NAME, resume_step))
+    check_uri(config.tracking.uri)
+    file = MetricsFile(run_dir / METRICS_NAME, resume_step)
+    outbox = Outbox(run_dir)
+    git = {f"mlflow.source.git.{name}": value for name, value in git_state(Path.cwd()).items()}
+    outbox.aim(make_target(config.tracking, config.name, {**git, "command": shlex.join(sys.argv)[:5000]}))
+    outbox.resume(run_id, file.num_bytes())
+    destination = MlflowDestination(config.tracking.uri, generator_of)
+    shipper = Shipper(Delivery(file, outbox, destination))
+    sampler = SystemSampler() if config.tracking.system_metrics else None
+    return Tracker(file, MlflowSide(outbox, shipper, destination, sampler))
+
+
+def generator_of(run_dir: Path) -> torch.nn.Module:
+    """The generator that a finished run left, on the CPU, for MLflow."""
+    return load_generator(run_dir)[0]

@@ -41,6 +41,11 @@ VERBS: dict[str, Verb] = {
         "show a resolved configuration, or check one",
         "vsr-dist config check configs/demo.yaml --set loss.tv=1e-3",
     ),
+    "track": Verb(
+        "vsr_dist.track_cli",
+        "bring to MLflow what its server has not taken during a training",
+        "vsr-dist track replay runs/run",
+    ),
     # Named and not imported: `sweeps` stands above this package, which must work without it.
     "study": Verb(
         "sweeps.cli",

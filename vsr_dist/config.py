@@ -39,9 +39,10 @@ from vsr_dist.models.recurrent import RecurrentConfig
 from vsr_dist.models.spatiotemporal import SpatiotemporalConfig
 from vsr_dist.ops.flow_classical import MIN_SIDE_PX
 from vsr_dist.training.adversary import AdversaryConfig
+from vsr_dist.training.control_config import ControlConfig
 from vsr_dist.training.schedule import OptimizerConfig
 from vsr_dist.training.tracking import TrackingConfig
-from vsr_dist.training.trainer import TrainConfig
+from vsr_dist.training.train_config import TrainConfig
 
 _DEFAULT_KIND = {"generator": "recurrent", "discriminator": "spatiotemporal"}
 
@@ -69,6 +70,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     objective: AdversarialName = "rpgan"
     adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
     generator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     discriminator_optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=4e-4, betas=(0.0, 0.99))
@@ -123,7 +125,7 @@ def dump_config(config: Config) -> str:
 
 def check_config(config: Config) -> None:
     """Rules that tie sections together, checked before anything is read or built; all faults at once."""
-    faults = _stage_faults(config) + _network_faults(config) + _loss_faults(config)
+    faults = _stage_faults(config) + _network_faults(config) + _loss_faults(config) + _control_faults(config)
     if config.loss.temporal > 0 and config.data.clip_frames < 2:
         faults.append("loss.temporal needs data.clip_frames of at least 2")
     raise_faults("configuration", faults)
@@ -156,11 +158,29 @@ def _loss_faults(config: Config) -> list[str]:
             )
     adversary = config.adversary
     penalised = loss.adversarial > 0 and max(adversary.r1_gamma, adversary.r2_gamma) > 0
+    if penalised and adversary.penalty == "exact" and config.train.compile:
+        faults.append(
+            "train.compile=true cannot differentiate twice, as adversary.penalty=exact does; set "
+            "adversary.penalty=finite_difference or train.compile=false"
+        )
     if penalised and adversary.penalty == "finite_difference" and getattr(config.discriminator, "dropout", 0.0) > 0:
         faults.append(
             "adversary.penalty=finite_difference would take dropout for steepness; set discriminator.dropout=0 or "
             "adversary.penalty=exact"
         )
+    return faults
+
+
+def _control_faults(config: Config) -> list[str]:
+    """Controllers without what they steer or steer by."""
+    control, loss, adversary = config.control, config.loss, config.adversary
+    faults = []
+    if control.any_on and loss.adversarial == 0:
+        faults.append("control steers the adversarial game, but loss.adversarial is 0; set it above 0")
+    if control.gamma.target > 0 and max(adversary.r1_gamma, adversary.r2_gamma) == 0:
+        faults.append("control.gamma steers adversary.r1_gamma and r2_gamma; set one of them above 0 as its start")
+    if control.weight.ratio > 0 and loss.image == 0:
+        faults.append("control.weight measures the adversarial gradient by the image term's; set loss.image above 0")
     return faults
 
 

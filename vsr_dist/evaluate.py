@@ -1,6 +1,7 @@
 """Measure a generator (or bicubic) on a held-out split, beside bicubic, and show what it does.
 
 vsr-dist evaluate --checkpoint demo/run --data demo/data --out demo/evaluation
+accelerate launch --config_file configs/accelerate/cpu-2.yaml -m vsr_dist.evaluate --checkpoint ...
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -22,9 +23,11 @@ import numpy as np
 import torch
 
 from sharding.schema import Index
+from vsr_dist.core.collectives import gather_lists, join_ranks, shutdown, together
 from vsr_dist.core.console import Progress, say
-from vsr_dist.core.errors import BadConfigError
+from vsr_dist.core.errors import BadConfigError, OneLineParser, run_cli
 from vsr_dist.core.versions import package_versions
+from vsr_dist.core.world import World
 from vsr_dist.data.augment import Frames
 from vsr_dist.data.stream import SplitStream, StreamedClip
 from vsr_dist.inference.generator_io import load_generator
@@ -34,6 +37,7 @@ from vsr_dist.metrics.fidelity import frame_fidelity
 from vsr_dist.metrics.table import FrameRow, markdown_table, plain_table, summarise, write_csv
 from vsr_dist.metrics.temporal import tdiff, tof
 from vsr_dist.ops.color import from_uint8, to_uint8
+from vsr_dist.ops.picture import Picture
 
 SHOWN_METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "tof", "tdiff")
 PROTOCOL = (
@@ -67,27 +71,58 @@ class Subject:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate as the parsed arguments say; returns the exit status."""
+    """Evaluate as the parsed arguments say; returns the exit status.
+
+    On several processes each measures whole sequences of its own, and rank 0 writes what one process would write.
+    """
+    world = join_ranks()
+    try:
+        stream, subject, device = together(lambda: _open(arguments, world))
+        together(lambda: _clear(arguments.out) if world.is_main else None)
+        part = stream.part(world)
+        measured = together(lambda: _measure(part, subject, device, arguments.out, world))
+        measured = sorted(gather_lists(measured), key=lambda one: stream.sequences.index(one.sequence))
+        if world.is_main:
+            _write(arguments, stream.index, subject, measured)
+    finally:
+        shutdown()
+    return 0
+
+
+def _open(arguments: argparse.Namespace, world: World) -> tuple[SplitStream, Subject, torch.device]:
+    """What is measured, by what and where; whatever cannot be used is an error here."""
     stream = SplitStream(arguments.data, arguments.split)
-    device = _device(arguments.device)
+    device = _device(arguments.device, world)
     if arguments.out.exists() and not arguments.out.is_dir():
         raise BadConfigError(f"--out {arguments.out} is a file; expected a folder, or a name that is free")
-    subject = _subject(arguments, stream.index.scale, device)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    rows, pictures = _measure(stream, subject, device, arguments.out)
+    return stream, _subject(arguments, stream.index.scale, device), device
+
+
+def _clear(out: Path) -> None:
+    """The output folder, without the videos of an earlier evaluation, which would pass for this one's."""
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out / "videos", ignore_errors=True)
+    (out / "videos").mkdir()
+
+
+def _write(arguments: argparse.Namespace, index: Index, subject: Subject, measured: Sequence[Measured]) -> None:
+    """Tables, pictures and report from the scores of all sequences."""
+    rows = [row for one in measured for row in one.rows]
     methods = ["bicubic"] if subject.name == "bicubic" else ["bicubic", subject.name]
     table = summarise(rows, methods)
     write_csv(arguments.out / "metrics.csv", rows)
-    write_png(arguments.out / "comparison.png", stack_rows(pictures))
-    _write_report(arguments, table, methods, stream.index, subject)
+    write_png(arguments.out / "comparison.png", stack_rows([one.picture for one in measured]))
+    _write_report(arguments, table, methods, index, subject)
     text = plain_table(table, methods, SHOWN_METRICS)
     (arguments.out / "table.txt").write_text(text + "\n")
     say(text)
     say(f"report: {arguments.out / 'report.md'}   pictures: {arguments.out / 'comparison.png'}, videos/")
-    return 0
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, world: World) -> torch.device:
+    """The device that was asked for; with several processes on a machine with GPUs, each takes its own."""
+    if name == "cuda" and world.size > 1 and torch.cuda.is_available():
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -119,18 +154,26 @@ class _Treated:
     before: FrameSet | None
 
 
-def _measure(
-    stream: SplitStream, subject: Subject, device: torch.device, out: Path
-) -> tuple[list[FrameRow], list[np.ndarray]]:
-    """Scores of every frame, in order, and one comparison row per sequence; videos are written on the way."""
+@dataclass(frozen=True)
+class Measured:
+    """Scores of every frame of a sequence, in order, and its row of the comparison picture (uint8 RGB, Y X 3)."""
+
+    sequence: str
+    rows: list[FrameRow]
+    picture: Picture
+
+
+def _measure(stream: SplitStream, subject: Subject, device: torch.device, out: Path, world: World) -> list[Measured]:
+    """Every sequence of the stream, in order; videos are written on the way."""
     total = sum(clip.num_frames for clip in stream.clips)
-    # Videos of an earlier evaluation would pass for this one's.
-    shutil.rmtree(out / "videos", ignore_errors=True)
-    (out / "videos").mkdir()
-    pending: list[Future[list[FrameRow]]] = []
-    pictures = []
-    workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool, Progress(total, "frame") as progress, ExitStack() as stack:
+    pending: list[tuple[str, Future[list[FrameRow]]]] = []
+    pictures: dict[str, Picture] = {}
+    workers = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        Progress(total, "frame", enabled=world.is_main) as progress,
+        ExitStack() as stack,
+    ):
         video, video_sequence = None, None
         for treated in _treat(stream, subject, device):
             if treated.sequence != video_sequence:
@@ -141,13 +184,16 @@ def _measure(
             assert video is not None
             video.write(treated.frame)
             if treated.is_middle:
-                pictures.append(comparison_row(treated.frame, treated.sequence))
-            pending.append(pool.submit(_score, treated, subject.name))
+                pictures[treated.sequence] = comparison_row(treated.frame, treated.sequence)
+            pending.append((treated.sequence, pool.submit(_score, treated, subject.name)))
             if len(pending) > 4 * workers:
                 # Frames waiting to be scored are held in memory: do not run further ahead than this.
-                pending[-4 * workers].result()
+                pending[-4 * workers][1].result()
             progress.advance()
-        return [row for future in pending for row in future.result()], pictures
+        rows: dict[str, list[FrameRow]] = {}
+        for sequence, future in pending:
+            rows.setdefault(sequence, []).extend(future.result())
+    return [Measured(sequence, found, pictures[sequence]) for sequence, found in rows.items()]
 
 
 def _treat(stream: SplitStream, subject: Subject, device: torch.device) -> Iterator[_Treated]:
@@ -228,3 +274,16 @@ def _write_report(
         "videos are in `videos/`, per-frame numbers in `metrics.csv`.",
     ]
     (arguments.out / "report.md").write_text("\n\n".join(text) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry of `python -m vsr_dist.evaluate`; returns the exit status."""
+    parser = OneLineParser(
+        prog="vsr_dist.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    return run_cli(lambda arguments: run(parser.parse_args(arguments)), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

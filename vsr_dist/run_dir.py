@@ -5,19 +5,27 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from vsr_dist.config import Config, config_tree, dump_config
+from vsr_dist.core.collectives import is_lost_rank
 from vsr_dist.core.config_io import flatten
-from vsr_dist.core.errors import BadCheckpointError, BadConfigError
+from vsr_dist.core.errors import BadCheckpointError, BadConfigError, LostRankError, UserError
 from vsr_dist.core.fields import effects
 from vsr_dist.inference.generator_io import DESCRIPTION_NAME, WEIGHTS_NAME
 from vsr_dist.training import checkpoint
 
 SUMMARY_NAME = "summary.json"
-RUN_ID_NAME = "mlflow_run_id"
+ENDED_NAME = "ended.json"
+# Of a run that SIGTERM stopped: 128 + 15, what a shell reports of a process that this signal ended.
+STOPPED_STATUS = 143
+# Of a process whose training lost another one: EX_TEMPFAIL of sysexits.h, "try again".
+LOST_RANK_STATUS = 75
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,74 @@ def refuse_changed_data(start: Start, found: str) -> None:
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     """Write `summary.json` by rename: its presence means that the run has ended."""
-    temporary = run_dir / (SUMMARY_NAME + ".tmp")
-    temporary.write_text(json.dumps(summary, indent=1))
-    os.replace(temporary, run_dir / SUMMARY_NAME)
+    write_whole(run_dir / SUMMARY_NAME, summary)
+
+
+def write_whole(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file by rename, so that nobody reads half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1))
+    os.replace(temporary, path)
+
+
+@dataclass
+class Ending:
+    """How a run ended, by its exit status; 0 until it is set."""
+
+    status: int = 0
+
+
+@contextmanager
+def note_ending(run_dir: Path | None) -> Iterator[Ending]:
+    """Leave `ended.json` when the block ends, however it ends, but for SIGKILL: then the file is absent.
+
+    For whoever started the run and sees only what the launcher made of its status. `exit_reason` is `finished`,
+    `stopped` (SIGTERM, saved), `interrupted` (Ctrl-C), `lost_rank` or `failed`, with the error and its message.
+    A RuntimeError that means a lost rank becomes a LostRankError. With `run_dir` None, as on other ranks than 0,
+    nothing is written.
+    """
+    ending = Ending()
+    if run_dir is not None:
+        (run_dir / ENDED_NAME).unlink(missing_ok=True)
+    try:
+        try:
+            yield ending
+        except RuntimeError as error:
+            if not is_lost_rank(error):
+                raise
+            reason = str(error).partition("\n")[0]
+            raise LostRankError(
+                f"another process of this training is gone or does not answer ({reason}); the launcher names it; go on "
+                "with --resume auto"
+            ) from error
+    except BaseException as error:
+        _write_ended(run_dir, *_judge(error), error)
+        raise
+    _write_ended(run_dir, "stopped" if ending.status == STOPPED_STATUS else "finished", ending.status)
+
+
+def read_ended(run_dir: Path) -> dict[str, Any] | None:
+    """What `note_ending` left in a run directory, or None: the run goes on, was killed, or never began."""
+    try:
+        noted = json.loads((run_dir / ENDED_NAME).read_text())
+    except (OSError, ValueError):
+        return None
+    return noted if isinstance(noted, dict) and "exit_reason" in noted else None
+
+
+def _judge(error: BaseException) -> tuple[str, int]:
+    """Exit reason and status of a run that ends with this error."""
+    if isinstance(error, LostRankError):
+        return "lost_rank", LOST_RANK_STATUS
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    return "failed", 2 if isinstance(error, UserError) else 1
+
+
+def _write_ended(run_dir: Path | None, reason: str, status: int, error: BaseException | None = None) -> None:
+    if run_dir is None:
+        return
+    facts = {"exit_reason": reason, "status": status, "time_s": round(time.time(), 3)}
+    if error is not None:
+        facts |= {"error": type(error).__name__, "message": str(error)}
+    write_whole(run_dir / ENDED_NAME, facts)

@@ -10,37 +10,49 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar, cast
 
-from vsr_dist.build import build_parts, make_accelerator, make_tracker, open_inputs
+from accelerate import Accelerator
+
+from vsr_dist.build import build_parts, check_world, make_tracker, open_inputs
 from vsr_dist.config import Config, config_tree, load_config
 from vsr_dist.core.collectives import barrier, from_main, shutdown, together
 from vsr_dist.core.config_io import add_override_option
 from vsr_dist.core.console import format_duration, say
-from vsr_dist.core.errors import OneLineParser, UserError, run_cli
+from vsr_dist.core.errors import LostRankError, OneLineParser, UserError, run_cli
+from vsr_dist.core.provenance import environment
 from vsr_dist.core.versions import package_versions
+from vsr_dist.core.world import World
 from vsr_dist.inference.generator_io import DESCRIPTION_NAME, WEIGHTS_NAME, save_generator
 from vsr_dist.models.base import Generator
 from vsr_dist.run_dir import (
-    RUN_ID_NAME,
+    LOST_RANK_STATUS,
+    STOPPED_STATUS,
     SUMMARY_NAME,
     Start,
     lock_run_dir,
+    note_ending,
     prepare_run_dir,
     refuse_changed_data,
     write_summary,
 )
 from vsr_dist.training import checkpoint
+from vsr_dist.training.drift_plot import PLOT_NAME, write_drift_plot
+from vsr_dist.training.launch import make_accelerator, refuse_launch
+from vsr_dist.training.lines import describe_drift
+from vsr_dist.training.metrics_file import METRICS_NAME, read_metrics
 from vsr_dist.training.signals import StopRequest
-from vsr_dist.training.tracking import Status, Tracker
+from vsr_dist.training.summary import summary_table
+from vsr_dist.training.tracker import Tracker
+from vsr_dist.training.tracking import Status
 from vsr_dist.training.trainer import Outcome, Parts, Stopped, Trainer
 
-# 128 + SIGTERM, what a shell reports of a process that this signal ended.
-STOPPED_STATUS = 143
+Item = TypeVar("Item")
+
 _MODEL_PACKAGES = ("torch", "numpy", "opencv-python-headless")
 
 
@@ -59,33 +71,43 @@ def run(arguments: argparse.Namespace) -> int:
     """Train as the parsed arguments say; returns the exit status."""
     stop = StopRequest()
     stop.listen()
-    config = _load_config_once(arguments.config, arguments.overrides)
+    config = _said_once(lambda: load_config(arguments.config, arguments.overrides))
+    _said_once(lambda: refuse_launch(config.train))
     accelerator, world = make_accelerator(config.train)
     try:
-        # Only rank 0 looks at the folder, and holds its lock until the process ends.
-        lock = together(lambda: lock_run_dir(config) if world.is_main else None)
-        start = from_main(together(lambda: prepare_run_dir(config, arguments.resume) if world.is_main else Start()))
+        return _run_in(config, arguments.resume, accelerator, world, stop)
+    except LostRankError as error:
+        sys.stderr.write(f"error: rank {world.rank}: {error}\n")
+        return LOST_RANK_STATUS
+    finally:
+        shutdown()
+
+
+def _run_in(config: Config, resume: str | None, accelerator: Accelerator, world: World, stop: StopRequest) -> int:
+    """Train in the configured run directory, which only rank 0 looks at, and locks until the process ends."""
+    together(lambda: check_world(config, world))
+    lock = together(lambda: lock_run_dir(config) if world.is_main else None)
+    with lock or nullcontext():
+        start = from_main(together(lambda: prepare_run_dir(config, resume) if world.is_main else Start()))
         if start.finished:
             if world.is_main:
                 say(f"{config.run_dir} is finished already (see {SUMMARY_NAME}); nothing to do")
             return 0
-        inputs = together(lambda: open_inputs(config, world))
-        together(lambda: refuse_changed_data(start, inputs.loader.windows_of.index.digest))
-        parts = build_parts(config, accelerator, world, inputs)
-        if start.checkpoint is not None:
-            path = start.checkpoint
-            together(lambda: checkpoint.load(path, parts.live))
-        status = _tracked(config, parts, start, stop)
-        del lock
-    finally:
-        shutdown()
-    return status
+        with note_ending(Path(config.run_dir) if world.is_main else None) as ending:
+            inputs = together(lambda: open_inputs(config, world))
+            together(lambda: refuse_changed_data(start, inputs.loader.windows_of.index.digest))
+            parts = build_parts(config, accelerator, world, inputs)
+            if start.checkpoint is not None:
+                path = start.checkpoint
+                together(lambda: checkpoint.load(path, parts.live))
+            ending.status = _tracked(config, parts, start, stop)
+    return ending.status
 
 
-def _load_config_once(path: Path, overrides: Sequence[str]) -> Config:
-    """The configuration; a fault is reported by one process only, for all of them meet the same one."""
+def _said_once(action: Callable[[], Item]) -> Item:
+    """Run what needs no other process; a fault is reported by one only, for all of them meet the same one."""
     try:
-        return load_config(path, overrides)
+        return action()
     except UserError:
         if int(os.environ.get("RANK", "0")) == 0:
             raise
@@ -94,18 +116,12 @@ def _load_config_once(path: Path, overrides: Sequence[str]) -> Config:
 
 def _tracked(config: Config, parts: Parts, start: Start, stop: StopRequest) -> int:
     """Train, and give the tracked run an explicit end whatever happens; returns the exit status."""
-    first_step = start.state["step"]
-    id_file = parts.run_dir / RUN_ID_NAME
-    known = id_file.read_text() if id_file.exists() and config.tracking.mlflow else None
-    make = partial(make_tracker, config, resume_step=first_step, run_id=known)
-    parts.tracker = together(lambda: make() if parts.world.is_main else Tracker(None, None))
+    parts.tracker = together(lambda: _start_tracker(config, start) if parts.world.is_main else Tracker())
     begin_s = time.perf_counter()
     status: Status = "FAILED"
     try:
-        if parts.tracker.run_id is not None:
-            id_file.write_text(parts.tracker.run_id)
         _announce(config, parts, start)
-        outcome = _make_trainer(config, parts, stop).run(first_step)
+        outcome = _make_trainer(config, parts, stop).run(start.state)
         if parts.world.is_main:
             _publish(config, parts, outcome, time.perf_counter() - begin_s)
         status = "FINISHED"
@@ -121,6 +137,12 @@ def _tracked(config: Config, parts: Parts, start: Start, stop: StopRequest) -> i
         parts.tracker.end(status)
     barrier()
     return 0
+
+
+def _start_tracker(config: Config, start: Start) -> Tracker:
+    tracker = make_tracker(config, resume_step=start.state["step"], run_id=start.state.get("mlflow_run_id"))
+    tracker.start()
+    return tracker
 
 
 def _make_trainer(config: Config, parts: Parts, stop: StopRequest) -> Trainer:
@@ -154,20 +176,30 @@ def _announce(config: Config, parts: Parts, start: Start) -> None:
     before = start.state.get("processes", parts.world.size)
     if before != parts.world.size:
         say(f"the checkpoint is of {before} process(es): the order of samples goes on, dropout and batch norm differ")
-    mlflow_run = parts.tracker.mlflow_run
-    if mlflow_run is None:
-        return
     facts = {
         "processes": parts.world.size,
         "generator_parameters": sizes["generator"],
         "discriminator_parameters": sizes["discriminator"],
         "data_digest": parts.loader.windows_of.index.digest,
     }
-    if mlflow_run.is_new:
-        mlflow_run.parameters({**config_tree(config), "run": facts})
-    else:
+    _describe(config, parts, first_step, {**config_tree(config), "run": facts})
+
+
+def _describe(config: Config, parts: Parts, first_step: int, settings: dict[str, Any]) -> None:
+    """Settings, data and surroundings of the run, for the tracker and the run directory."""
+    tracker, run_dir, index = parts.tracker, parts.run_dir, parts.loader.windows_of.index
+    surroundings = environment()
+    tracker.document(run_dir / "environment.json", surroundings)
+    tracker.files(run_dir / "config.yaml")
+    if tracker.is_described:
         # MLflow's parameters cannot change, but where things are read and written, and how fast, may.
-        mlflow_run.resumed(first_step, {**config_tree(config), "run": facts})
+        tracker.tags({"resumed_from_step": str(first_step)})
+        resume = run_dir / "resumes" / f"step_{first_step:08d}.json"
+        tracker.document(resume, {"settings": settings, "environment": surroundings}, folder="resumes")
+    else:
+        tracker.parameters(settings)
+    profile = {"clips": len(index.clips), "shards": len(index.shards), "scale": index.scale, "codec": index.codec}
+    tracker.dataset(Path(config.data.root).name or config.data.root, index.digest, config.data.root, profile)
 
 
 def _publish(config: Config, parts: Parts, outcome: Outcome, seconds: float) -> None:
@@ -184,6 +216,7 @@ def _publish(config: Config, parts: Parts, outcome: Outcome, seconds: float) -> 
     summary = {
         "exit_reason": "finished",
         "metrics": outcome.metrics,
+        "drift": describe_drift(outcome.metrics),
         "steps": outcome.steps,
         "clips_per_s": outcome.clips_per_s,
         "seconds": seconds,
@@ -194,29 +227,19 @@ def _publish(config: Config, parts: Parts, outcome: Outcome, seconds: float) -> 
         "versions": package_versions(),
         "command": shlex.join(sys.argv),
     }
-    try:
-        _publish_to_mlflow(config, parts, generator)
-    except parts.tracker.faults as error:
-        raise UserError(
-            f"MLflow did not take the finished generator: {error}; it lies in {parts.run_dir}: with the server back, "
-            "run the same command with --resume auto to hand it over"
-        ) from error
-    # Last: its presence means that nothing is left to do.
-    write_summary(parts.run_dir, summary)
-    if parts.tracker.mlflow_run is not None:
-        parts.tracker.mlflow_run.files(parts.run_dir / SUMMARY_NAME)
-    say(f"{config.name}: finished after {format_duration(seconds)}; {parts.run_dir / WEIGHTS_NAME}")
-
-
-def _publish_to_mlflow(config: Config, parts: Parts, generator: Generator) -> None:
-    mlflow_run = parts.tracker.mlflow_run
-    if mlflow_run is None:
-        return
-    mlflow_run.files(*(parts.run_dir / name for name in ("config.yaml", WEIGHTS_NAME, DESCRIPTION_NAME)))
+    parts.tracker.files(parts.run_dir / WEIGHTS_NAME, parts.run_dir / DESCRIPTION_NAME)
     if config.tracking.log_model:
         # Without a local suffix such as +cu128, which package indexes do not have.
-        requirements = [f"{name}=={version(name).split('+')[0]}" for name in _MODEL_PACKAGES]
-        mlflow_run.model(generator.cpu().eval(), requirements)
+        parts.tracker.model([f"{name}=={version(name).split('+')[0]}" for name in _MODEL_PACKAGES])
+    if write_drift_plot(read_metrics(parts.run_dir / METRICS_NAME), parts.run_dir / PLOT_NAME):
+        parts.tracker.files(parts.run_dir / PLOT_NAME)
+    # Last: its presence means that nothing is left to do.
+    write_summary(parts.run_dir, summary)
+    parts.tracker.files(parts.run_dir / SUMMARY_NAME)
+    say(f"{config.name}: finished after {format_duration(seconds)}; {parts.run_dir / WEIGHTS_NAME}")
+    say(summary_table(outcome.metrics))
+    if config.tracking.mlflow:
+        say(f"MLflow: run {parts.tracker.run_id or 'not made yet'} at {config.tracking.uri}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -75,7 +75,7 @@ def test_what_is_not_a_result_is_listed_here():
                 "s3_endpoint",
             )
         ),
-        *(f"tracking.{key}" for key in ("mlflow", "uri", "experiment", "log_model")),
+        *(f"tracking.{key}" for key in ("mlflow", "uri", "experiment", "log_model", "system_metrics")),
         *(
             f"train.{key}"
             for key in (
@@ -84,6 +84,9 @@ def test_what_is_not_a_result_is_listed_here():
                 "validate_every",
                 "checkpoint_every",
                 "keep_checkpoints",
+                "best_metric",
+                "best_mode",
+                "allow_batch_norm",
                 "pictures",
             )
         ),

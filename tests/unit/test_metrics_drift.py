@@ -13,7 +13,7 @@ from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.metrics.drift import (
     auc,
     dead_fraction,
-    drift_trend,
+    drift_slope,
     gradient_ratio,
     margin,
     normalised_loss,
@@ -97,11 +97,18 @@ def test_theil_sen_interval_covers_the_truth_and_noise_has_no_trend():
     assert 0.0 < climbing.low < 0.5 < climbing.high
 
 
-def test_trend_of_a_run_looks_at_its_last_half_only():
-    progress = np.linspace(0, 1, 41)
-    losses = np.where(progress < 0.5, 5.0 - 9.0 * progress, 0.5 + 0.1 * (progress - 0.5))
-    trend = drift_trend(progress, losses)
-    assert trend.slope == pytest.approx(0.1) and trend.num_points == 21
+def test_slope_of_a_run_is_per_1000_steps_and_looks_at_the_later_half():
+    steps = np.arange(4000, 24001, 500)
+    losses = np.where(steps < 14000, 5.0 - steps / 4000.0, 0.5 + 0.03 * (steps - 14000) / 1000.0)
+    trend = drift_slope(steps, losses)
+    assert trend.slope == pytest.approx(0.03) and trend.num_points == 21
+    assert trend.low == pytest.approx(0.03) == pytest.approx(trend.high)
+
+
+def test_slope_with_too_few_points_is_none():
+    assert drift_slope([500], [1.0]) is None
+    assert drift_slope([500, 1000, 1500], [1.0, 0.9, 0.8]) is None, "two points in the later half have no interval"
+    assert drift_slope([500, 1000, 1500, 2000, 2500], [1.0, 0.9, 0.8, 0.7, 0.6]).slope == pytest.approx(-0.2)
 
 
 def test_trend_needs_points():

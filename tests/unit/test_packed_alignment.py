@@ -12,9 +12,10 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
-from vsr_dist.build import build_parts, make_accelerator, open_inputs
+from vsr_dist.build import build_parts, open_inputs
 from vsr_dist.config import check_config, parse_config
 from vsr_dist.core.errors import BadConfigError
+from vsr_dist.training.launch import make_accelerator
 
 PACKED = {"channels": 8, "num_blocks": 2, "alignment": "packed", "smoothing": "ema"}
 DATA = {"clip_frames": 3, "crop_px": 24, "val_crop_px": 24, "batch_clips": 2, "val_clips": 2, "flow": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import TypeVar, cast
@@ -15,6 +16,9 @@ from vsr_dist.core.world import World
 
 Item = TypeVar("Item")
 
+# What gloo says, as a plain RuntimeError, when the process at the other end of a connection has died.
+_LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+
 
 def is_active() -> bool:
     """True if a process group exists, that is, if there may be other ranks."""
@@ -24,6 +28,33 @@ def is_active() -> bool:
 def current_world() -> World:
     """This process's rank and the number of ranks."""
     return World(dist.get_rank(), dist.get_world_size()) if is_active() else World()
+
+
+def join_ranks() -> World:
+    """Meet the other processes that a launcher started, for messages between hosts (gloo); alone, do nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        meet_again("gloo")
+        if not is_active():
+            dist.init_process_group("gloo")
+    return current_world()
+
+
+def meet_again(backend: str) -> None:
+    """Make the process group after torchrun restarted the processes of one machine; else leave it to whoever does.
+
+    torchrun keeps one store over its restarts, and torch 2.14 finds the addresses of the dead in it and waits for them.
+    A prefix per start hides them. On several machines the numbers of starts differ: there
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the launcher's environment makes a new store for each.
+    """
+    start = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE") == "1"
+    if start == 0 or not shared:
+        return
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, size, is_master=False)  # type: ignore[attr-defined]
+    fresh = dist.PrefixStore(f"start_{start}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=fresh, rank=rank, world_size=size)
 
 
 def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
@@ -107,9 +138,42 @@ def broadcast_buffers(module: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def any_rank(flag: bool) -> bool:
-    """True on every rank if `flag` is true on at least one: reduce before a branch that holds a collective."""
-    return any(gather_lists([flag]))
+class Vote:
+    """Asks every rank the same question after every step; a yes of one rank is the answer of all.
+
+    Nobody waits: with several ranks each call starts an exchange and returns the answer of the call before, which has
+    arrived long since. It travels over a gloo group of its own, between hosts, so that neither a GPU nor the order of
+    the gradients' exchange is touched. Alone, a call returns its own answer. All ranks must make the same calls.
+    """
+
+    def __init__(self) -> None:
+        several = is_active() and dist.get_world_size() > 1
+        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if several else None
+        self._flag = torch.zeros((), dtype=torch.int32)
+        self._pending: dist.Work | None = None
+
+    def __call__(self, yes: bool) -> bool:
+        """True on every rank if one said yes in the call before (alone: in this call)."""
+        if self._group is None:
+            return yes
+        if self.close():
+            return True
+        self._flag.fill_(int(yes))
+        self._pending = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return False
+
+    def close(self) -> bool:
+        """Wait for the exchange that is under way, if one is; returns its answer."""
+        if self._pending is None:
+            return False
+        self._pending.wait()
+        self._pending = None
+        return bool(self._flag.item())
+
+
+def is_lost_rank(error: RuntimeError) -> bool:
+    """True if a collective call failed because another rank is gone or does not answer."""
+    return isinstance(error, dist.DistError) or any(text in str(error) for text in _LOST_RANK)
 
 
 def barrier() -> None:

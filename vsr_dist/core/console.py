@@ -8,9 +8,9 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from sharding.progress import format_duration, say
+from sharding.progress import format_duration, say, write_above
 
-__all__ = ["Progress", "format_duration", "say"]
+__all__ = ["Progress", "format_duration", "say", "write_above"]
 
 
 class Progress:
@@ -19,16 +19,16 @@ class Progress:
     A disabled one (on ranks other than 0) does nothing.
     """
 
-    def __init__(self, total: int, unit: str, *, start: int = 0, enabled: bool = True) -> None:
+    def __init__(self, total: int, unit: str, *, start: int = 0, enabled: bool = True, bar: bool = True) -> None:
         self._enabled = enabled
-        self._total, self._start, self._done = total, start, start
+        self.total, self.done, self._start = total, start, start
         self._begin_s = time.monotonic()
-        on_terminal = enabled and sys.stderr.isatty()
+        on_terminal = enabled and bar and sys.stderr.isatty()
         self._bar = tqdm(total=total, initial=start, unit=unit, dynamic_ncols=True) if on_terminal else None
 
     def advance(self, count: int = 1) -> None:
         """Say that `count` more units are done."""
-        self._done += count
+        self.done += count
         if self._bar is not None:
             self._bar.update(count)
 
@@ -43,10 +43,10 @@ class Progress:
 
     def seconds_left(self) -> float:
         """Estimate from the mean speed since the start of this process."""
-        done = self._done - self._start
+        done = self.done - self._start
         if not done:
             return 0.0
-        return (time.monotonic() - self._begin_s) / done * (self._total - self._done)
+        return (time.monotonic() - self._begin_s) / done * (self.total - self.done)
 
     def __enter__(self) -> Progress:
         return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sharding.errors import (
     BadConfigError,
     BadInputError,
@@ -18,8 +20,19 @@ class BadCheckpointError(UserError):
     """A checkpoint or generator file is incomplete, damaged or of another model."""
 
 
+class LostRankError(UserError):
+    """Another process of this training died or does not answer."""
+
+
 class NonFiniteError(UserError):
-    """A loss or gradient became NaN or infinite; the message names the term. The optimiser has not moved."""
+    """A loss or gradient became NaN or infinite; the message names the term. The optimiser has not moved.
+
+    `terms`: this process's value of each loss term of that player, per micro-batch of the step.
+    """
+
+    def __init__(self, message: str, terms: Mapping[str, list[float]] | None = None) -> None:
+        super().__init__(message)
+        self.terms = dict(terms or {})
 
 
 __all__ = [
@@ -27,6 +40,7 @@ __all__ = [
     "BadConfigError",
     "BadInputError",
     "BadShardError",
+    "LostRankError",
     "MissingExtraError",
     "NonFiniteError",
     "OneLineParser",

@@ -50,4 +50,9 @@ def seed_step(seed: int, rank: int, step: int) -> None:
     Dropout and whatever else draws numbers inside step `step` then depends on (seed, rank, step) only: a
     resumed run draws what the uninterrupted one drew, with no generator state in the checkpoint.
     """
-    torch.manual_seed(mix(purpose("step"), seed, rank, step))
+    torch.manual_seed(step_seed(seed, rank, step))
+
+
+def step_seed(seed: int, rank: int, step: int) -> int:
+    """What `seed_step` seeds torch with."""
+    return mix(purpose("step"), seed, rank, step)

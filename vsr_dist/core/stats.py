@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -25,6 +25,17 @@ class IntervalMeans:
             kept = value.detach().double()
             self._sums[name] = self._sums[name] + kept if name in self._sums else kept
             self._counts[name] = self._counts.get(name, 0) + 1
+
+    def state(self) -> dict[str, tuple[float, int]]:
+        """Sum and number of steps of each name so far on this rank, for a checkpoint; reads the device."""
+        return {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
+
+    def restore(self, state: Mapping[str, Sequence[float]], device: torch.device) -> None:
+        """Go on from what `state` gave, bit for bit."""
+        self._sums = {
+            name: torch.tensor(total, dtype=torch.float64, device=device) for name, (total, _) in state.items()
+        }
+        self._counts = {name: int(count) for name, (_, count) in state.items()}
 
     def read(self) -> dict[str, float]:
         """Means since the last read, equal on all ranks; the sums start again from nothing."""

@@ -5,7 +5,9 @@ Axis letters: T time, H W low-resolution rows and columns, Y X high-resolution r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import heapq
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +22,7 @@ from sharding.codec import CODECS
 from sharding.index import read_index
 from sharding.schema import Clip, Index, parse_sequence
 from vsr_dist.core.errors import BadShardError
+from vsr_dist.core.world import World
 from vsr_dist.data.augment import Frames
 
 
@@ -44,6 +47,22 @@ class SplitStream:
         if split not in self.index.splits:
             raise BadShardError(f"{root} has no split '{split}'; it has: {', '.join(sorted(self.index.splits))}")
         self.clips = [clip for clips in self.index.sequences(split).values() for clip in clips]
+        self._known = {clip.key for clip in self.clips}
+
+    @property
+    def sequences(self) -> list[str]:
+        """Names of the sequences, in the order in which they come."""
+        return list(dict.fromkeys(clip.sequence for clip in self.clips))
+
+    def part(self, world: World) -> SplitStream:
+        """This rank's sequences, in the same order; over all ranks each comes once."""
+        lengths: dict[str, int] = {}
+        for clip in self.clips:
+            lengths[clip.sequence] = lengths.get(clip.sequence, 0) + clip.num_frames
+        mine = set(share_sequences(lengths, world.size)[world.rank])
+        part = copy.copy(self)
+        part.clips = [clip for clip in self.clips if clip.sequence in mine]
+        return part
 
     def fps(self, source: str) -> Fraction:
         """Frame rate of a source video; 25 for image folders, which have none."""
@@ -54,13 +73,16 @@ class SplitStream:
         shards = list(dict.fromkeys(clip.shard for clip in self.clips))
         urls = [str(self.root / name) for name in shards]
         expected = {clip.key: clip for clip in self.clips}
-        # Splitting by node and by worker is off: every process that iterates wants the whole split, in order.
+        if not shards:
+            return
+        # Splitting by node and by worker is off: every process that iterates wants all of its clips, in order.
         samples = wds.WebDataset(urls, shardshuffle=False, nodesplitter=lambda urls: urls, empty_check=False)
         for sample in self._whole(samples):
-            clip = expected.pop(sample["__key__"], None)
-            if clip is None:
-                raise BadShardError(f"{self.root}: clip {sample['__key__']} is not in the index; run 'vsr-dist verify'")
-            yield self._decoded(clip, sample)
+            key = sample["__key__"]
+            if key in expected:
+                yield self._decoded(expected.pop(key), sample)
+            elif key not in self._known:
+                raise BadShardError(f"{self.root}: clip {key} is not in the index; run 'vsr-dist verify'")
         if expected:
             raise BadShardError(
                 f"{self.root}: {len(expected)} clips of the index are not in the shards, first {min(expected)}"
@@ -92,3 +114,14 @@ class SplitStream:
                 )
         parts = [codec.decode(sample[name]) for name in names]
         return np.stack(parts) if codec.per_frame else parts[0]
+
+
+def share_sequences(lengths: Mapping[str, int], num_ranks: int) -> list[list[str]]:
+    """Names for each rank: each sequence once, the longest first to whoever has the fewest frames yet."""
+    shares: list[list[str]] = [[] for _ in range(num_ranks)]
+    loads = [(0, rank) for rank in range(num_ranks)]
+    for name in sorted(lengths, key=lambda name: (-lengths[name], name)):
+        load, rank = heapq.heappop(loads)
+        shares[rank].append(name)
+        heapq.heappush(loads, (load + lengths[name], rank))
+    return shares

@@ -9,7 +9,12 @@ from types import TracebackType
 
 import av
 import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
+
+from sharding.video import EXACT
+
+_YUV = Interpolation.BICUBIC | EXACT
 
 
 class VideoWriter:
@@ -25,6 +30,7 @@ class VideoWriter:
         self._temporary = path.with_name(f".{path.stem}.part{path.suffix}")
         self._container = av.open(str(self._temporary), "w")
         self._stream: av.VideoStream | None = None
+        self._reformatter = VideoReformatter()
 
     def write(self, frame_YXC: NDArray[np.uint8]) -> None:
         """Append one frame."""
@@ -36,7 +42,9 @@ class VideoWriter:
             self._stream = self._container.add_stream("libx264", rate=self._fps, options=options)
             self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_YXC[:height, :width]), format="rgb24")
-        self._container.mux(self._stream.encode(frame))
+        # In the exact mode rounding does not depend on where in memory the frame happens to lie.
+        yuv = self._reformatter.reformat(frame, format="yuv420p", interpolation=_YUV, threads=1)
+        self._container.mux(self._stream.encode(yuv))
 
     def __enter__(self) -> VideoWriter:
         return self

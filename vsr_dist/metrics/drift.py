@@ -17,6 +17,8 @@ from scipy.stats import rankdata, theilslopes
 Scores = npt.ArrayLike
 # An undecided logit's gradient, times their number, is 1 (hinge), 0.5 (bce, rpgan) or 0.25 (paper): far above this.
 DEAD_GRADIENT = 1e-3
+_LEAST_POINTS = 3
+_STEPS_PER_SLOPE = 1000.0
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,7 @@ def dead_fraction(gradient: npt.ArrayLike, threshold: float = DEAD_GRADIENT) -> 
 def theil_sen(position: npt.ArrayLike, value: npt.ArrayLike, confidence: float = 0.95) -> Trend:
     """Median of the slopes between all pairs of points, with its interval (`scipy.stats.theilslopes`).
 
-    position: for the drift of a run its progress in [0, 1], so that the slope is the change per run. Robust
-    to 29 % outliers. Raises ValueError for fewer than 2 points or points that share one position.
+    Robust to 29 % outliers. Raises ValueError for fewer than 2 points or points that share one position.
     """
     where, what = _pair(position, value)
     if len(where) < 2 or np.ptp(where) == 0.0:
@@ -92,22 +93,26 @@ def theil_sen(position: npt.ArrayLike, value: npt.ArrayLike, confidence: float =
     return Trend(float(result.slope), float(result.low_slope), float(result.high_slope), len(where))
 
 
-def drift_trend(progress: npt.ArrayLike, normalised: npt.ArrayLike) -> Trend:
-    """Trend of the normalised loss over the last half of the run so far, scaled to one whole run.
+def drift_slope(step: npt.ArrayLike, normalised: npt.ArrayLike) -> Trend | None:
+    """Trend of the normalised loss per 1000 steps, over the later half of the evaluations' span of steps.
 
-    progress: share of the run at each evaluation, in [0, 1], growing. A slope says nothing without the level:
-    a loss that sits at chance from the start has slope 0. Wait for about 20 points before trusting it.
+    step: optimiser steps at each evaluation since the discriminator began to play, growing. The earlier half is left
+    out because every run begins at chance and falls. None with fewer than three points in the later half, where there
+    is no interval. A slope says nothing without the level: a loss that sits at chance from the start has slope 0. Wait
+    for about 20 points before trusting it.
     """
-    where, what = _pair(progress, normalised)
-    late = where >= where.max() / 2.0
-    return theil_sen(where[late], what[late])
+    where, what = _pair(step, normalised)
+    late = where >= (where[0] + where[-1]) / 2.0
+    if np.count_nonzero(late) < _LEAST_POINTS:
+        return None
+    return theil_sen(where[late] / _STEPS_PER_SLOPE, what[late])
 
 
 def gradient_ratio(adversarial_norm: float, content_norm: float, weight: float = 1.0) -> float:
-    """`weight * |grad adversarial| / |grad content|`, norms at the generator's last layer (VQGAN's quantity).
+    """`weight * |grad adversarial| / |grad content|`, both norms at the same place of the generator.
 
-    Esser et al. 2021, arXiv:2012.09841. Infinite for a vanishing content gradient; 0 if both
-    vanish.
+    The quantity of VQGAN (Esser et al. 2021, arXiv:2012.09841, equation 7), which takes the last layer. Infinite for
+    a vanishing content gradient; 0 if both vanish.
     """
     if content_norm == 0.0:
         return 0.0 if adversarial_norm == 0.0 else float("inf")

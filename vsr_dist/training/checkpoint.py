@@ -2,8 +2,8 @@
 
 A checkpoint is a folder `step_XXXXXXXX`: weights as safetensors, optimiser states as plain tensors, `state.json`,
 and `manifest.json` with the size and hash of every file. It is written under a temporary name and renamed, and
-older ones are removed only afterwards. Nothing random is stored: seeds are functions of the step
-(`vsr_dist.core.rng`), and so is the data position.
+older ones are removed only afterwards. `best` is a checkpoint of the same make that pruning and resuming leave alone.
+Nothing random is stored: seeds are functions of the step (`vsr_dist.core.rng`), and so is the data position.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _PREFIX = "step_"
 _TEMPORARY = ".tmp"
 _MANIFEST = "manifest.json"
 _OPTIMIZERS = "optimizers.pt"
+_BEST = "best"
+_BEST_BEFORE = "best.old"
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,57 @@ def save(folder: Path, step: int, live: Restorable, state: dict[str, Any], keep:
 
     `state` is any JSON value that the caller wants back.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f"{_PREFIX}*{_TEMPORARY}"):
-        shutil.rmtree(leftover)
     final = checkpoint_path(folder, step)
+    temporary = _write(final, step, live, state)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    _flush(folder)
+    for old in complete_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def save_best(folder: Path, step: int, live: Restorable, state: dict[str, Any]) -> Path:
+    """Write the checkpoint `best` in place of the one before. Call on one rank only.
+
+    A folder cannot be renamed over another: the one before steps aside first, where `best` finds it until it has its
+    successor.
+    """
+    final, before = folder / _BEST, folder / _BEST_BEFORE
+    temporary = _write(final, step, live, state)
+    if final.exists():
+        if before.exists():
+            shutil.rmtree(before)
+        os.replace(final, before)
+    os.replace(temporary, final)
+    _flush(folder)
+    if before.exists():
+        shutil.rmtree(before)
+    return final
+
+
+def best(folder: Path) -> Path | None:
+    """The complete checkpoint that `save_best` wrote last, or None."""
+    return next((path for path in (folder / _BEST, folder / _BEST_BEFORE) if not _faults(path, hashes=False)), None)
+
+
+def is_finite(path: Path) -> bool:
+    """True if no weight in a complete checkpoint is NaN or infinite."""
+    return all(
+        bool(torch.isfinite(tensor).all())
+        for file in sorted(path.glob("*.safetensors"))
+        for tensor in load_file(file).values()
+        if tensor.is_floating_point()
+    )
+
+
+def _write(final: Path, step: int, live: Restorable, state: dict[str, Any]) -> Path:
+    """Write a whole checkpoint, on the disk to the last byte, beside `final`; returns where."""
+    folder = final.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in (*folder.glob(f"{_PREFIX}*{_TEMPORARY}"), *folder.glob(_BEST + _TEMPORARY)):
+        shutil.rmtree(leftover)
     temporary = final.with_name(final.name + _TEMPORARY)
     temporary.mkdir()
     for name, module in live.modules.items():
@@ -63,13 +112,8 @@ def save(folder: Path, step: int, live: Restorable, state: dict[str, Any], keep:
     (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in temporary.iterdir():
         _flush(path)
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(temporary, final)
-    _flush(folder)
-    for old in complete_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
-    return final
+    _flush(temporary)
+    return temporary
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from collections.abc import Mapping
+from typing import Any
 
-Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 
 def decay_at(num_updates: int, decay: float) -> float:
@@ -17,18 +18,47 @@ def decay_at(num_updates: int, decay: float) -> float:
     return min(decay, (1 + num_updates) / (10 + num_updates))
 
 
-def make_ema(generator: nn.Module, decay: float) -> AveragedModel:
-    """A copy of `generator` whose `update_parameters` averages parameters and copies buffers.
+class Ema(AveragedModel):
+    """A copy of a generator whose `update_parameters` averages parameters and copies buffers.
 
-    Buffers are copied and not averaged because batch-norm statistics are running averages already. Build it from
-    the unwrapped generator, before it is prepared; update it on every rank, so that all ranks hold the same.
+    Buffers are copied and not averaged because batch-norm statistics are running averages already.
+
+    The number of updates is counted on the host beside the buffer `n_averaged`, which checkpoints hold: torch's own
+    class reads that buffer twice per update, and each reading makes the host wait for the GPU.
     """
 
-    @torch.no_grad()
-    def average(averaged: Tensors, current: Tensors, num_averaged: torch.Tensor | int) -> None:
-        weight = 1.0 - decay_at(int(num_averaged), decay)
-        torch._foreach_lerp_(list(averaged), list(current), weight)
+    def __init__(self, generator: nn.Module, decay: float) -> None:
+        super().__init__(generator)
+        self.decay = decay
+        self._num_updates: int | None = 0
+        self.requires_grad_(False)
 
-    ema = AveragedModel(generator, multi_avg_fn=average)
-    ema.requires_grad_(False)
-    return ema
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take in the weights of `model`; the first update copies them."""
+        if self._num_updates is None:
+            self._num_updates = int(self.n_averaged)
+        averaged: list[Tensor] = list(self.module.parameters())
+        current: list[Tensor] = list(model.parameters())
+        if self._num_updates == 0:
+            torch._foreach_copy_(averaged, current)
+        else:
+            torch._foreach_lerp_(averaged, current, 1.0 - decay_at(self._num_updates, self.decay))
+        for kept, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
+            kept.copy_(buffer)
+        self.n_averaged += 1
+        self._num_updates += 1
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401 - what torch returns has no public name
+        """As `Module.load_state_dict`; the buffer then knows the count, and is read once, at the next update."""
+        self._num_updates = None
+        return super().load_state_dict(state_dict, strict, assign)
+
+
+def make_ema(generator: nn.Module, decay: float) -> Ema:
+    """The average of `generator`'s weights.
+
+    Build it from the unwrapped generator, before it is prepared; update it on every rank, so that all ranks hold the
+    same.
+    """
+    return Ema(generator, decay)

@@ -11,13 +11,13 @@ of D's gradients is all-reduced for it. Each player's backward is followed by it
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vsr_dist.core.collectives import gather_lists
 from vsr_dist.core.errors import NonFiniteError
 from vsr_dist.losses.adversarial import AdversarialObjective
 from vsr_dist.losses.flow import flow_back, unpack_flow
@@ -36,6 +36,13 @@ from vsr_dist.losses.tv import TV
 from vsr_dist.ops.color import from_uint8
 from vsr_dist.ops.resample import bicubic_upsample
 from vsr_dist.training.adversary import AdversaryConfig
+from vsr_dist.training.controllers import ADVERSARIAL_NORM, IMAGE_NORM, StepPlan
+from vsr_dist.training.guards import (
+    describe_non_finite,
+    refuse_static_graph,
+    spread_non_finite,
+    with_gradient_norm,
+)
 
 
 @dataclass
@@ -53,7 +60,7 @@ class Players:
 
 
 class GanStep:
-    """Runs training steps. Between them it holds nothing but what was not finite in a step that is not over."""
+    """Runs training steps. Between them it holds nothing but the loss terms of a step that is not over."""
 
     def __init__(
         self,
@@ -70,7 +77,15 @@ class GanStep:
         self.accelerator, self.players = accelerator, players
         self.loss, self.objective, self.adversary = loss, objective, adversary
         self.scale, self.max_grad_norm, self.perceptual_frames = scale, max_grad_norm, perceptual_frames
-        self._broken: dict[str, Tensor] = {}
+        self.plan = StepPlan(loss.adversarial, adversary.r1_gamma, adversary.r2_gamma)
+        # Values of each loss term in the micro-batches since the player last moved, for the report of a fault.
+        self._terms: dict[str, list[Tensor]] = {}
+        refuse_static_graph(players.generator, players.discriminator)
+        self._replays: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def begin(self, plan: StepPlan) -> None:
+        """Say how the next optimiser step is played, before its first micro-batch; the same on every rank."""
+        self.plan, self._replays = plan, []
 
     def micro_step(
         self,
@@ -98,7 +113,7 @@ class GanStep:
                 low_BTCHW, real_BTCYX, bicubic_BTCYX, adversarial_factor, flow_BTKCHW
             )
             if bicubic_BTCYX is not None and self.loss.adversarial > 0:
-                scalars |= self._discriminator_step(real_BTCYX, fake_BTCYX.detach(), bicubic_BTCYX)
+                scalars |= self._discriminator_turn(real_BTCYX, fake_BTCYX.detach(), bicubic_BTCYX)
         return scalars
 
     def _generator_step(
@@ -112,16 +127,21 @@ class GanStep:
         players = self.players
         players.discriminator.requires_grad_(False)
         fake_BTCYX, returned_BTCYX = self._generate(low_BTCHW, flow_BTKCHW)
-        terms = self._generator_terms(fake_BTCYX, real_BTCYX, bicubic_BTCYX)
+        norms: dict[str, Tensor] = {}
+        terms = self._generator_terms(fake_BTCYX, real_BTCYX, bicubic_BTCYX, norms)
         if self.loss.temporal > 0:
             terms["temporal"] = self._temporal_term(fake_BTCYX, returned_BTCYX, real_BTCYX, flow_BTKCHW)
         weights: dict[TermName, float | Tensor] = dict(self.loss.weights())
-        weights["adversarial"] = self.loss.adversarial * adversarial_factor
+        weights["adversarial"] = self.plan.adversarial_weight * adversarial_factor
         summed = combine(terms, weights)
-        self.accelerator.backward(summed.total)
+        self.accelerator.backward(spread_non_finite(summed.total))
         self._finish(players.generator, players.generator_optimizer, {f"loss_g/{k}": v for k, v in terms.items()})
         players.discriminator.requires_grad_(True)
         scalars = {"loss_g/total": summed.total} | {f"loss_g/{k}": v for k, v in summed.terms.items()}
+        # What the hooks saw carries the weights, and the share of this micro-batch in the step.
+        shares = {IMAGE_NORM: weights["image"], ADVERSARIAL_NORM: weights["adversarial"]}
+        parts = self.accelerator.gradient_accumulation_steps
+        scalars |= {name: norm * (parts / shares[name]) for name, norm in norms.items()}
         return fake_BTCYX, {name: value.detach() for name, value in scalars.items()}
 
     def _generate(self, low_BTCHW: Tensor, flow_BTKCHW: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -134,15 +154,21 @@ class GanStep:
         return split_there_and_back(generator(there_and_back(low_BTCHW), flow_BTKCHW))
 
     def _generator_terms(
-        self, fake_BTCYX: Tensor, real_BTCYX: Tensor, bicubic_BTCYX: Tensor | None
+        self, fake_BTCYX: Tensor, real_BTCYX: Tensor, bicubic_BTCYX: Tensor | None, norms: dict[str, Tensor]
     ) -> dict[TermName, Tensor]:
-        """The active terms but the temporal one, before weighting; `bicubic_BTCYX` is None in the warm-up."""
+        """The active terms but the temporal one, before weighting; `bicubic_BTCYX` is None in the warm-up.
+
+        The backward pass then puts the gradients' norms into `norms`, if the plan wants them.
+        """
+        measured = self.plan.measure_gradients and bicubic_BTCYX is not None
         active = self.loss.active_terms()
         terms: dict[TermName, Tensor] = {}
         if "image" in active:
-            terms["image"] = PIXEL[self.loss.pixel](fake_BTCYX, real_BTCYX)
+            seen_BTCYX = with_gradient_norm(fake_BTCYX, IMAGE_NORM, norms) if measured else fake_BTCYX
+            terms["image"] = PIXEL[self.loss.pixel](seen_BTCYX, real_BTCYX)
         if "adversarial" in active and bicubic_BTCYX is not None:
-            terms["adversarial"] = self._adversarial_term(fake_BTCYX, real_BTCYX, bicubic_BTCYX)
+            seen_BTCYX = with_gradient_norm(fake_BTCYX, ADVERSARIAL_NORM, norms) if measured else fake_BTCYX
+            terms["adversarial"] = self._adversarial_term(seen_BTCYX, real_BTCYX, bicubic_BTCYX)
         if "perceptual" in active and bicubic_BTCYX is not None:
             terms["perceptual"] = self._perceptual_term(fake_BTCYX, real_BTCYX)
         if "tv" in active:
@@ -176,38 +202,84 @@ class GanStep:
             real_features = features(real_BTCYX[:, frames].flatten(0, 1))
         return perceptual(features(fake_BTCYX[:, frames].flatten(0, 1)), real_features)
 
-    def _discriminator_step(self, real_BTCYX: Tensor, fake_BTCYX: Tensor, bicubic_BTCYX: Tensor) -> dict[str, Tensor]:
-        players, adversary = self.players, self.adversary
-        real = adversary.scored(players.discriminator, real_BTCYX, bicubic_BTCYX, adversary.r1_gamma)
-        fake = adversary.scored(players.discriminator, fake_BTCYX, bicubic_BTCYX, adversary.r2_gamma)
+    def _discriminator_turn(self, real_BTCYX: Tensor, fake_BTCYX: Tensor, bicubic_BTCYX: Tensor) -> dict[str, Tensor]:
+        """What the plan lets the discriminator do with a micro-batch; the scalars are those of its first pass."""
+        if self.plan.discriminator_steps == 0:
+            return self._scored_only(real_BTCYX, fake_BTCYX, bicubic_BTCYX)
+        terms, scalars = self._discriminator_backward(real_BTCYX, fake_BTCYX, bicubic_BTCYX)
+        self._finish(self.players.discriminator, self.players.discriminator_optimizer, terms)
+        if self.plan.discriminator_steps > 1:
+            self._replays.append((real_BTCYX, fake_BTCYX, bicubic_BTCYX))
+            if self.accelerator.sync_gradients:
+                self._replay()
+        return scalars
+
+    @torch.no_grad()
+    def _scored_only(self, real_BTCYX: Tensor, fake_BTCYX: Tensor, bicubic_BTCYX: Tensor) -> dict[str, Tensor]:
+        """A resting discriminator: its loss is true, and the penalties, which nobody computed, are not said to be 0."""
+        discriminator = self.players.discriminator
+        real_logits, fake_logits = (discriminator(clip, bicubic_BTCYX) for clip in (real_BTCYX, fake_BTCYX))
+        loss = self.objective.discriminator_loss(real_logits, fake_logits)
+        return {"loss_d/adversarial": loss, "d/real": real_logits.mean(), "d/fake": fake_logits.mean()}
+
+    def _replay(self) -> None:
+        """A second optimiser step on the micro-batches of this one; DDP reduces the gradients in the last of them."""
+        discriminator = self.players.discriminator
+        replays, self._replays = self._replays, []
+        for number, batch in enumerate(replays, start=1):
+            last = number == len(replays)
+            with nullcontext() if last else self.accelerator.no_sync(discriminator):
+                terms, _ = self._discriminator_backward(*batch)
+            self._note_terms(terms)
+        self._move(discriminator, self.players.discriminator_optimizer, "loss_d")
+
+    def _discriminator_backward(
+        self, real_BTCYX: Tensor, fake_BTCYX: Tensor, bicubic_BTCYX: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Add the gradient of one micro-batch; returns its terms, and its scalars for the log."""
+        discriminator, adversary, plan = self.players.discriminator, self.adversary, self.plan
+        real = adversary.scored(discriminator, real_BTCYX, bicubic_BTCYX, plan.r1_gamma)
+        fake = adversary.scored(discriminator, fake_BTCYX, bicubic_BTCYX, plan.r2_gamma)
         loss = self.objective.discriminator_loss(real.logits, fake.logits)
         penalty = torch.zeros_like(loss)
         for scored in (real, fake):
             if scored.gamma > 0:
                 penalty = penalty + adversary.penalty_of(scored)
-        self.accelerator.backward(loss + penalty)
-        terms = {"loss_d/adversarial": loss, "loss_d/penalty": penalty}
-        self._finish(players.discriminator, players.discriminator_optimizer, terms)
+        self.accelerator.backward(spread_non_finite(loss + penalty))
+        terms = {"loss_d/adversarial": loss.detach(), "loss_d/penalty": penalty.detach()}
         scalars = {"loss_d/total": loss + penalty, **terms, "d/real": real.logits.mean(), "d/fake": fake.logits.mean()}
-        return {name: value.detach() for name, value in scalars.items()}
+        return terms, {name: value.detach() for name, value in scalars.items()}
 
     def _finish(self, network: nn.Module, optimizer: torch.optim.Optimizer, terms: dict[str, Tensor]) -> None:
-        """Check and clip the averaged gradient, then move the optimiser; inside accumulation do nothing yet.
+        """Note the terms of a micro-batch; with the last one of the step, move the optimiser."""
+        self._note_terms(terms)
+        if self.accelerator.sync_gradients:
+            self._move(network, optimizer, next(iter(terms)).split("/")[0])
+
+    def _note_terms(self, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self._terms.setdefault(name, []).append(value.detach())
+
+    def _move(self, network: nn.Module, optimizer: torch.optim.Optimizer, group: str) -> None:
+        """Check and clip the averaged gradient, then move the optimiser.
 
         The norm is read on the host in every step, because a non-finite gradient must be seen before the
         optimiser moves. DDP has averaged the gradients by now, so all ranks see the same norm.
         """
-        for name, value in terms.items():
-            broken = ~torch.isfinite(value.detach()).all()
-            self._broken[name] = self._broken[name] | broken if name in self._broken else broken
-        if not self.accelerator.sync_gradients:
-            return
         norm = self.accelerator.clip_grad_norm_(network.parameters(), self.max_grad_norm)
+        values = {name: self._terms.pop(name) for name in list(self._terms) if name.startswith(f"{group}/")}
         if not torch.isfinite(norm):
-            raise NonFiniteError(describe_non_finite(self._broken, next(iter(terms)).split("/")[0]))
-        self._broken = {}
+            found = {name: torch.stack(parts).tolist() for name, parts in values.items()}
+            raise NonFiniteError(describe_non_finite(found, group), found)
         optimizer.step()
         optimizer.zero_grad()
+
+    def abandon(self) -> None:
+        """Forget a step that a fault broke off: its gradients and terms, and that D is frozen."""
+        self._terms = {}
+        self.players.discriminator.requires_grad_(True)
+        self.players.generator_optimizer.zero_grad()
+        self.players.discriminator_optimizer.zero_grad()
 
 
 def spread_frames(num_frames: int, num_wanted: int) -> list[int]:
@@ -215,17 +287,6 @@ def spread_frames(num_frames: int, num_wanted: int) -> list[int]:
     if num_wanted <= 0 or num_wanted >= num_frames:
         return list(range(num_frames))
     return [int((i + 0.5) * num_frames / num_wanted) for i in range(num_wanted)]
-
-
-def describe_non_finite(broken: dict[str, Tensor], group: str) -> str:
-    """Which terms were NaN or infinite on any rank and micro-batch, from a flag per term; a collective call."""
-    names = sorted(set(gather_lists([name for name, flag in broken.items() if bool(flag)])))
-    what = f"the term(s) {', '.join(names)}" if names else "the gradient (every loss term is finite)"
-    player = "generator" if group == "loss_g" else "discriminator"
-    return (
-        f"not finite: {what}; training stopped before the {player} moved. Lower the learning rate or the weight of "
-        "that term, or resume from the last checkpoint"
-    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -1,30 +1,48 @@
-"""Where the numbers of a run go: `metrics.jsonl` first, then MLflow. The only module that calls MLflow."""
+"""The only module that calls MLflow: where a run is tracked, and how each thing is handed over."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import time
-from collections.abc import Mapping
+import re
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
+import torch
 from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 
-from vsr_dist.core.config_io import flatten
 from vsr_dist.core.console import say
-from vsr_dist.core.errors import BadConfigError, BadInputError
+from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.fields import io
+from vsr_dist.training.outbox import Job, Outbox, Target
+from vsr_dist.training.shipping import MAX_POINTS, Point, Rejected, Unavailable
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 _MAX_PARAMETER_CHARS = 6000
+_MAX_PER_REQUEST = 100
+_MAX_DIGEST_CHARS = 36
+_TOKEN_TAG = "vsr_dist.token"
 _SQLITE = "sqlite:///"
-# MLflow's own defaults keep a caller waiting for four minutes for a server that is not there.
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+_SETTINGS = {
+    # The outbox tries again by itself. MLflow's own defaults keep a caller for four minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    # Training says where its run is, once and in its own words.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+# The server says: this one thing is wrong. Anything else may be better at the next try.
+_REJECTED_STATUS = (400, 409)
+_REFUSED_STATUS = (401, 403, 404)
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,7 @@ class TrackingConfig:
         experiment: MLflow experiment name.
         tags: further tags of the run.
         log_model: log the final generator as an MLflow model.
+        system_metrics: add `system/*` of process 0's machine (CPU, memory, disk, network, GPU) to each log line.
     """
 
     mlflow: bool = io(True)
@@ -44,185 +63,229 @@ class TrackingConfig:
     experiment: str = io("vsr-dist")
     tags: dict[str, str] = field(default_factory=dict, metadata={"effect": "io"})
     log_model: bool = io(True)
+    system_metrics: bool = io(False)
 
 
-class MetricsFile:
-    """`metrics.jsonl` of a run directory: one object per logged step, `{"step": n, "time_s": t, name: value}`."""
-
-    def __init__(self, path: Path, resume_step: int) -> None:
-        """Open for appending; lines of steps after `resume_step` (from before a crash) are dropped first, all of
-        them for a fresh start at 0."""
-        self.path = path
-        kept = [line for line in read_metrics(path) if resume_step and line["step"] <= resume_step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "time_s": round(time.time(), 3), **metrics}) + "\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of a `metrics.jsonl`, oldest first; none if there is no file. An unfinished last line is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text().split("\n")
-    try:
-        return [json.loads(line) for line in lines[:-1]]
-    except ValueError as error:
-        raise BadInputError(f"{path} holds a line that is not JSON ({error}); remove that line") from error
+def check_uri(uri: str) -> None:
+    """Refuse a tracking URI that can never work; whether a server answers there is another question."""
+    scheme = uri.partition(":")[0].partition("+")[0]
+    fault = None
+    if scheme not in _SCHEMES or "://" not in uri:
+        fault = f"its scheme is none of {', '.join(_SCHEMES)}"
+    elif scheme in {"http", "https"}:
+        try:
+            fault = None if urlsplit(uri).hostname and urlsplit(uri).port != 0 else "it names no host"
+        except ValueError as error:
+            fault = str(error)
+    elif scheme == "sqlite" and not uri.removeprefix(_SQLITE).strip("/"):
+        fault = "it names no file"
+    if fault:
+        raise BadConfigError(
+            f"MLflow at tracking.uri={uri} cannot be used: {fault}; give a server (http://host:5000) or a file "
+            "(sqlite:///mlflow.db)"
+        )
 
 
-class MlflowRun:
-    """One MLflow run. Made on rank 0 only."""
+def make_target(config: TrackingConfig, name: str, tags: Mapping[str, str]) -> Target:
+    """A run named `name` as MLflow should make it: with the user, and the given tags."""
+    # Three seconds of import that runs without tracking need not pay.
+    from mlflow.tracking.context.registry import resolve_tags  # noqa: PLC0415
 
-    def __init__(self, config: TrackingConfig, name: str, run_id: str | None) -> None:
-        """Start a run named `name`, or go on with `run_id`."""
-        # Three seconds of import that runs without tracking need not pay.
+    basic = {"mlflow.runName": name, "mlflow.source.name": "vsr_dist.train"}
+    return Target(config.uri, config.experiment, name, resolve_tags({**basic, **tags, **config.tags}))
+
+
+class SystemSampler:
+    """CPU, memory, disk, network and GPU of this machine, measured when asked.
+
+    MLflow's own monitor is a thread that ends at the first request that fails; its gauges are used without it.
+    """
+
+    def __init__(self) -> None:
+        from mlflow.system_metrics.metrics import (  # noqa: PLC0415
+            cpu_monitor,
+            disk_monitor,
+            gpu_monitor,
+            network_monitor,
+        )
+
+        self._gauges = [cpu_monitor.CPUMonitor(), disk_monitor.DiskMonitor(), network_monitor.NetworkMonitor()]
+        if torch.cuda.is_available():
+            try:
+                self._gauges.append(gpu_monitor.GPUMonitor())
+            except (ImportError, RuntimeError) as error:
+                say(f"warning: tracking.system_metrics goes without the GPU: {error}")
+
+    def read(self) -> dict[str, float]:
+        """`system/*` now."""
+        values: dict[str, float] = {}
+        for gauge in self._gauges:
+            gauge.collect_metrics()
+            values |= {f"system/{name}": float(value) for name, value in gauge.aggregate_metrics().items()}
+            gauge.clear_metrics()
+        return values
+
+
+class MlflowDestination:
+    """One MLflow run, seen from the outbox. `load_generator` reads a generator from a run directory."""
+
+    def __init__(self, uri: str, load_generator: Callable[[Path], nn.Module]) -> None:
         import mlflow  # noqa: PLC0415
-        from mlflow.tracking.context.registry import resolve_tags  # noqa: PLC0415
 
-        self._mlflow = mlflow
+        for variable, value in _SETTINGS.items():
+            os.environ.setdefault(variable, value)
         # Set-up notes of the database and the reminder that pickles run code say nothing to whoever trains.
         for logger in ("mlflow.store.db.utils", "alembic.runtime.migration", "mlflow.pytorch"):
             logging.getLogger(logger).setLevel(logging.ERROR)
-        self.faults = (mlflow.exceptions.MlflowException, SQLAlchemyError)
-        self.is_new = run_id is None
-        for variable, value in _PATIENCE.items():
-            os.environ.setdefault(variable, value)
-        try:
-            mlflow.set_tracking_uri(config.uri)
-            self.client = mlflow.MlflowClient()
-            experiment_id = self._experiment_id(config)
-            if run_id is None:
-                tags = resolve_tags({"mlflow.runName": name, "mlflow.source.name": "vsr_dist.train", **config.tags})
-                run_id = self.client.create_run(experiment_id, tags=tags).info.run_id
-            else:
-                self.client.update_run(run_id, status="RUNNING")
-        except self.faults as error:
-            raise BadConfigError(f"MLflow at tracking.uri={config.uri} cannot be used: {error}") from error
-        self.run_id = run_id
+        self._mlflow, self.uri, self.load_generator = mlflow, uri, load_generator
+        self._client: Any = None
+        self._run_dir = Path()
 
-    def _experiment_id(self, config: TrackingConfig) -> str:
-        found = self.client.get_experiment_by_name(config.experiment)
+    def connect(self, outbox: Outbox) -> str:
+        """Find or make the run; returns its id. A run whose creation was not acknowledged is found by its token."""
+        target, run_id = outbox.target, outbox.state.run_id
+        assert target is not None
+        self._run_dir = outbox.run_dir
+        with self._classified():
+            self._mlflow.set_tracking_uri(self.uri)
+            self._client = self._mlflow.MlflowClient()
+            if run_id is not None:
+                run = self._client.get_run(run_id)
+                if run.info.lifecycle_stage != "active":
+                    raise Unavailable(f"run {run_id} was deleted; restore it, or set another run_dir", refused=True)
+                return run_id
+            experiment_id = self._experiment_id(target.experiment)
+            found = self._client.search_runs([experiment_id], f"tags.`{_TOKEN_TAG}` = '{target.token}'")
+            tags = {**target.tags, _TOKEN_TAG: target.token}
+            run = found[0] if found else self._client.create_run(experiment_id, target.begin_ms, tags)
+            return str(run.info.run_id)
+
+    def _experiment_id(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
         location = None
-        if config.uri.startswith(_SQLITE):
+        if self.uri.startswith(_SQLITE):
             # Beside the database and absolute: MLflow's own default is relative to wherever a command was started.
-            location = (Path(config.uri.removeprefix(_SQLITE)).absolute().parent / "mlartifacts").as_uri()
+            location = (Path(self.uri.removeprefix(_SQLITE)).absolute().parent / "mlartifacts").as_uri()
         try:
-            return str(self.client.create_experiment(config.experiment, artifact_location=location))
+            return str(self._client.create_experiment(name, artifact_location=location))
         except self._mlflow.exceptions.MlflowException:
-            found = self.client.get_experiment_by_name(config.experiment)
+            found = self._client.get_experiment_by_name(name)
             if found is None:
                 raise
             return str(found.experiment_id)
 
-    def parameters(self, tree: Mapping[str, Any]) -> None:
-        """Log a nested mapping as flat parameters; texts over MLflow's limit go to `long_parameters.json`."""
-        flat = {key: str(value) for key, value in flatten(tree).items()}
+    def send(self, run_id: str, points: Sequence[Point]) -> None:
+        """Log scalars, up to 1,000 in a request, with the time at which they were measured."""
+        metrics = [self._mlflow.entities.Metric(p.name, p.value, p.time_ms, p.step) for p in points]
+        with self._classified():
+            for first in range(0, len(metrics), MAX_POINTS):
+                self._client.log_batch(run_id, metrics=metrics[first : first + MAX_POINTS])
+
+    def steps(self, run_id: str, name: str) -> set[int]:
+        """Steps of which MLflow holds a point of this name."""
+        with self._classified():
+            return {metric.step for metric in self._client.get_metric_history(run_id, name)}
+
+    def deliver(self, run_id: str, job: Job) -> None:
+        """Hand over one thing; each way of doing so ends the same if it is done twice."""
+        with self._classified():
+            getattr(self, f"_deliver_{job.kind}")(run_id, **job.payload)
+
+    def _deliver_parameters(self, run_id: str, values: Mapping[str, str]) -> None:
+        short = {key: value for key, value in values.items() if len(value) <= _MAX_PARAMETER_CHARS}
+        entries = [self._mlflow.entities.Param(key, value) for key, value in short.items()]
+        for first in range(0, len(entries), _MAX_PER_REQUEST):
+            self._client.log_batch(run_id, params=entries[first : first + _MAX_PER_REQUEST])
+        if len(short) < len(values):
+            long = {key: value for key, value in values.items() if key not in short}
+            self._client.log_dict(run_id, long, "long_parameters.json")
+
+    def _deliver_tags(self, run_id: str, values: Mapping[str, str]) -> None:
+        tags = [self._mlflow.entities.RunTag(key, value) for key, value in values.items()]
+        self._client.log_batch(run_id, tags=tags)
+
+    def _deliver_dataset(self, run_id: str, name: str, digest: str, source: str, profile: Mapping[str, Any]) -> None:
         entities = self._mlflow.entities
-        short = [entities.Param(k, v) for k, v in flat.items() if len(v) <= _MAX_PARAMETER_CHARS]
-        for first in range(0, len(short), 100):
-            self.client.log_batch(self.run_id, params=short[first : first + 100])
-        long = {key: value for key, value in flat.items() if len(value) > _MAX_PARAMETER_CHARS}
-        if long:
-            self.client.log_dict(self.run_id, long, "long_parameters.json")
+        data = entities.Dataset(
+            name, digest[:_MAX_DIGEST_CHARS], "local", json.dumps({"uri": source}), profile=json.dumps(profile)
+        )
+        context = entities.InputTag("mlflow.data.context", "training")
+        self._client.log_inputs(run_id, [entities.DatasetInput(data, [context])])
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Log scalars at a step in one request."""
-        now_ms = int(time.time() * 1000)
-        points = [self._mlflow.entities.Metric(name, value, now_ms, step) for name, value in values.items()]
-        self.client.log_batch(self.run_id, metrics=points)
+    def _deliver_file(self, run_id: str, path: str, folder: str | None) -> None:
+        if not (self._run_dir / path).is_file():
+            raise Rejected(f"{path} is no longer in {self._run_dir}")
+        self._client.log_artifact(run_id, str(self._run_dir / path), folder)
 
-    def picture(self, key: str, step: int, picture_YXC: np.ndarray) -> None:
-        """Log a uint8 RGB picture under a stable key, which gives a step slider in the UI."""
-        self.client.log_image(self.run_id, picture_YXC, key=key, step=step, synchronous=True)
+    def _deliver_picture(self, run_id: str, key: str, step: int, file: str, time_ms: int) -> None:
+        """The two files and the tag that `MlflowClient.log_image` leaves, but under names that stay the same."""
+        from mlflow.tracking.multimedia import compress_image_size  # noqa: PLC0415
+        from PIL import Image  # noqa: PLC0415
 
-    def files(self, *paths: Path) -> None:
-        """Log files as artifacts at the top level."""
-        for path in paths:
-            self.client.log_artifact(self.run_id, str(path))
+        plain_key = re.sub(r"[^A-Za-z0-9_\-./ ]", "_", key).replace("/", "~")
+        mark = uuid.uuid5(uuid.NAMESPACE_URL, f"{key}+{step}")
+        stem = f"{plain_key}+step+{step}+timestamp+{time_ms}+{mark}"
+        with tempfile.TemporaryDirectory() as folder, Image.open(self._run_dir / "outbox" / file) as image:
+            image.load()
+            image.save(Path(folder) / f"{stem}.png")
+            compress_image_size(image).save(Path(folder) / f"{stem}+compressed.webp")
+            self._client.log_artifacts(run_id, folder, "images")
+        self._client.set_tag(run_id, "mlflow.loggedImages", True)
 
-    def resumed(self, step: int, tree: Mapping[str, Any]) -> None:
-        """Tag the run with the step that it was resumed from, and keep the settings in force since then as a file."""
-        self.client.set_tag(self.run_id, "resumed_from_step", str(step))
-        self.client.log_dict(self.run_id, dict(tree), f"resumes/step_{step:08d}.json")
-
-    def model(self, generator: nn.Module, requirements: list[str]) -> None:
-        """Log the generator as an MLflow model `generator`: float32 clips (B, T, 3, H, W) in [0, 1] in and out."""
-        mlflow = self._mlflow
+    def _deliver_model(self, run_id: str, requirements: list[str]) -> None:
+        """Log the generator as MLflow model `generator`: float32 clips (B, T, 3, H, W) in [0, 1] in and out."""
+        mlflow, run = self._mlflow, self._client.get_run(run_id)
+        logged = self._client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+        for model in logged:
+            if str(model.status) == "READY":
+                return
+            # Begun, and cut off by an outage.
+            self._client.delete_logged_model(model.model_id)
         spec = mlflow.types.Schema([mlflow.types.TensorSpec(np.dtype(np.float32), (-1, -1, 3, -1, -1))])
-        with mlflow.start_run(run_id=self.run_id):
+        status = run.info.status
+        with mlflow.start_run(run_id=run_id):
             mlflow.pytorch.log_model(
-                generator,
+                self.load_generator(self._run_dir),
                 name="generator",
                 signature=mlflow.models.ModelSignature(inputs=spec, outputs=spec),
                 pip_requirements=requirements,
                 code_paths=[str(Path(__file__).parents[2] / package) for package in ("vsr_dist", "sharding")],
                 serialization_format="pickle",
             )
+        if status == "RUNNING":
+            self._client.update_run(run_id, status=status)
 
-    def end(self, status: Status) -> None:
-        """Set the final status. Set explicitly: MLflow's exit hook would call a crashed run FINISHED."""
-        self.client.set_terminated(self.run_id, status=status)
+    def _deliver_status(self, run_id: str, status: Status, time_ms: int) -> None:
+        """Set explicitly: MLflow's exit hook would call a crashed run FINISHED."""
+        if status == "RUNNING":
+            self._client.update_run(run_id, status=status)
+        else:
+            self._client.set_terminated(run_id, status=status, end_time=time_ms)
 
+    @contextmanager
+    def _classified(self) -> Iterator[None]:
+        """Errors of MLflow, of the way to it and of its database as Unavailable or Rejected."""
+        import requests  # noqa: PLC0415
 
-class Tracker:
-    """The file and, if configured, MLflow. On ranks other than 0 every call does nothing.
-
-    Metrics go to the file first. A tracking server that fails costs a warning and no step: what it did not take is
-    kept and sent again with the next metrics and at the end.
-    """
-
-    def __init__(self, file: MetricsFile | None, mlflow_run: MlflowRun | None) -> None:
-        self.file, self.mlflow_run = file, mlflow_run
-        self._unsent: list[tuple[int, dict[str, float]]] = []
-
-    @property
-    def run_id(self) -> str | None:
-        """MLflow's id of this run, or None."""
-        return self.mlflow_run.run_id if self.mlflow_run else None
-
-    @property
-    def faults(self) -> tuple[type[Exception], ...]:
-        """What a call of MLflow may raise when its server fails."""
-        return self.mlflow_run.faults if self.mlflow_run else ()
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Log scalars at a step, to the file first."""
-        if self.file:
-            self.file.write(step, values)
-        if self.mlflow_run:
-            self._unsent.append((step, dict(values)))
-            self._send()
-
-    def picture(self, key: str, step: int, picture_YXC: np.ndarray) -> None:
-        """Log a uint8 RGB picture under a stable key; one that the server does not take is lost, and said."""
-        if not self.mlflow_run:
-            return
         try:
-            self.mlflow_run.picture(key, step, picture_YXC)
-        except self.mlflow_run.faults as error:
-            say(f"warning: MLflow did not take picture {key} of step {step}: {error}")
+            yield
+        except self._mlflow.exceptions.MlflowException as error:
+            code = error.get_http_status_code()
+            if code in _REJECTED_STATUS:
+                raise Rejected(str(error)) from error
+            raise Unavailable(_explain(str(error)), refused=code in _REFUSED_STATUS) from error
+        except requests.RequestException as error:
+            raise Unavailable(_explain(str(error))) from error
+        except SQLAlchemyError as error:
+            raise Unavailable(str(error), refused=self.uri.startswith("sqlite")) from error
 
-    def end(self, status: Status) -> None:
-        """Send what is left and set the final status; a server that fails now is a warning, like before."""
-        if not self.mlflow_run:
-            return
-        self._send()
-        try:
-            self.mlflow_run.end(status)
-        except self.mlflow_run.faults as error:
-            say(f"warning: MLflow did not take the final status {status} of run {self.run_id}: {error}")
 
-    def _send(self) -> None:
-        assert self.mlflow_run is not None
-        while self._unsent:
-            try:
-                self.mlflow_run.metrics(*self._unsent[0])
-            except self.mlflow_run.faults as error:
-                say(f"warning: MLflow took no metrics, {len(self._unsent)} log lines wait to be sent again: {error}")
-                return
-            self._unsent.pop(0)
+def _explain(message: str) -> str:
+    if "Invalid Host header" not in message:
+        return message
+    return (
+        f"{message}; the server does not know the name it is called by: start it with --allowed-hosts NAME,NAME:* "
+        "(/health answers all the same)"
+    )

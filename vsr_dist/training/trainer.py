@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel
 
-from vsr_dist.core.collectives import any_rank, barrier, broadcast_buffers, gather_lists
-from vsr_dist.core.console import Progress
-from vsr_dist.core.errors import BadConfigError
-from vsr_dist.core.fields import io, speed
+from vsr_dist.core.collectives import Vote, broadcast_buffers, gather_lists
+from vsr_dist.core.console import say
+from vsr_dist.core.errors import NonFiniteError
+from vsr_dist.core.live_view import LiveView
 from vsr_dist.core.rng import seed_step
 from vsr_dist.core.stats import IntervalMeans
 from vsr_dist.core.world import World
@@ -23,67 +23,18 @@ from vsr_dist.data.loader import TrainLoader
 from vsr_dist.data.reader import check_replaced
 from vsr_dist.data.ring import ClipBatch
 from vsr_dist.training import checkpoint
+from vsr_dist.training.controllers import Controllers
+from vsr_dist.training.debug_bundle import seeds, write_bundle
 from vsr_dist.training.gan_step import GanStep, set_learning_rate, spread_frames
-from vsr_dist.training.schedule import OptimizerConfig, adversarial_factor_at, learning_rate_at
-from vsr_dist.training.tracking import Tracker
+from vsr_dist.training.keeper import Keeper
+from vsr_dist.training.lines import peak_memory_mb
+from vsr_dist.training.monitor import verdict_of
+from vsr_dist.training.revival import Revival
+from vsr_dist.training.schedule import OptimizerConfig, learning_rate_at
+from vsr_dist.training.screen import show_interval, show_validation
+from vsr_dist.training.tracker import Tracker
+from vsr_dist.training.train_config import TrainConfig
 from vsr_dist.training.validation import Validator
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How long and in which stages a run trains, and when it reports.
-
-    Attributes:
-        steps: optimiser steps of each player (the discriminator rests in the warm-up).
-        warmup_steps: first steps, without the adversarial and the perceptual term.
-        ramp_steps: steps after the warm-up over which the adversarial weight grows to its full value.
-        accumulation_steps: micro-batches per optimiser step and process.
-        max_grad_norm: gradients are scaled down to this L2 norm, per player.
-        ema_decay: decay of the generator's moving average.
-        precision: `float32`, or `bf16`, which runs the networks under bfloat16 autocast.
-        perceptual_frames: frames per clip that the perceptual term looks at; 0 means all.
-        processes: number of processes that this configuration is meant for; a launch with another number is
-            refused. Empty accepts any.
-        threads: CPU threads per process for torch; 0 leaves torch's own choice.
-        log_every: steps between log lines.
-        validate_every: steps between validations on the held-out windows.
-        checkpoint_every: steps between checkpoints; the last step is always saved.
-        keep_checkpoints: newest checkpoints that are kept.
-        pictures: number of held-out windows shown in MLflow at each validation.
-    """
-
-    steps: int = 100_000
-    warmup_steps: int = 0
-    ramp_steps: int = 0
-    accumulation_steps: int = 1
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.999
-    precision: Literal["float32", "bf16"] = "float32"
-    perceptual_frames: int = 0
-    processes: int | None = io(None)
-    threads: int = speed(0)
-    log_every: int = io(50)
-    validate_every: int = io(500)
-    checkpoint_every: int = io(1000)
-    keep_checkpoints: int = io(2)
-    pictures: int = io(4)
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that make no sense; all faults at once."""
-        lowest = dict.fromkeys(("warmup_steps", "ramp_steps", "perceptual_frames", "threads", "pictures"), 0)
-        lowest |= dict.fromkeys(("steps", "accumulation_steps", "log_every", "validate_every"), 1)
-        lowest |= dict.fromkeys(("checkpoint_every", "keep_checkpoints"), 1)
-        faults = [
-            f"{name} is {getattr(self, name)}, expected at least {least}"
-            for name, least in lowest.items()
-            if getattr(self, name) < least
-        ]
-        if not self.max_grad_norm > 0:
-            faults.append(f"max_grad_norm is {self.max_grad_norm}, expected above 0 (.inf does not clip)")
-        if not 0 <= self.ema_decay < 1:
-            faults.append(f"ema_decay is {self.ema_decay}, expected at least 0 and below 1")
-        if faults:
-            raise BadConfigError(f"train: {'; '.join(faults)}")
 
 
 @dataclass
@@ -97,6 +48,8 @@ class Parts:
     ema: AveragedModel
     loader: TrainLoader
     validator: Validator
+    controllers: Controllers
+    revival: Revival | None
     tracker: Tracker
     run_dir: Path
 
@@ -141,24 +94,49 @@ class Trainer:
         checkpoint_state: dict[str, Any],
         stop_requested: Callable[[], bool],
     ) -> None:
+        """`checkpoint_state`: what every checkpoint says beside what the trainer itself remembers."""
         self.config, self.parts, self.seed = config, parts, seed
         self.schedules = {"generator": generator_schedule, "discriminator": discriminator_schedule}
         self.checkpoint_state = checkpoint_state
         self.stop_requested = stop_requested
         self.means = IntervalMeans()
-        self._interval = _Interval()
-        self._trained_s = 0.0
+        self.keeper = Keeper(config, parts.run_dir, parts.live, parts.world)
+        self._vote = Vote()
+        self._interval, self._trained = _Interval(), _Interval()
+        self._step = 0
+        self._num_rollbacks = 0
 
-    def run(self, first_step: int) -> Outcome:
-        """Train from `first_step` (steps already done) to the end; returns the last validation."""
+    def run(self, start: Mapping[str, Any]) -> Outcome:
+        """Train to the end from the state of a checkpoint, which has been loaded, or {"step": 0}.
+
+        Raises Stopped where the run was told to stop, NonFiniteError where `on_non_finite` ends it.
+        """
+        self._restore(start)
+        metrics = None
+        while metrics is None:
+            try:
+                metrics = self._run_from(self._step)
+            except NonFiniteError as error:
+                self._keep_bundle(error)
+                self._roll_back(error)
+        trained = self._trained
+        clips = trained.num_steps * self.parts.loader.config.batch_clips
+        return Outcome(metrics, self.config.steps, clips / trained.seconds if clips else 0.0)
+
+    def _run_from(self, first_step: int) -> dict[str, float]:
+        """The loop from `first_step` (steps already done) to the end; returns the last validation."""
         config, parts = self.config, self.parts
         metrics: dict[str, float] = {}
         batches = parts.loader.batches(first_step, parts.accelerator.device)
-        with Progress(config.steps, "step", start=first_step, enabled=parts.world.is_main) as progress:
+        shown = LiveView(config.steps, "step", start=first_step, enabled=parts.world.is_main)
+        with closing(batches), shown as progress:
             if first_step in (0, config.steps):
                 # At 0 for a curve that starts at its beginning; at the end if only the publication was interrupted.
                 metrics = self._validate(first_step, progress)
+            if config.on_non_finite == "rollback" and not self.keeper.has_checkpoint():
+                self.keeper.save(first_step, self._state())
             for step in range(first_step, config.steps):
+                self._step = step
                 self._train_step(step, batches)
                 done = step + 1
                 progress.advance()
@@ -166,47 +144,112 @@ class Trainer:
                     self._log(done, progress)
                 if done % config.validate_every == 0 or done == config.steps:
                     metrics = self._validate(done, progress)
-                stopping = self._must_stop(done)
+                if parts.revival is not None:
+                    parts.revival.after_step(done, config.warmup_steps)
+                # On several processes the answer to the question before: all of them stop at the same step.
+                stopping = self._vote(self.stop_requested()) and done < config.steps
                 if stopping or done % config.checkpoint_every == 0 or done == config.steps:
-                    self._save(done)
+                    self.keeper.save(done, self._state())
                 if stopping:
                     raise Stopped(done)
-        batches.close()
-        clips = (config.steps - first_step) * parts.loader.config.batch_clips
-        return Outcome(metrics, config.steps, clips / self._trained_s if clips else 0.0)
+        self._vote.close()
+        return metrics
 
-    def _must_stop(self, done: int) -> bool:
-        """True on every rank if one was told to stop; with several ranks asked at log intervals only."""
-        if self.parts.world.size > 1 and done % self.config.log_every:
-            return False
-        return any_rank(self.stop_requested()) and done < self.config.steps
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint says: all that shapes the next step and the next log line. A collective call."""
+        mine = {
+            "rollbacks": self._num_rollbacks,
+            "means": gather_lists([self.means.state()]),
+            "controllers": self.parts.controllers.saved(),
+            "mlflow_run_id": self.parts.tracker.run_id,
+        }
+        return {**self.checkpoint_state, **mine}
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `_state` said, here or in another process."""
+        self._step = state["step"]
+        self._num_rollbacks = state.get("rollbacks", 0)
+        self.parts.controllers.restore(state.get("controllers"))
+        means = state.get("means", [])
+        # Sums over part of a log interval are each rank's own; another number of processes begins the interval anew.
+        same_world = len(means) == self.parts.world.size
+        self.means.restore(means[self.parts.world.rank] if same_world else {}, self.parts.accelerator.device)
+        self._interval = _Interval()
+
+    def _keep_bundle(self, error: NonFiniteError) -> None:
+        """Write what was read and computed in the broken step; each rank its own part."""
+        parts, step = self.parts, self._step
+        report = {
+            "message": str(error),
+            "terms": error.terms,
+            "adversarial_factor": self._factor_at(step),
+            "learning_rates": {name: o.param_groups[0]["lr"] for name, o in parts.live.optimizers.items()},
+            "rollbacks": self._num_rollbacks,
+            "processes": parts.world.size,
+            **seeds(self.seed, parts.world.rank, step),
+            "config": self.checkpoint_state["config"],
+        }
+        try:
+            folder = write_bundle(parts.run_dir, parts.loader, step, self.config.accumulation_steps, report)
+        except OSError as fault:
+            say(f"warning: the micro-batches of step {step} could not be kept for a look: {fault}")
+        else:
+            if parts.world.is_main:
+                say(f"step {step + 1} is not finite; its micro-batches, losses and seeds are in {folder}")
+
+    def _roll_back(self, error: NonFiniteError) -> None:
+        """Go back to the last good checkpoint with lower learning rates, or give up; the same on every rank."""
+        config, parts, broken, count = self.config, self.parts, self._step, self._num_rollbacks
+        if config.on_non_finite == "stop":
+            raise error
+        if count >= config.max_rollbacks:
+            raise NonFiniteError(f"{error}; train.max_rollbacks={count} rollbacks did not help", error.terms) from error
+        state = self.keeper.restore_last_good()
+        if state is None:
+            raise NonFiniteError(f"{error}; no checkpoint has finite weights to go back to", error.terms) from error
+        parts.step.abandon()
+        self._restore(state)
+        self._num_rollbacks = count + 1
+        if parts.world.is_main:
+            parts.tracker.rewind(self._step)
+            share = config.rollback_factor**self._num_rollbacks
+            say(f"step {broken + 1} was not finite: back to step {self._step}, learning rates x {share:g}")
 
     def _train_step(self, step: int, batches: Iterator[ClipBatch]) -> None:
         config, parts = self.config, self.parts
         begin_s = time.perf_counter()
         seed_step(self.seed, parts.world.rank, step)
         for name, optimizer in parts.live.optimizers.items():
-            set_learning_rate(optimizer, learning_rate_at(self.schedules[name], step, config.steps))
-        factor = adversarial_factor_at(step, config.warmup_steps, config.ramp_steps)
+            share = config.rollback_factor**self._num_rollbacks
+            set_learning_rate(optimizer, share * learning_rate_at(self.schedules[name], step, config.steps))
+        factor = self._factor_at(step)
+        parts.step.begin(parts.controllers.plan())
+        micro_steps = []
         for _ in range(config.accumulation_steps):
             wait_begin_s = time.perf_counter()
             batch = next(batches)
             self._interval.data_wait_s += time.perf_counter() - wait_begin_s
             scalars = parts.step.micro_step(batch.low_BTCHW, batch.real_BTCYX, factor, batch.flow_BTKCHW)
             self.means.add(scalars)
+            micro_steps.append(scalars)
+        parts.controllers.learn(micro_steps)
         parts.ema.update_parameters(parts.live.modules["generator"])
         self._interval.num_steps += 1
         self._interval.seconds += time.perf_counter() - begin_s
 
-    def _log(self, done: int, progress: Progress) -> None:
+    def _factor_at(self, step: int) -> float:
+        return self.parts.controllers.factor_at(step, self.config.warmup_steps, self.config.ramp_steps)
+
+    def _log(self, done: int, progress: LiveView) -> None:
         """Interval means over steps and ranks, speed and memory; one line for people."""
-        values = self.means.read()
+        values = self.means.read() | self.parts.controllers.scalars()
         values |= {
             f"learning_rate/{name}": optimizer.param_groups[0]["lr"]
             for name, optimizer in self.parts.live.optimizers.items()
         }
         interval, self._interval = self._interval, _Interval()
-        self._trained_s += interval.seconds
+        self._trained.seconds += interval.seconds
+        self._trained.num_steps += interval.num_steps
         values["perf/clips_per_s"] = interval.num_steps * self.parts.loader.config.batch_clips / interval.seconds
         values["perf/step_ms"] = 1000 * interval.seconds / interval.num_steps
         values["perf/data_wait_ms"] = 1000 * interval.data_wait_s / interval.num_steps
@@ -216,18 +259,21 @@ class Trainer:
             num_replaced = sum(gather_lists([loader.num_replaced]))
             check_replaced(num_replaced, loader.config)
             values["data/bad_samples"] = num_replaced
-        self.parts.tracker.metrics(done, values)
-        progress.note(describe_losses(done, self.config.steps, values))
+        self.parts.tracker.metrics(done, values | self.parts.tracker.system())
+        show_interval(progress, done, self.config.steps, values)
 
-    def _validate(self, done: int, progress: Progress) -> dict[str, float]:
+    def _validate(self, done: int, progress: LiveView) -> dict[str, float]:
         """Quality of the EMA generator; drift measures of the discriminator once it has learnt something."""
         parts = self.parts
         metrics = parts.validator.quality(parts.ema.module)
-        if done > self.config.warmup_steps and parts.step.loss.adversarial > 0:
+        if done > self.config.warmup_steps and parts.revival is not None:
             live = parts.live.modules
             # Each rank's batch-norm statistics are its own since the last forward: measure one discriminator.
             broadcast_buffers(live["discriminator"])
-            metrics |= parts.validator.drift(live["generator"], live["discriminator"], parts.step.objective)
+            weight = parts.step.plan.adversarial_weight * self._factor_at(done - 1)
+            monitor = parts.revival.monitor
+            metrics |= monitor.measure(live["generator"], live["discriminator"], done=done, adversarial_weight=weight)
+            parts.tracker.tags({"drift/verdict": str(verdict_of(metrics))})
         parts.tracker.metrics(done, metrics)
         if parts.world.is_main:
             names = parts.validator.batch.names
@@ -235,39 +281,6 @@ class Trainer:
             for number in shown:
                 picture_YXC = parts.validator.picture(parts.ema.module, number)
                 parts.tracker.picture(f"samples/{names[number]}", done, picture_YXC)
-        progress.note(describe_validation(done, self.config.steps, metrics))
+        self.keeper.keep_best(done, metrics, self._state)
+        show_validation(progress, done, self.config.steps, metrics)
         return metrics
-
-    def _save(self, done: int) -> None:
-        parts = self.parts
-        if parts.world.is_main:
-            folder = parts.run_dir / "checkpoints"
-            checkpoint.save(folder, done, parts.live, self.checkpoint_state, self.config.keep_checkpoints)
-        barrier()
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Highest memory so far in MB (1e6 bytes): allocated on a CUDA device, resident size of this process else."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    import resource  # noqa: PLC0415 - absent on Windows, where only the CUDA branch runs
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-
-
-def describe_losses(done: int, total: int, values: dict[str, float]) -> str:
-    """One log line: step, the losses, speed."""
-    losses = [f"{name} {values[name]:.4g}" for name in ("loss_g/total", "loss_d/total") if name in values]
-    return f"step {done}/{total} | {' | '.join(losses)} | {values['perf/clips_per_s']:.1f} clips/s"
-
-
-def describe_validation(done: int, total: int, metrics: dict[str, float]) -> str:
-    """One log line: held-out quality beside bicubic, and the drift measures once there are some."""
-    gain = metrics["val/psnr_y"] - metrics["val_bicubic/psnr_y"]
-    text = f"step {done}/{total} | held-out PSNR-Y {metrics['val/psnr_y']:.2f} dB ({gain:+.2f} against bicubic)"
-    if "drift/normalized_loss" in metrics:
-        text += (
-            f" | D loss / chance {metrics['drift/normalized_loss']:.2f}"
-            f" | D right on {100 * metrics['drift/paired_accuracy']:.0f} % of pairs"
-        )
-    return text

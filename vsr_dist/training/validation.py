@@ -5,9 +5,9 @@ Axis letters: B batch, T time, C channels, H W low-resolution, Y X high-resoluti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from vsr_dist.core.collectives import gather_lists
 from vsr_dist.core.world import World
 from vsr_dist.data.ring import ClipBatch
-from vsr_dist.losses.adversarial import AdversarialObjective
-from vsr_dist.metrics.drift import auc, dead_fraction, normalised_loss, paired_accuracy
+from vsr_dist.losses.pixel import PIXEL, PixelName
 from vsr_dist.metrics.fidelity import frame_fidelity
+from vsr_dist.metrics.spectrum import Features, band_powers
 from vsr_dist.metrics.temporal import tdiff, tof
 from vsr_dist.ops.color import from_uint8, to_uint8
 from vsr_dist.ops.picture import Picture, two_by_two
@@ -37,6 +37,17 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
     finally:
         for network, mode in zip(networks, modes, strict=True):
             network.train(mode)
+
+
+@dataclass(frozen=True)
+class Look:
+    """One window: logits of the real and of the generated clip (1, ...) on the CPU, float32, and their band powers."""
+
+    number: int
+    real_logits: Tensor
+    fake_logits: Tensor
+    real_bands: Features
+    fake_bands: Features
 
 
 class Validator:
@@ -59,19 +70,44 @@ class Validator:
                     rows.append((number, clip_scores(name, fake_BTCYX[0], real_BTCYX[0], self.scale)))
         return _mean_rows(gather_lists(rows))
 
-    def drift(
-        self, generator: nn.Module, discriminator: nn.Module, objective: AdversarialObjective
-    ) -> dict[str, float]:
-        """`drift/*` of the discriminator on real and generated held-out windows, equal on all ranks."""
-        pairs: list[tuple[int, Tensor, Tensor]] = []
+    def looks(self, generator: nn.Module, discriminator: nn.Module) -> list[Look]:
+        """What the discriminator and a spectral probe get to see of every window, in order, equal on all ranks."""
+        looks: list[Look] = []
         with evaluating(generator, discriminator):
             for number in self.mine:
                 low_BTCHW, real_BTCYX = self._clip(number)
                 bicubic_BTCYX = bicubic_upsample(low_BTCHW, self.scale)
-                real_logits = discriminator(real_BTCYX, bicubic_BTCYX)
-                fake_logits = discriminator(generator(low_BTCHW), bicubic_BTCYX)
-                pairs.append((number, real_logits.float().cpu(), fake_logits.float().cpu()))
-        return drift_scores(sorted(gather_lists(pairs), key=lambda pair: pair[0]), objective)
+                fake_BTCYX = generator(low_BTCHW)
+                logits = (discriminator(clip, bicubic_BTCYX).float().cpu() for clip in (real_BTCYX, fake_BTCYX))
+                # Rounded like the truth, or the missing rounding would give the generated clip away.
+                bands = (band_powers(from_uint8(to_uint8(clip[0]))) for clip in (real_BTCYX, fake_BTCYX))
+                looks.append(Look(number, *logits, *bands))
+        return sorted(gather_lists(looks), key=lambda look: look.number)
+
+    def pulls(
+        self, generator: nn.Module, discriminator: nn.Module, logit_gradients: Mapping[int, Tensor], pixel: PixelName
+    ) -> list[tuple[int, float, float]]:
+        """(Window, squared norm of the adversarial gradient, squared norm of the image gradient), in order.
+
+        At the generator's output, of the terms without their weights, both of the mean over the windows in
+        `logit_gradients`, which holds the adversarial loss's gradient by the logits of each. Equal on all ranks.
+        """
+        found: list[tuple[int, float, float]] = []
+        with evaluating(generator, discriminator):
+            for number in self.mine:
+                if number not in logit_gradients:
+                    continue
+                low_BTCHW, real_BTCYX = self._clip(number)
+                fake_BTCYX = generator(low_BTCHW)
+                with torch.enable_grad():
+                    fake_BTCYX = fake_BTCYX.detach().requires_grad_()
+                    logits = discriminator(fake_BTCYX, bicubic_upsample(low_BTCHW, self.scale))
+                    outer = logit_gradients[number].to(logits)
+                    (adversarial_BTCYX,) = torch.autograd.grad(logits, fake_BTCYX, outer)
+                    image = PIXEL[pixel](fake_BTCYX, real_BTCYX) / len(logit_gradients)
+                    (image_BTCYX,) = torch.autograd.grad(image, fake_BTCYX)
+                found.append((number, _squared(adversarial_BTCYX), _squared(image_BTCYX)))
+        return sorted(gather_lists(found))
 
     def picture(self, generator: nn.Module, number: int, height_px: int = 288) -> Picture:
         """(Y, X, 3) uint8 RGB, the middle frame: low-resolution and bicubic above, generated and truth below.
@@ -107,21 +143,8 @@ def clip_scores(prefix: str, fake_TCYX: Tensor, real_TCYX: Tensor, scale: int) -
     return {f"{prefix}/{name}": value for name, value in scores.items()}
 
 
-def drift_scores(pairs: Sequence[tuple[int, Tensor, Tensor]], objective: AdversarialObjective) -> dict[str, float]:
-    """Drift measures from (window, real logits, fake logits) of each held-out window, in a fixed order."""
-    with torch.enable_grad():
-        real = torch.cat([real for _, real, _ in pairs]).requires_grad_()
-        fake = torch.cat([fake for _, _, fake in pairs]).requires_grad_()
-        loss = objective.discriminator_loss(real, fake)
-        gradients = torch.autograd.grad(loss, [real, fake])
-    real_means = real.detach().flatten(1).mean(1).double().numpy()
-    fake_means = fake.detach().flatten(1).mean(1).double().numpy()
-    return {
-        "drift/normalized_loss": normalised_loss(float(loss.detach()), objective.chance),
-        "drift/paired_accuracy": paired_accuracy(real_means, fake_means),
-        "drift/auc": auc(real_means, fake_means),
-        "drift/dead_fraction": float(np.mean([dead_fraction(gradient.numpy()) for gradient in gradients])),
-    }
+def _squared(gradient: Tensor) -> float:
+    return float(gradient.double().square().sum())
 
 
 def _mean_rows(rows: list[tuple[int, dict[str, float]]]) -> dict[str, float]:

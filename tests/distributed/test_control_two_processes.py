@@ -1,0 +1,76 @@
+"""With every controller on, two processes decide as one does, and a resumed run as an uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vsr_dist.training.metrics_file import read_metrics
+
+pytestmark = pytest.mark.slow
+
+# Levels between which the loss of the first steps wanders, so that the discriminator rests, plays and doubles.
+CONTROL = (
+    "control.gamma={target: 0.72, lowest: 0.098}",
+    "control.weight.ratio=0.1",
+    "control.steps={rest_below: 0.97, double_above: 0.993, decay: 0.2}",
+    "control.revival={after: 1, every_steps: 6}",
+    "train.log_every=1",
+)
+
+
+def weights(run_dir):
+    folder = run_dir / "checkpoints" / "step_00000020"
+    names = ("generator", "discriminator", "ema")
+    return {
+        f"{name}.{key}": value for name in names for key, value in load_file(folder / f"{name}.safetensors").items()
+    }
+
+
+def controllers(run_dir):
+    return json.loads((run_dir / "checkpoints" / "step_00000020" / "state.json").read_text())["controllers"]
+
+
+def column(run_dir, name):
+    return [line[name] for line in read_metrics(run_dir / "metrics.jsonl") if name in line]
+
+
+def drift(run_dir):
+    return [
+        {key: value for key, value in line.items() if key.startswith(("drift/", "control/"))}
+        for line in read_metrics(run_dir / "metrics.jsonl")
+    ]
+
+
+def assert_equal_bits(first, second):
+    assert first.keys() == second.keys()
+    assert not [key for key in first if not torch.equal(first[key], second[key])]
+
+
+def test_controllers_decide_the_same_on_two_processes_and_after_a_resume(launcher):
+    two = launcher.run("two", *CONTROL, processes=2)
+    one = launcher.run("one", "train.accumulation_steps=2", *CONTROL)
+    assert_equal_bits(weights(one), weights(two))
+    assert controllers(one) == controllers(two)
+    assert drift(one) == drift(two)
+    steps = column(one, "control/discriminator_steps")
+    assert {0.0, 1.0, 2.0} <= set(steps), steps
+    assert len(set(column(one, "control/adversarial_weight"))) > 10 and len(set(column(one, "control/r1_gamma"))) > 2
+
+    resumed = launcher.folder / "resumed"
+    name = "step_00000010"
+    shutil.copytree(one / "checkpoints" / name, resumed / "checkpoints" / name)
+    lines = [line for line in (one / "metrics.jsonl").read_text().splitlines() if json.loads(line)["step"] <= 13]
+    (resumed / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    launcher.run("resumed", "train.accumulation_steps=2", *CONTROL, options=("--resume", "auto"))
+    assert_equal_bits(weights(one), weights(resumed))
+    assert controllers(one) == controllers(resumed)
+    assert drift(one) == drift(resumed)
+
+    summary = json.loads((one / "summary.json").read_text())
+    assert summary["drift"].startswith("discriminator ")
+    assert (one / "drift.png").read_bytes().startswith(b"\x89PNG")

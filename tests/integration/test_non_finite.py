@@ -1,0 +1,144 @@
+"""A number that is not finite: the run stops or goes back, says why, and keeps what is needed to look at it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from safetensors.torch import load_file
+
+from vsr_dist.cli import main
+from vsr_dist.config import load_config
+from vsr_dist.core.rng import step_seed
+from vsr_dist.core.world import World
+from vsr_dist.data.loader import TrainLoader
+from vsr_dist.data.source import open_shard_set
+from vsr_dist.training import checkpoint
+from vsr_dist.training.metrics_file import read_metrics
+from vsr_dist.training.trainer import Trainer
+
+TREE = {
+    "seed": 5,
+    "data": {"clip_frames": 3, "crop_px": 10, "val_crop_px": 12, "batch_clips": 4, "val_clips": 2},
+    "generator": {"kind": "recurrent", "channels": 4, "num_blocks": 1},
+    "loss": {"adversarial": 0.0, "perceptual": 0.0},
+    "train": {"steps": 12, "accumulation_steps": 2, "threads": 1, "log_every": 2, "validate_every": 6},
+    "tracking": {"mlflow": False},
+}
+
+
+@pytest.fixture
+def train(tmp_path, pack_films, monkeypatch, capsys):
+    """Trains with faults: before each listed step, once per entry, a weight becomes NaN. Returns status and errors."""
+    config = tmp_path / "small.yaml"
+    tree = {**TREE, "run_dir": str(tmp_path / "run"), "data": {**TREE["data"], "root": str(pack_films("npy"))}}
+    tree["train"] = {**TREE["train"], "checkpoint_every": 4}
+    config.write_text(yaml.safe_dump(tree))
+    real_step = Trainer._train_step
+
+    def run(*overrides, faults=()):
+        left = list(faults)
+
+        def broken_step(self, step, *arguments):
+            if step in left:
+                left.remove(step)
+                with torch.no_grad():
+                    next(self.parts.live.modules["generator"].parameters()).fill_(math.nan)
+            real_step(self, step, *arguments)
+
+        monkeypatch.setattr(Trainer, "_train_step", broken_step)
+        argv = ["train", "--config", str(config), "--resume", "auto"]
+        status = main([*argv, *(word for override in overrides for word in ("--set", override))])
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+        return status, capsys.readouterr()
+
+    run.config = config
+    return run
+
+
+def ended(run_dir):
+    return json.loads((run_dir / "ended.json").read_text())
+
+
+def test_stop_is_the_default_and_leaves_a_bundle(train, tmp_path):
+    status, texts = train(faults=[6])
+    assert status == 2
+    assert "not finite: the term(s) loss_g/image" in texts.err
+    found = ended(tmp_path / "run")
+    assert (found["exit_reason"], found["status"], found["error"]) == ("failed", 2, "NonFiniteError")
+    folder = tmp_path / "run/debug/step_00000006"
+    report = json.loads((folder / "rank_0.json").read_text())
+    assert report["terms"]["loss_g/image"] == ["nan", "nan"]
+    assert report["step"] == 6
+    assert report["step_seed"] == step_seed(5, 0, 6)
+    assert report["config"]["train"]["steps"] == 12
+    assert report["learning_rates"]["generator"] == pytest.approx(1e-4)
+    # The micro-batches are those that the step read.
+    config = load_config(train.config)
+    loader = TrainLoader(config.data, open_shard_set(config.data), config.seed, World(), 2)
+    kept = load_file(folder / "rank_0.safetensors")
+    batches = loader.batches(6)
+    for number in range(2):
+        batch = next(batches)
+        assert torch.equal(kept[f"low_{number}"], batch.low_BTCHW)
+        assert torch.equal(kept[f"real_{number}"], batch.real_BTCYX)
+        assert report["windows"][number] == list(batch.names)
+    batches.close()
+
+
+def test_rollback_goes_on_from_the_last_checkpoint_with_a_lower_learning_rate(train, tmp_path):
+    status, texts = train("train.on_non_finite=rollback", faults=[6])
+    assert status == 0, texts.err
+    assert "step 7 was not finite: back to step 4, learning rates x 0.5" in texts.out
+    lines = [line for line in read_metrics(tmp_path / "run/metrics.jsonl") if "learning_rate/generator" in line]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    rates = [line["learning_rate/generator"] for line in lines]
+    assert rates == pytest.approx([1e-4, 1e-4, 5e-5, 5e-5, 5e-5, 5e-5])
+    state = checkpoint.read_state(checkpoint.newest(tmp_path / "run/checkpoints"))
+    assert (state["step"], state["rollbacks"]) == (12, 1)
+    assert (tmp_path / "run/debug/step_00000006/rank_0.safetensors").is_file()
+
+
+def test_before_the_first_checkpoint_rollback_goes_back_to_the_start(train, tmp_path):
+    status, texts = train("train.on_non_finite=rollback", faults=[2])
+    assert status == 0, texts.err
+    assert "step 3 was not finite: back to step 0" in texts.out
+
+
+def test_rollbacks_are_bounded_and_each_lowers_the_rate(train, tmp_path):
+    options = ("train.on_non_finite=rollback", "train.max_rollbacks=2")
+    status, texts = train(*options, faults=[5, 6, 7])
+    assert status == 2
+    assert "learning rates x 0.25" in texts.out
+    assert "train.max_rollbacks=2 rollbacks did not help" in texts.err
+    assert len(list((tmp_path / "run/debug").iterdir())) == 3
+
+
+def test_a_stopped_run_resumes_as_if_nothing_had_happened(train, tmp_path):
+    assert train(faults=[6])[0] == 2
+    assert train()[0] == 0
+    assert ended(tmp_path / "run")["exit_reason"] == "finished"
+    resumed = load_file(tmp_path / "run/checkpoints/step_00000012/ema.safetensors")
+    assert train(f"run_dir={tmp_path / 'straight'}")[0] == 0
+    straight = load_file(tmp_path / "straight/checkpoints/step_00000012/ema.safetensors")
+    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+
+
+def test_a_log_interval_cut_by_a_stop_is_logged_whole(train, tmp_path):
+    """A checkpoint in the middle of a log interval holds the sums so far."""
+    options = ("train.log_every=5", "train.checkpoint_every=3")
+    assert train(*options, faults=[7])[0] == 2
+    status, texts = train(*options)
+    assert status == 0, texts.err
+    assert train(*options, f"run_dir={tmp_path / 'straight'}")[0] == 0
+    resumed, straight = (
+        [line["loss_g/image"] for line in read_metrics(tmp_path / name / "metrics.jsonl") if "loss_g/image" in line]
+        for name in ("run", "straight")
+    )
+    assert resumed == straight
+    assert len(straight) == 3

@@ -1,0 +1,178 @@
+"""The best checkpoint, and checkpoints whose writer is killed at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from vsr_dist.core.errors import BadConfigError
+from vsr_dist.core.world import World
+from vsr_dist.training import checkpoint
+from vsr_dist.training.checkpoint import Restorable
+from vsr_dist.training.ema import make_ema
+from vsr_dist.training.keeper import Keeper
+from vsr_dist.training.train_config import TrainConfig
+
+
+def make_live(value=0.0):
+    generator, discriminator = nn.Linear(3, 3), nn.Linear(3, 1)
+    nn.init.constant_(generator.weight, value)
+    modules = {"generator": generator, "discriminator": discriminator, "ema": make_ema(generator, 0.9)}
+    return Restorable(modules, {name: torch.optim.Adam(modules[name].parameters()) for name in list(modules)[:2]})
+
+
+def keeper_of(folder, live=None, **fields):
+    return Keeper(TrainConfig(**fields), folder, live or make_live(), World())
+
+
+def steps_of(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def state():
+    return {"config": {}}
+
+
+@pytest.mark.parametrize(("mode", "values", "kept"), [("max", [1.0, 3.0, 2.0, 3.0], 2), ("min", [3.0, 1.0, 2.0], 2)])
+def test_the_best_is_kept_and_a_tie_changes_nothing(tmp_path, mode, values, kept):
+    keeper = keeper_of(tmp_path, best_mode=mode)
+    for step, value in enumerate(values, start=1):
+        keeper.keep_best(step, {"val/psnr_y": value}, state)
+    found = checkpoint.read_state(checkpoint.best(tmp_path / "checkpoints"))
+    assert found["step"] == kept
+    assert found["best"] == {"metric": "val/psnr_y", "mode": mode, "value": values[kept - 1]}
+
+
+def test_the_best_is_whole_and_loads(tmp_path):
+    keeper_of(tmp_path, make_live(0.25)).keep_best(7, {"val/psnr_y": 1.0}, state)
+    path = checkpoint.best(tmp_path / "checkpoints")
+    assert {file.name for file in path.iterdir()} == {
+        *(f"{name}.safetensors" for name in ("generator", "discriminator", "ema")),
+        "optimizers.pt",
+        "state.json",
+        "manifest.json",
+    }
+    live = make_live()
+    assert checkpoint.load(path, live)["step"] == 7
+    assert torch.equal(live.modules["generator"].weight, torch.full((3, 3), 0.25))
+    (path / "ema.safetensors").unlink()
+    assert checkpoint.best(tmp_path / "checkpoints") is None
+
+
+def test_the_best_is_neither_pruned_nor_taken_for_the_newest(tmp_path):
+    keeper = keeper_of(tmp_path, keep_checkpoints=1)
+    keeper.keep_best(90, {"val/psnr_y": 1.0}, state)
+    assert checkpoint.newest(tmp_path / "checkpoints") is None
+    assert not keeper.has_checkpoint()
+    for step in (10, 20, 30):
+        keeper.save(step, state())
+    assert steps_of(tmp_path) == ["best", "step_00000030"]
+    assert checkpoint.newest(tmp_path / "checkpoints").name == "step_00000030"
+
+
+def test_a_resumed_run_remembers_the_best(tmp_path):
+    keeper_of(tmp_path).keep_best(5, {"val/psnr_y": 30.0}, state)
+    keeper_of(tmp_path).keep_best(6, {"val/psnr_y": 29.0}, state)
+    assert checkpoint.read_state(checkpoint.best(tmp_path / "checkpoints"))["step"] == 5
+    # By another measure the value says nothing.
+    keeper_of(tmp_path, best_metric="val/tof", best_mode="min").keep_best(7, {"val/tof": 99.0}, state)
+    assert checkpoint.read_state(checkpoint.best(tmp_path / "checkpoints"))["step"] == 7
+
+
+def test_no_candidates(tmp_path):
+    keeper = keeper_of(tmp_path)
+    keeper.keep_best(0, {"val/psnr_y": 99.0}, state)
+    keeper.keep_best(1, {"val/psnr_y": float("nan")}, state)
+    keeper_of(tmp_path, best_metric=None).keep_best(2, {}, state)
+    assert not (tmp_path / "checkpoints").exists()
+    with pytest.raises(BadConfigError, match=r"no metric val/psnr_x \(did you mean 'val/psnr_y'\?\)"):
+        keeper_of(tmp_path, best_metric="val/psnr_x").keep_best(0, {"val/psnr_y": 1.0}, state)
+
+
+def test_between_the_two_renames_of_the_best_its_predecessor_is_found(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoints"
+    checkpoint.save_best(folder, 1, make_live(), {})
+    renames = []
+
+    def once(source, target):
+        renames.append(target)
+        if len(renames) == 2:
+            raise OSError("killed here")
+        real(source, target)
+
+    real = os.replace
+    monkeypatch.setattr(os, "replace", once)
+    with pytest.raises(OSError, match="killed here"):
+        checkpoint.save_best(folder, 2, make_live(), {})
+    monkeypatch.undo()
+    assert checkpoint.read_state(checkpoint.best(folder))["step"] == 1
+    checkpoint.save_best(folder, 3, make_live(), {})
+    assert checkpoint.read_state(checkpoint.best(folder))["step"] == 3
+    assert [path.name for path in folder.iterdir()] == ["best"]
+
+
+def test_the_last_good_checkpoint_has_no_broken_weight(tmp_path):
+    live = make_live(1.0)
+    keeper = keeper_of(tmp_path, live)
+    keeper.save(1, state())
+    live.modules["ema"].module.weight.data[0, 0] = float("inf")
+    keeper.save(2, state())
+    assert keeper.restore_last_good()["step"] == 1
+    assert torch.isfinite(live.modules["ema"].module.weight).all()
+    (tmp_path / "checkpoints/step_00000001/manifest.json").unlink()
+    assert keeper.restore_last_good() is None
+
+
+def save_for_ever(folder, first):
+    """Checkpoint after checkpoint, each weight the number of its step, until somebody kills this process."""
+    step = first
+    while True:
+        live = make_live(float(step))
+        checkpoint.save(folder, step, live, {}, keep=2)
+        checkpoint.save_best(folder, step, live, {})
+        step += 1
+
+
+def loads_whole(path):
+    live = make_live()
+    step = checkpoint.load(path, live)["step"]
+    return step, torch.equal(live.modules["generator"].weight, torch.full((3, 3), float(step)))
+
+
+@pytest.mark.timeout(240)
+def test_twenty_kills_during_saves_leave_the_newest_complete_checkpoint(tmp_path):
+    folder, delays = tmp_path / "checkpoints", random.Random(0)
+    step, interrupted, had_best = 0, 0, False
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            save_for_ever(folder, step + 1)
+        # The first save of this child is waited for, so that every round gets further.
+        begin_s = time.monotonic()
+        while checkpoint.newest(folder) != checkpoint.checkpoint_path(folder, step + 1):
+            assert time.monotonic() - begin_s < 60
+            if (newest := checkpoint.newest(folder)) is not None and int(newest.name[5:]) > step:
+                break
+            time.sleep(0.001)
+        time.sleep(delays.uniform(0, 0.03))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        interrupted += bool(list(folder.glob("*.tmp")))
+        found, whole = loads_whole(checkpoint.newest(folder))
+        assert whole
+        assert found > step
+        best = checkpoint.best(folder)
+        assert best is None or loads_whole(best)[1]
+        assert best is not None or not had_best
+        had_best = best is not None
+        step = found
+    assert had_best
+    assert interrupted >= 3, "the kills must hit saves"
+    assert json.loads((checkpoint.newest(folder) / "state.json").read_text())["step"] == step
