@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 MADE := $(VENV)/.made
 DEMO := $(VENV)/.demo-installed
 DEV := $(VENV)/.dev-installed
+# Files of tests side by side; a test may start two processes of its own.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 SHELL := bash
@@ -24,8 +26,8 @@ paper-table: $(DEMO)  ## hours in the background: the paper's models, ours and b
 	  echo "runs in the background: tail -f runs/paper-table/log.txt; stop it with: kill $$!; go on: make paper-table"
 
 test: lint  ## lint, types, import contracts, then the tests, quick ones first
-	$(BIN)/python -m pytest -m "not slow"
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m "not slow"
+	$(PYTEST) -m slow
 
 lint: $(DEV)  ## ruff, formatting, mypy and the import contracts
 	$(BIN)/ruff check
@@ -35,7 +37,7 @@ lint: $(DEV)  ## ruff, formatting, mypy and the import contracts
 
 quick: $(DEV)  ## ruff and the quick tests, stopping at the first failure
 	$(BIN)/ruff check
-	$(BIN)/python -m pytest -q -x -m "not slow"
+	$(PYTEST) -q -x -m "not slow"
 
 venv: $(DEV)  ## make .venv with everything needed to develop
 
