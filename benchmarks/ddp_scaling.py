@@ -1,7 +1,9 @@
 """How much of a second process's work DDP leaves: steps of the GAN with one and two processes, equal threads each.
 
 Each process has the same micro-batch, so that perfect scaling keeps the step time: efficiency = time of one process
-over time of two. Run alone on the machine: python benchmarks/ddp_scaling.py --data demo/data [--steps 40]
+over time of two. Run alone on the machine; writes benchmarks/results/ddp_scaling.json:
+
+    python benchmarks/ddp_scaling.py --data demo/data [--steps 40]
 """
 
 from __future__ import annotations
@@ -9,15 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
+import shlex
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from statistics import median
 
-import torch
 import yaml
+from machine import describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIPS_PER_PROCESS = 4
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "configs/demo.yaml")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/ddp_scaling.json")
     arguments = parser.parse_args()
     times: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
@@ -66,14 +69,14 @@ def main() -> None:
                 times[processes] += found
     one, two = median(times[1]), median(times[2])
     result = {
-        "command": " ".join(sys.argv),
-        "machine": {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "command": shlex.join(["python", "benchmarks/ddp_scaling.py", *sys.argv[1:]]),
+        "machine": describe_machine(),
         "config": yaml.safe_load(arguments.config.read_text())["name"],
         "clips_per_process": CLIPS_PER_PROCESS,
         "step_ms": {"1": round(one, 1), "2": round(two, 1)},
         "efficiency": round(one / two, 3),
     }
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 

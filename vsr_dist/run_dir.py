@@ -22,6 +22,9 @@ from vsr_dist.training import checkpoint
 
 SUMMARY_NAME = "summary.json"
 ENDED_NAME = "ended.json"
+# Result fields that a resumed run may change all the same: the batch of a step stays what it was, only its division
+# into micro-batches differs, as it does on another number of processes.
+_MAY_CHANGE = {"train.accumulation_steps"}
 # Of a run that SIGTERM stopped: 128 + 15, what a shell reports of a process that this signal ended.
 STOPPED_STATUS = 143
 # Of a process whose training lost another one: EX_TEMPFAIL of sysexits.h, "try again".
@@ -73,14 +76,14 @@ def prepare_run_dir(config: Config, resume: str | None) -> Start:
 
 
 def _refuse_changed_config(config: Config, start: Start) -> None:
-    """A resumed run must compute what the interrupted one would have: no `result` field may differ."""
+    """A resumed run must compute what the interrupted one would have: no `result` field may differ, but for one."""
     saved = flatten(start.state["config"])
     current = flatten(config_tree(config))
     kinds = effects(config)
     changed = [
         f"{key} {saved.get(key)!r} -> {current.get(key)!r}"
         for key in sorted(saved.keys() | current.keys())
-        if saved.get(key) != current.get(key) and kinds.get(key, "result") == "result"
+        if saved.get(key) != current.get(key) and kinds.get(key, "result") == "result" and key not in _MAY_CHANGE
     ]
     if changed:
         raise BadCheckpointError(

@@ -45,6 +45,7 @@ from vsr_dist.training.drift_plot import PLOT_NAME, write_drift_plot
 from vsr_dist.training.launch import make_accelerator, refuse_launch
 from vsr_dist.training.lines import describe_drift
 from vsr_dist.training.metrics_file import METRICS_NAME, read_metrics
+from vsr_dist.training.outbox import FOLDER_NAME, Outbox
 from vsr_dist.training.signals import StopRequest
 from vsr_dist.training.summary import summary_table
 from vsr_dist.training.tracker import Tracker
@@ -91,7 +92,7 @@ def _run_in(config: Config, resume: str | None, accelerator: Accelerator, world:
         start = from_main(together(lambda: prepare_run_dir(config, resume) if world.is_main else Start()))
         if start.finished:
             if world.is_main:
-                say(f"{config.run_dir} is finished already (see {SUMMARY_NAME}); nothing to do")
+                _say_finished(Path(config.run_dir))
             return 0
         with note_ending(Path(config.run_dir) if world.is_main else None) as ending:
             inputs = together(lambda: open_inputs(config, world))
@@ -102,6 +103,12 @@ def _run_in(config: Config, resume: str | None, accelerator: Accelerator, world:
                 together(lambda: checkpoint.load(path, parts.live))
             ending.status = _tracked(config, parts, start, stop)
     return ending.status
+
+
+def _say_finished(run_dir: Path) -> None:
+    say(f"{run_dir} is finished already (see {SUMMARY_NAME}); nothing to do")
+    if (run_dir / FOLDER_NAME).is_dir() and Outbox(run_dir).jobs():
+        say(f"MLflow has not taken all of it yet; send the rest with: vsr-dist track replay {run_dir}")
 
 
 def _said_once(action: Callable[[], Item]) -> Item:
@@ -173,9 +180,11 @@ def _announce(config: Config, parts: Parts, start: Start) -> None:
         f"{config.discriminator.kind} discriminator ({sizes['discriminator']:,}), "
         f"{len(parts.loader.windows):,} training windows, steps {first_step} to {config.train.steps}"
     )
-    before = start.state.get("processes", parts.world.size)
-    if before != parts.world.size:
-        say(f"the checkpoint is of {before} process(es): the order of samples goes on, dropout and batch norm differ")
+    if start.checkpoint is not None:
+        before = _division(start.state["processes"], start.state["config"]["train"]["accumulation_steps"])
+        now = _division(parts.world.size, config.train.accumulation_steps)
+        if before != now:
+            say(f"the checkpoint is of {before}, this is of {now}: the order of samples goes on, rounding may differ")
     facts = {
         "processes": parts.world.size,
         "generator_parameters": sizes["generator"],
@@ -183,6 +192,11 @@ def _announce(config: Config, parts: Parts, start: Start) -> None:
         "data_digest": parts.loader.windows_of.index.digest,
     }
     _describe(config, parts, first_step, {**config_tree(config), "run": facts})
+
+
+def _division(processes: int, accumulation_steps: int) -> str:
+    """How each global batch is divided."""
+    return f"{processes} process(es) x {accumulation_steps} micro-batch(es)"
 
 
 def _describe(config: Config, parts: Parts, first_step: int, settings: dict[str, Any]) -> None:

@@ -99,13 +99,32 @@ def test_resumed_run_equals_uninterrupted_run(launcher):
     assert losses(straight) == losses(resumed)
 
 
-def test_resumed_run_equals_uninterrupted_run_on_two_processes(launcher):
-    straight = launcher.run("straight", processes=2)
-    resumed = launcher.folder / "resumed"
+def test_a_run_on_two_processes_resumes_on_two_and_on_one(launcher):
+    """On as many micro-batches as before in every bit; on fewer with the same samples, which only rounding moves."""
+    straight = launcher.run("straight", "train.log_every=1", processes=2)
     name = "step_00000010"
-    shutil.copytree(straight / "checkpoints" / name, resumed / "checkpoints" / name)
-    launcher.run("resumed", options=("--resume", "auto"), processes=2)
-    assert_equal_bits(weights(straight), weights(resumed))
+    worlds = {"two": (2, 1), "one": (1, 2), "undivided": (1, 1)}
+    said = {}
+    for run, (processes, micro_batches) in worlds.items():
+        shutil.copytree(straight / "checkpoints" / name, launcher.folder / run / "checkpoints" / name)
+        division = ("train.log_every=1", f"train.accumulation_steps={micro_batches}")
+        done = launcher.attempt(run, *division, options=("--resume", "auto"), processes=processes)
+        assert done.returncode == 0, done.stderr
+        said[run] = done.stdout
+    assert "the checkpoint is of" not in said["two"]
+    moved = "the checkpoint is of 2 process(es) x 1 micro-batch(es), this is of 1 process(es) x {} micro-batch(es)"
+    assert moved.format(2) in said["one"] and moved.format(1) in said["undivided"]
+    assert_equal_bits(weights(straight), weights(launcher.folder / "two"))
+    assert_equal_bits(weights(straight), weights(launcher.folder / "one"))
+    images = [image_losses(run, after=10) for run in (straight, launcher.folder / "undivided")]
+    assert len(images[0]) == 10
+    assert images[1] == pytest.approx(images[0], rel=1e-3)
+    # What other samples would have cost: far more than that.
+    assert min(abs(a - b) for a, b in zip(images[0], images[0][1:], strict=False)) > 2e-3 * images[0][0]
+
+
+def image_losses(run_dir: Path, after: int) -> list[float]:
+    return [line["loss_g/image"] for line in losses(run_dir) if line["step"] > after and "loss_g/image" in line]
 
 
 def test_speed_and_io_fields_leave_the_result_alone(launcher):

@@ -56,6 +56,9 @@ def test_two_processes_make_one_complete_run(tracked):
     assert len([path for path in pictures if path.endswith(".png")]) == 3 * 3  # three windows at steps 0, 3 and 6
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert {"config.yaml", "summary.json", "generator.safetensors", "generator.json", "environment.json"} <= files
+    assert "drift.png" in files
+    words = json.loads((run_dir / "summary.json").read_text())["drift"]
+    assert run.data.tags["drift/verdict"] in words
     (data,) = run.inputs.dataset_inputs
     assert data.dataset.digest == json.loads((run_dir / "summary.json").read_text())["data_digest"]
     assert "vsr_dist/train.py --config" in run.data.tags["command"]
