@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo paper-table test lint quick constraints clean
+.PHONY: help venv demo paper-table drift-proof test lint quick constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +24,11 @@ paper-table: $(DEMO)  ## hours in the background: the paper's models, ours and b
 	@mkdir -p runs/paper-table
 	@nohup $(BIN)/python benchmarks/paper_table.py $(PAPER_TABLE_OPTIONS) >> runs/paper-table/log.txt 2>&1 & \
 	  echo "runs in the background: tail -f runs/paper-table/log.txt; stop it with: kill $$!; go on: make paper-table"
+
+drift-proof: $(DEMO)  ## hours in the background: the paper's drift, its cures, a study, fresh seeds; run again to go on
+	@mkdir -p runs/drift-proof
+	@nohup $(BIN)/python benchmarks/drift_proof.py $(DRIFT_PROOF_OPTIONS) >> runs/drift-proof/log.txt 2>&1 & \
+	  echo "runs in the background: tail -f runs/drift-proof/log.txt; stop it with: kill $$!; go on: make drift-proof"
 
 test: lint  ## lint, types, import contracts, then the tests, quick ones first
 	$(PYTEST) -m "not slow"

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.driver import run_study
-from sweeps.promote import promote
-from sweeps.report import write_report
+from sweeps.findings import Findings
+from sweeps.promote import outcome, promote
+from sweeps.publish import publish_report
+from sweeps.storage import load_trials
 from sweeps.study_config import load_study
 from vsr_dist.core.config_io import add_override_option
 from vsr_dist.core.console import say
@@ -44,8 +46,11 @@ def register(subparsers: Subparsers) -> None:
         parser.epilog = f"example:\n  {parser.prog} --config configs/studies/demo.yaml"
         parser.add_argument("--config", metavar="FILE", type=Path, required=True, help="YAML file of the study")
         add_override_option(parser, "num_trials=50")
+        if name == "run":
+            _add_run_options(parser)
         if name == "promote":
             parser.add_argument("--out", metavar="FILE", type=Path, help="where to (default STUDY_DIR/best.yaml)")
+            parser.add_argument("--number", metavar="N", type=int, help="trial to take in place of the best one")
         parser.set_defaults(handler=verb.handler)
 
 
@@ -63,25 +68,38 @@ def main(argv: Sequence[str]) -> int:
     return run(parser.parse_args(argv))
 
 
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Short forms of what depends on the machine more than on the study."""
+    parser.add_argument("--workers", type=int, metavar="N", help="trials at a time (default: workers of FILE, or 1)")
+    parser.add_argument(
+        "--gpus-per-trial", type=int, metavar="K", help="GPUs that each trial has for itself (default: as they are)"
+    )
+
+
 def run_verb(arguments: argparse.Namespace) -> int:
-    """Run what is left of a study."""
-    run_study(load_study(arguments.config, arguments.overrides))
+    """Run what is left of a study, and write its report."""
+    given = {"workers": arguments.workers, "launch.gpus_per_trial": arguments.gpus_per_trial}
+    shortcuts = [f"{path}={value}" for path, value in given.items() if value is not None]
+    config = load_study(arguments.config, [*arguments.overrides, *shortcuts])
+    run_study(config)
+    files, _ = publish_report(config)
+    say(f"report: {files.page}")
     return 0
 
 
 def report_verb(arguments: argparse.Namespace) -> int:
-    """Write the report and print its table."""
-    table_path, picture_path = write_report(load_study(arguments.config, arguments.overrides))
-    say(table_path.read_text(encoding="utf-8").rstrip())
-    say(f"wrote {table_path} and {picture_path}")
+    """Write the report and print it."""
+    files, run_id = publish_report(load_study(arguments.config, arguments.overrides))
+    say(files.markdown.read_text(encoding="utf-8").rstrip())
+    say(f"wrote {files.markdown}, {files.page} and {files.table}{f'; MLflow run {run_id}' if run_id else ''}")
     return 0
 
 
 def promote_verb(arguments: argparse.Namespace) -> int:
-    """Write the best trial's configuration."""
+    """Write the best trial's configuration, or that of one picked by hand."""
     config = load_study(arguments.config, arguments.overrides)
-    best, path = promote(config, arguments.out)
-    say(f"wrote {path}: trial {best.number}, {config.objective.metric} {best.value:.4f}")
+    chosen, path = promote(config, arguments.out, arguments.number)
+    say(f"wrote {path}: trial {chosen.number}, {outcome(Findings(config, load_trials(config)), chosen)}")
     if config.set:
         say(f"the study's own overrides are still in it ({', '.join(config.set)}); change them for a full training")
     return 0
@@ -89,6 +107,6 @@ def promote_verb(arguments: argparse.Namespace) -> int:
 
 VERBS = {
     "run": Verb("run a study, or what is left of it", run_verb),
-    "report": Verb("write the table of trials and the history plot", report_verb),
-    "promote": Verb("write the best trial's training configuration", promote_verb),
+    "report": Verb("write the report (markdown, HTML, CSV), also while the study runs", report_verb),
+    "promote": Verb("write the best trial's training configuration, or that of one picked by hand", promote_verb),
 }

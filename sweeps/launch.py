@@ -1,48 +1,56 @@
-"""Run one trial's command with its output in a file, and leave no process of it behind.
+"""Start the processes of a training, find them again, and leave none behind.
 
 torchrun puts each worker into a session of its own, so a process group does not hold a whole trial, and a killed
-torchrun leaves its workers. Every process of a trial therefore inherits a mark in its environment.
+torchrun leaves its workers. Every process of a trial therefore inherits a mark in its environment, by which also
+another driver finds it.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import psutil
 
-from sweeps.study_config import LaunchConfig
+from sweeps.study_sections import LaunchConfig
+from vsr_dist.core.config_io import read_yaml
 from vsr_dist.core.errors import UserError
 
 MARK = "VSR_DIST_TRIAL"
-# Enough for processes that heed SIGTERM; the rest is killed.
-GRACE_S = 15.0
+_PORT_OPTION = "--main_process_port"
 _KILL_WAIT_S = 0.1
 _KILL_LIMIT_S = 30.0
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How a command ended: its exit status, negative for a signal, or None if it was stopped at its time limit."""
-
-    exit_status: int | None
-    seconds: float
-
-
-def launch_command(launch: LaunchConfig) -> list[str]:
-    """The command up to the options of `vsr_dist.train`."""
+def launch_command(launch: LaunchConfig, port: int | None = None) -> list[str]:
+    """The command up to the options of `vsr_dist.train`; `port` is where the trial's processes are to meet."""
     if launch.command:
         return list(launch.command)
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch.config_file)]
-    return [*accelerate, *launch.args, "-m", "vsr_dist.train"]
+    meeting = [] if port is None or _chooses_port(launch) else [_PORT_OPTION, str(port)]
+    return [*accelerate, *meeting, *launch.args, "-m", "vsr_dist.train"]
+
+
+def _chooses_port(launch: LaunchConfig) -> bool:
+    """True if the options name a port, or the configuration leaves the choice of a free one to the launcher (0)."""
+    if any(word.partition("=")[0] == _PORT_OPTION for word in launch.args):
+        return True
+    return read_yaml(Path(str(launch.config_file))).get("main_process_port") == 0
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def mark_of(trial_dir: Path) -> str:
@@ -50,47 +58,71 @@ def mark_of(trial_dir: Path) -> str:
     return str(trial_dir.resolve())
 
 
-def run_logged(
-    command: Sequence[str], log_path: Path, mark: str, *, timeout_s: float | None, grace_s: float = GRACE_S
-) -> Ending:
-    """Run a command to its end or its time limit; stdout and stderr go to `log_path`.
+def start_logged(
+    command: Sequence[str], log_path: Path, mark: str, environment: Mapping[str, str], keep_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own; stdout and stderr are added to `log_path`.
 
-    Whatever ends this call, a Ctrl-C included, no process that carries `mark` is left.
+    keep_fds: open files that the process inherits, and with them their locks.
     """
-    begin_s = time.monotonic()
-    try:
-        with log_path.open("wb") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, MARK: mark},
-                start_new_session=True,  # A Ctrl-C on the terminal reaches the driver alone.
-            )
-        status = _wait(process, timeout_s)
-        seconds = time.monotonic() - begin_s
-    finally:
-        stop_marked(mark, grace_s)
-    return Ending(status, seconds)
+    with log_path.open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment, MARK: mark},
+            start_new_session=True,  # A Ctrl-C on the terminal reaches the driver alone.
+            pass_fds=keep_fds,
+        )
 
 
-def stop_marked(mark: str, grace_s: float = GRACE_S) -> int:
-    """Ask every process with the mark to end (SIGTERM), kill what is left, and return how many there were.
+def marked(mark: str) -> list[psutil.Process]:
+    """Living processes of this user on this machine with the mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def terminate_marked(mark: str) -> int:
+    """Ask every process with the mark to end (SIGTERM); returns how many there were."""
+    found = marked(mark)
+    for process in found:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    return len(found)
+
+
+def kill_marked(mark: str) -> None:
+    """Kill until none is left, for a process may start another one in the meantime.
 
     Raises UserError for processes that the system cannot kill, such as one that hangs in a driver call.
     """
-    found = _marked(mark)
-    if not found:
-        return 0
+    limit_s = time.monotonic() + _KILL_LIMIT_S
+    while left := marked(mark):
+        if time.monotonic() > limit_s:
+            pids = ", ".join(str(process.pid) for process in left)
+            raise UserError(f"processes {pids} of {mark} cannot be killed; end them, then start the study again")
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=_KILL_WAIT_S)
+
+
+def stop_marked(marks: Sequence[str], grace_s: float) -> None:
+    """Ask all processes of several trials to end, and kill what is left after `grace_s`."""
+    found = [process for mark in marks for process in marked(mark)]
     try:
         for process in found:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
         psutil.wait_procs(found, timeout=grace_s)
     finally:  # Also if a second Ctrl-C cuts the wait short.
-        _kill_marked(mark)
-    return len(found)
+        for mark in marks:
+            kill_marked(mark)
 
 
 @contextmanager
@@ -105,34 +137,3 @@ def sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _kill_marked(mark: str) -> None:
-    """Kill until none is left; a process may have started another one in the meantime."""
-    limit_s = time.monotonic() + _KILL_LIMIT_S
-    while left := _marked(mark):
-        if time.monotonic() > limit_s:
-            pids = ", ".join(str(process.pid) for process in left)
-            raise UserError(f"processes {pids} of {mark} cannot be killed; end them, then start the study again")
-        for process in left:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(left, timeout=_KILL_WAIT_S)
-
-
-def _wait(process: subprocess.Popen[bytes], timeout_s: float | None) -> int | None:
-    """Exit status, or None at the time limit."""
-    try:
-        return process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        return None
-
-
-def _marked(mark: str) -> list[psutil.Process]:
-    """Living processes of this user on this machine with the mark in their environment."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found

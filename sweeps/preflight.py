@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sweeps.launch import launch_command
-from sweeps.space import check_space
+from sweeps.objective import used_metrics
+from sweeps.slots import check_gpus
+from sweeps.space import Stored, as_override, check_space, given_values, sections_of
 from sweeps.study_config import StudyConfig
 from vsr_dist.build import open_inputs
-from vsr_dist.config import check_config, config_tree, parse_config
-from vsr_dist.core.config_io import apply_overrides, flatten, read_yaml, to_tree
+from vsr_dist.config import Config, check_config, config_tree, parse_config
+from vsr_dist.core.config_io import Tree, apply_overrides, flatten, read_yaml, to_tree
 from vsr_dist.core.errors import BadConfigError, nearest_hint
 from vsr_dist.core.fields import effects
 from vsr_dist.core.world import World
@@ -22,29 +26,79 @@ from vsr_dist.training.validation import clip_scores
 _TINY_PX = 64
 
 
-def check_study(config: StudyConfig) -> dict[str, Any]:
-    """Check a study against its base configuration; returns the settings that its trials have in common.
+@dataclass(frozen=True)
+class Checked:
+    """What the check of a study against its base configuration found.
 
-    These are the objective, the space, and every `result` field of the base that the space leaves alone, by dotted
-    key. Raises BadConfigError before anything is written or started.
+    Attributes:
+        settings: what all trials have in common and what decides what an objective means, by dotted key: objectives,
+            constraints, rules, space, and every `result` field of the base that the space leaves alone.
+        starts: values of the first trials, as Optuna keeps them.
+        base_seed: the base's.
+        train_steps: steps of a training.
+        warmup_steps: those before the discriminator plays.
     """
+
+    settings: dict[str, Any]
+    starts: tuple[dict[str, Stored], ...]
+    base_seed: int
+    train_steps: int
+    warmup_steps: int
+
+
+def check_study(config: StudyConfig) -> Checked:
+    """Check a study against its base configuration; BadConfigError before anything is written or started."""
     tree = apply_overrides(read_yaml(Path(config.base)), config.set)
     base = parse_config(tree, config.base)
     check_config(base)
     check_space(config.space, tree, config.base)
-    names = validation_names(base.data.clip_frames)
-    if config.objective.metric not in names:
-        hint = nearest_hint(config.objective.metric, names)
-        raise BadConfigError(f"objective.metric {config.objective.metric} is not computed by a validation{hint}")
+    resolved = sections_of(config_tree(base))
+    starts = tuple(
+        given_values(config.space, values, resolved, f"start[{place}]") for place, values in enumerate(config.start)
+    )
+    for place, values in enumerate(starts):
+        _check_start(config, tree, place, values)
+    _check_metrics(config, base)
     _check_launch(config)
     if config.launch.config_file is not None:
         # A command of one's own may start trials where this machine's files are not.
         open_inputs(base, World(0, base.train.processes or 1))
+    settings = _settings(config, base)
+    return Checked(settings, starts, base.seed, base.train.steps, base.train.warmup_steps)
+
+
+def _settings(config: StudyConfig, base: Config) -> dict[str, Any]:
     kinds = effects(base)
     fixed = {key: value for key, value in flatten(config_tree(base)).items() if kinds.get(key, "result") == "result"}
-    settings = {key: value for key, value in fixed.items() if key not in config.space}
-    settings |= flatten(to_tree(config.objective), "study.objective.")
+    inside = tuple(f"{path}." for path in config.space)
+    settings = {k: v for k, v in fixed.items() if k not in config.space and not k.startswith(inside)}
+    for place, objective in enumerate(config.objectives):
+        name = "study.objective" if not config.is_multi_objective else f"study.objectives.{place}"
+        settings |= flatten(to_tree(objective), f"{name}.")
+    for constraint in config.constraints:
+        settings[f"study.constraints.{constraint.name}"] = to_tree(constraint)
+    settings["study.seeds_per_trial"] = config.seeds_per_trial
     return settings | {f"study.space.{path}": to_tree(dimension) for path, dimension in config.space.items()}
+
+
+def _check_start(config: StudyConfig, tree: Tree, place: int, values: Mapping[str, Stored]) -> None:
+    overrides = [as_override(path, config.space[path].value_of(value)) for path, value in values.items()]
+    try:
+        check_config(parse_config(apply_overrides(tree, overrides), f"start[{place}]"))
+    except BadConfigError as error:
+        raise BadConfigError(f"start[{place}]: {error}") from error
+
+
+def _check_metrics(config: StudyConfig, base: Config) -> None:
+    """Every validation metric that is asked for must be one that a validation computes."""
+    names = validation_names(base.data.clip_frames)
+    if base.train.perceptual_metric == "stlpips":
+        names.add("val/stlpips")
+    known = names | {f"val_bicubic/{name.removeprefix('val/')}" for name in names}
+    asked = used_metrics(config.objectives, config.constraints, config.stop_when)
+    for metric, setting in asked.items():
+        if metric.startswith(("val/", "val_bicubic/")) and metric not in known:
+            raise BadConfigError(f"{setting}: {metric} is not computed by a validation{nearest_hint(metric, known)}")
 
 
 def validation_names(clip_frames: int) -> set[str]:
@@ -60,3 +114,4 @@ def _check_launch(config: StudyConfig) -> None:
     program = launch_command(config.launch)[0]
     if shutil.which(program) is None:
         raise BadConfigError(f"launch.command: there is no program {program}; give its path or install it")
+    check_gpus(config.launch.gpus_per_trial, config.workers)

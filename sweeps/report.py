@@ -1,114 +1,146 @@
-"""What a study found: a table of its trials, best first, and the history of the objective."""
+"""`study report`: what a study found, as markdown, as one HTML page, and as a CSV file of all trials."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.space import format_value
-from sweeps.storage import REASON, load_trials
+from sweeps.findings import Findings
+from sweeps.importance import importances
+from sweeps.report_blocks import Block, Heading, Picture, to_html, to_markdown
+from sweeps.report_parallel import parallel_figure
+from sweeps.report_plots import drift_figure, history_figure, importance_figure, pareto_figure
+from sweeps.report_text import best_blocks, ending_blocks, importance_blocks, labels_of, space_blocks, summary_blocks
+from sweeps.storage import load_trials
 from sweeps.study_config import StudyConfig
 from vsr_dist.core.errors import UserError
 
-REPORT_NAME = "report.md"
-PICTURE_NAME = "report.png"
+MARKDOWN_NAME, HTML_NAME, CSV_NAME = "report.md", "report.html", "report.csv"
+_DPI = 110
 
 
-# Metric of the last validation -> heading: where the discriminator stood, 1 being chance.
-DRIFT_COLUMNS = {"drift/normalized_loss": "D loss / chance", "drift/paired_accuracy": "D right on pairs"}
+@dataclass(frozen=True)
+class ReportFiles:
+    """Where the report's files lie."""
+
+    markdown: Path
+    page: Path
+    table: Path
+    pictures: tuple[Path, ...]
+
+    @property
+    def all(self) -> list[Path]:
+        """All of them."""
+        return [self.markdown, self.page, self.table, *self.pictures]
 
 
-def write_report(config: StudyConfig) -> tuple[Path, Path]:
-    """Write `report.md` and `report.png` into the study's folder, also of a study that still runs; their paths."""
+def write_report(config: StudyConfig) -> ReportFiles:
+    """Write the report into the study's folder, also of a study that still runs.
+
+    Each file is replaced whole, so that a reader never sees half of one.
+    """
     trials = load_trials(config)
     if not trials:
         raise UserError(f"study {config.name} has no trials yet; start it with: vsr-dist study run")
-    table_path, picture_path = config.directory / REPORT_NAME, config.directory / PICTURE_NAME
-    table_path.write_text(report_text(config, trials), encoding="utf-8")
-    history_figure(config, trials).savefig(picture_path, dpi=120)
-    return table_path, picture_path
+    findings = Findings(config, trials)
+    blocks, figures = report_blocks(findings)
+    pictures = {name: _png(figure) for name, figure in figures.items()}
+    folder = config.directory
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {
+        MARKDOWN_NAME: to_markdown(blocks).encode(),
+        HTML_NAME: to_html(blocks, f"Study {config.name}", pictures).encode(),
+        CSV_NAME: report_csv(findings).encode(),
+        **pictures,
+    }
+    for name, content in contents.items():
+        temporary = folder / f"{name}.{os.getpid()}.tmp"
+        temporary.write_bytes(content)
+        os.replace(temporary, folder / name)
+    return ReportFiles(
+        folder / MARKDOWN_NAME, folder / HTML_NAME, folder / CSV_NAME, tuple(folder / name for name in pictures)
+    )
 
 
-def report_text(config: StudyConfig, trials: Sequence[FrozenTrial]) -> str:
-    """The report as markdown; nothing in it depends on when or where it was written."""
-    objective = config.objective
-    ranked = rank(config, trials)
-    num_complete = sum(trial.state == TrialState.COMPLETE for trial in trials)
-    lines = [
-        f"# Study {config.name}",
-        "",
-        f"{len(trials)} trials of `{config.base}`, {num_complete} with a result. Objective: {objective.direction} "
-        f"`{objective.metric}` of the last validation.",
-        "",
-        *_table(config, ranked),
-        "",
-        f"![{objective.metric} by trial]({PICTURE_NAME})",
+def report_blocks(findings: Findings) -> tuple[list[Block], dict[str, Figure]]:
+    """The whole report, and the pictures that it names, by file name."""
+    config = findings.config
+    labels = labels_of(list(config.space))
+    found = [importances(findings, place) for place in range(len(config.objectives))]
+    titles = [objective.title for objective in config.objectives]
+    figures: dict[str, Figure] = {}
+    bars = []
+    for place, (one, title) in enumerate(zip(found, titles, strict=True)):
+        if one.shares:
+            bars.append(f"report_importance{'' if len(found) == 1 else f'_{place}'}.png")
+            figures[bars[-1]] = importance_figure(one, labels, title)
+    blocks = [*summary_blocks(findings), *best_blocks(findings), *space_blocks(findings)]
+    for heading, name, caption, figure in _pictures(findings, labels):
+        figures[name] = figure
+        blocks += [Heading(heading), Picture(name, caption)]
+    blocks += [*importance_blocks(found, titles, labels, bars), *ending_blocks(findings)]
+    return blocks, figures
+
+
+def report_csv(findings: Findings) -> str:
+    """All trials by number: values, constraints in their own units, parameters, and what was noted of each."""
+    config = findings.config
+    notes = sorted({key for trial in findings.trials for key in trial.user_attrs} - {"role"})
+    objectives = [objective.title for objective in config.objectives]
+    constraints = [f"constraint {constraint.name}" for constraint in config.constraints]
+    header = ["trial", "state", "role", *objectives, "feasible", *constraints, *config.space, "duration_s", *notes]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for trial in findings.trials:
+        writer.writerow(_csv_row(findings, trial, notes))
+    return text.getvalue()
+
+
+def _csv_row(findings: Findings, trial: FrozenTrial, notes: list[str]) -> list[object]:
+    config, excess = findings.config, findings.excess(trial)
+    values = trial.values or [""] * len(config.objectives)
+    is_complete = trial.state == TrialState.COMPLETE
+    measured = [c.measured(excess[c.name]) if c.name in excess else "" for c in config.constraints]
+    parameters = [trial.params.get(path, "") for path in config.space]
+    duration = "" if trial.duration is None else trial.duration.total_seconds()
+    noted = [trial.user_attrs.get(key, "") for key in notes]
+    return [
+        *(trial.number, trial.state.name, findings.role(trial)),
+        *values,
+        findings.is_feasible(trial) if is_complete else "",
+        *measured,
+        *parameters,
+        duration,
+        *(value if isinstance(value, str | int | float) else json.dumps(value) for value in noted),
     ]
-    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
-    if failed:
-        lines += ["", "## Trials without a result", ""]
-        lines += [f"- Trial {trial.number}: {trial.user_attrs.get(REASON, 'no reason given')}" for trial in failed]
-    return "\n".join(lines) + "\n"
 
 
-def rank(config: StudyConfig, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials with a result, best first (equals by number), then the others by number."""
-    sign = -1.0 if config.objective.direction == "maximize" else 1.0
-
-    def key(trial: FrozenTrial) -> tuple[bool, float, int]:
-        if trial.state == TrialState.COMPLETE and trial.value is not None:
-            return False, sign * trial.value, trial.number
-        return True, 0.0, trial.number
-
-    return sorted(trials, key=key)
-
-
-def history_figure(config: StudyConfig, trials: Sequence[FrozenTrial]) -> Figure:
-    """Objective by trial number, the best so far as a line, and failed trials as crosses at the lower edge."""
-    objective = config.objective
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    points = [(trial.number, trial.value) for trial in complete if trial.value is not None]
-    failed = [trial.number for trial in trials if trial.state == TrialState.FAIL]
-    figure = Figure(figsize=(7.0, 4.0), layout="constrained")
-    axes = figure.add_subplot()
-    if points:
-        numbers, values = zip(*points, strict=True)
-        best = list(accumulate(values, max if objective.direction == "maximize" else min))
-        axes.step(numbers, best, where="post", color="tab:blue", label="best so far")
-        axes.scatter(numbers, values, color="tab:blue", zorder=3, label="trial")
-    if failed:
-        # y in shares of the axes' height, so that the crosses do not stretch the scale of the values.
-        axes.scatter(
-            failed,
-            [0.03] * len(failed),
-            marker="x",
-            color="tab:red",
-            transform=axes.get_xaxis_transform(),
-            label="failed",
-        )
-    axes.set_xlabel("trial")
-    axes.set_ylabel(objective.metric)
-    axes.ticklabel_format(axis="y", useOffset=False)
-    axes.set_title(f"study {config.name}")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlim(-0.5, max(trial.number for trial in trials) + 0.5)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure
+def _pictures(findings: Findings, labels: dict[str, str]) -> Iterator[tuple[str, str, str, Figure]]:
+    """(Heading, file name, caption, picture) of each that there is something to draw for."""
+    drift = drift_figure(findings)
+    if drift is not None:
+        caption = "Held-out discriminator loss over its chance value, by step; thin lines are repeats with fresh seeds"
+        yield "Drift: the best settings against the given ones", "report_drift.png", caption, drift
+    yield "History", "report_history.png", "The objective by trial", history_figure(findings)
+    if findings.config.is_multi_objective:
+        yield "Pareto front", "report_pareto.png", "Feasible settings that no other one beats", pareto_figure(findings)
+    parallel = parallel_figure(findings, labels)
+    if parallel is not None:
+        caption = "Every setting with a result is a line; the best one is thick, a given one is dashed"
+        yield "All settings", "report_parallel.png", caption, parallel
 
 
-def _table(config: StudyConfig, trials: Sequence[FrozenTrial]) -> list[str]:
-    header = ["trial", "state", config.objective.metric, *DRIFT_COLUMNS.values(), *config.space, "seconds"]
-    rows = [header, ["---"] * len(header)]
-    for trial in trials:
-        value = "" if trial.value is None else f"{trial.value:.4f}"
-        parameters = [format_value(trial.params.get(path, "")) for path in config.space]
-        seconds = "" if trial.duration is None else f"{trial.duration.total_seconds():.0f}"
-        drift = [f"{trial.user_attrs[name]:.2f}" if name in trial.user_attrs else "" for name in DRIFT_COLUMNS]
-        rows.append([str(trial.number), trial.state.name, value, *drift, *parameters, seconds])
-    return ["| " + " | ".join(row) + " |" for row in rows]
+def _png(figure: Figure) -> bytes:
+    data = io.BytesIO()
+    # Without matplotlib's version in it: the same trials give the same bytes.
+    figure.savefig(data, format="png", dpi=_DPI, metadata={"Software": None})
+    return data.getvalue()

@@ -9,15 +9,17 @@ from typing import Any, Literal
 
 import optuna
 import yaml
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from vsr_dist.config import check_config, config_tree, parse_config
 from vsr_dist.core.config_io import Tree, apply_overrides, field_types, flatten, key_faults, parse_section, raise_faults
 from vsr_dist.core.errors import BadConfigError, nearest_hint
 
-Value = bool | int | float | str
+Value = bool | int | float | str | list[Any] | dict[str, Any]
+Stored = bool | int | float | str
 Parameters = dict[str, Value]
 # The driver gives every trial its own name, folder and tags.
-DRIVER_KEYS = ("name", "run_dir", "tracking.tags")
+DRIVER_KEYS = ("name", "run_dir", "tracking.tags", "tracking.extra_params")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,14 @@ class FloatRange:
     def suggest(self, trial: optuna.Trial, path: str) -> Value:
         """Let the trial's sampler choose a value for `path`."""
         return trial.suggest_float(path, self.low, self.high, log=self.log, step=self.step)
+
+    def distribution(self) -> BaseDistribution:
+        """What the storage knows of it."""
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+    def value_of(self, kept: Stored) -> Value:
+        """The value that Optuna keeps as `kept`."""
+        return kept
 
     def extremes(self) -> tuple[Value, ...]:
         """The values at the ends."""
@@ -62,6 +72,14 @@ class IntRange:
         """Let the trial's sampler choose a value for `path`."""
         return trial.suggest_int(path, self.low, self.high, log=self.log, step=self.step)
 
+    def distribution(self) -> BaseDistribution:
+        """What the storage knows of it."""
+        return IntDistribution(self.low, self.high, log=self.log, step=self.step)
+
+    def value_of(self, kept: Stored) -> Value:
+        """The value that Optuna keeps as `kept`."""
+        return kept
+
     def extremes(self) -> tuple[Value, ...]:
         """The values at the ends."""
         return (self.low, self.high)
@@ -69,7 +87,11 @@ class IntRange:
 
 @dataclass(frozen=True)
 class Categorical:
-    """One of the listed values; no order among them is assumed."""
+    """One of the listed values; no order among them is assumed.
+
+    A value may also be a list or a mapping (a whole section, so that settings which belong together are chosen
+    together); storages and tables show it as YAML on one line.
+    """
 
     choices: tuple[Value, ...]
     type: Literal["categorical"] = "categorical"
@@ -80,9 +102,17 @@ class Categorical:
 
     def suggest(self, trial: optuna.Trial, path: str) -> Value:
         """Let the trial's sampler choose a value for `path`."""
-        value = trial.suggest_categorical(path, self.choices)
-        assert value is not None  # None is no choice: `Value` does not hold it
-        return value
+        kept = trial.suggest_categorical(path, [stored(choice) for choice in self.choices])
+        assert kept is not None  # None is no choice: `Value` does not hold it
+        return self.value_of(kept)
+
+    def distribution(self) -> BaseDistribution:
+        """What the storage knows of it."""
+        return CategoricalDistribution([stored(choice) for choice in self.choices])
+
+    def value_of(self, kept: Stored) -> Value:
+        """The choice that Optuna keeps as `kept`."""
+        return next(choice for choice in self.choices if stored(choice) == kept)
 
     def extremes(self) -> tuple[Value, ...]:
         """Every choice: any of them may be the one that is not valid."""
@@ -125,8 +155,71 @@ def format_value(value: object) -> str:
 
 def as_override(path: str, value: Value) -> str:
     """`PATH=VALUE` that `--set` reads back to the same value (`1.0e-05`, and not the text `1e-05`, for 0.00001)."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
-    return f"{path}={text.removesuffix(chr(10)).removesuffix(chr(10) + '...')}"
+    return f"{path}={_one_line(value)}"
+
+
+def stored(value: Value) -> Stored:
+    """The value as Optuna keeps it: lists and mappings as YAML on one line."""
+    return _one_line(value) if isinstance(value, (list, dict)) else value
+
+
+def given_values(space: Space, values: Mapping[str, Any], base: Mapping[str, Any], origin: str) -> dict[str, Stored]:
+    """Values of a trial that is not sampled, as Optuna keeps them; what is not given keeps the base's value.
+
+    base: the resolved base configuration by dotted key, sections included. BadConfigError for a key that is not in the
+    space and for a value that no trial of the space could have.
+    """
+    faults = [
+        f"{origin}: {path} is not in the space{nearest_hint(path, space)}" for path in values if path not in space
+    ]
+    found: dict[str, Stored] = {}
+    for path, dimension in space.items():
+        value = values.get(path, base.get(path))
+        source = "" if path in values else ", the base's value, for none is given"
+        try:
+            found[path] = _fit(dimension, value)
+        except (ValueError, TypeError):
+            faults.append(f"{origin}: {path} is {value!r}{source}; expected {_described(dimension)}")
+    raise_faults("start", faults)
+    return found
+
+
+def sections_of(tree: Tree, prefix: str = "") -> dict[str, Any]:
+    """Every section and every value of a nested mapping by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found[f"{prefix}{key}"] = value
+        if isinstance(value, dict):
+            found |= sections_of(value, f"{prefix}{key}.")
+    return found
+
+
+def _fit(dimension: Dimension, value: Any) -> Stored:  # noqa: ANN401 - whatever a user wrote
+    """The value as the storage keeps it; ValueError or TypeError if the dimension does not hold it."""
+    if isinstance(dimension, Categorical):
+        return stored(dimension.choices[dimension.choices.index(value)])
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError
+    number = int(value) if isinstance(dimension, IntRange) else float(value)
+    if number != value or not dimension.low <= number <= dimension.high:
+        raise ValueError
+    if dimension.step is not None and not math.isclose(
+        (number - dimension.low) / dimension.step, round((number - dimension.low) / dimension.step), abs_tol=1e-9
+    ):
+        raise ValueError
+    return number
+
+
+def _described(dimension: Dimension) -> str:
+    if isinstance(dimension, Categorical):
+        return f"one of {list(dimension.choices)}"
+    step = f" in steps of {dimension.step}" if dimension.step not in (None, 1) else ""
+    return f"{dimension.type} from {dimension.low} to {dimension.high}{step}"
+
+
+def _one_line(value: object) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, sort_keys=False)
+    return str(text).removesuffix("\n").removesuffix("\n...")
 
 
 def is_driver_key(path: str) -> bool:
@@ -142,11 +235,12 @@ def check_space(space: Space, base_tree: Tree, origin: str) -> None:
     each extreme value alone must make a configuration that is valid.
     """
     known = flatten(config_tree(parse_config(base_tree, origin)))
+    sections = sections_of(config_tree(parse_config(base_tree, origin)))
     faults: list[str] = []
     for path, dimension in space.items():
         if is_driver_key(path):
             faults.append(f"space.{path}: the driver sets {path} for every trial; take it out of the space")
-        elif path not in known:
+        elif path not in known and not (path in sections and isinstance(dimension, Categorical)):
             faults.append(f"space.{path}: no such key in the training configuration{nearest_hint(path, known)}")
         else:
             faults += [fault for value in dimension.extremes() for fault in _value_faults(base_tree, path, value)]

@@ -1,28 +1,29 @@
-"""A study's storage, and everything that is written to it. Only the driver holds a `Store`."""
+"""A study in its storage, and everything that is written to it. Only the driver holds a `Store`."""
 
 from __future__ import annotations
 
+import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
+from sweeps.backends import open_storage, storage_file, storage_name, study_lock
+from sweeps.lease import Driver
+from sweeps.samplers import make_pruner, make_sampler
 from sweeps.study_config import StudyConfig
 from vsr_dist.core.errors import BadConfigError, UserError
-from vsr_dist.core.rng import mix, purpose
 
 SETTINGS = "settings"
 REASON = "reason"
 INTERRUPTED = "interrupted"
-_JOURNAL_NAME = "journal.log"
-_MAX_NUMPY_SEED = 2**32
+ROLE, SLOT, REPEAT_OF, SEEDS = "role", "slot", "repeat_of", "seeds"
+# What Optuna's own `enqueue_trial` writes: values that the trial gets instead of sampled ones.
+_FIXED = "fixed_params"
 
 
 @dataclass(frozen=True)
@@ -31,102 +32,166 @@ class Store:
 
     storage: BaseStorage
     study: optuna.Study
+    config: StudyConfig
 
-    def next_number(self) -> int:
-        """Number that the next trial will have."""
-        return len(self.study.get_trials(deepcopy=False))
+    def trials(self) -> list[FrozenTrial]:
+        """All trials, by number; not to be changed."""
+        return self.study.get_trials(deepcopy=False)
 
-    def ask(self, seed: int) -> optuna.Trial:
-        """A new trial, in state RUNNING, with a sampler of its own.
+    def trial(self, number: int) -> FrozenTrial:
+        """One trial as the storage has it now."""
+        return self.storage.get_trial(self._id(number))
 
-        The sampler's seed depends on the study's seed and the trial's number only. A sampler seeded once per
-        process would draw the first trials' values again whenever a study goes on.
+    def create(self, attributes: Mapping[str, Any], fixed: Mapping[str, Any]) -> int:
+        """Make a trial in state RUNNING that has its attributes from the first moment on; returns its number.
+
+        fixed: values, by path, that its sampler must not choose.
         """
-        trial_seed = mix(purpose("study"), seed, self.next_number()) % _MAX_NUMPY_SEED
-        self.study.sampler = optuna.samplers.TPESampler(seed=trial_seed)
-        return self.study.ask()
+        template = FrozenTrial(
+            number=-1,  # Given by the storage.
+            trial_id=-1,
+            state=TrialState.RUNNING,
+            value=None,
+            datetime_start=datetime.datetime.now(),
+            datetime_complete=None,
+            params={},
+            distributions={},
+            user_attrs=dict(attributes),
+            system_attrs={_FIXED: dict(fixed)} if fixed else {},
+            intermediate_values={},
+        )
+        study_id = self.storage.get_study_id_from_name(self.study.study_name)
+        trial_id = self.storage.create_new_trial(study_id, template_trial=template)
+        return self.storage.get_trial(trial_id).number
 
-    def complete(self, number: int, value: float) -> None:
-        """End a running trial with its objective."""
-        self.study.tell(number, value)
+    def open_trial(self, number: int) -> optuna.Trial:
+        """A running trial for suggestions, with a sampler whose seed is the study's and the trial's number only.
+
+        A sampler seeded once per process would draw the first trials' values again whenever a study goes on.
+        """
+        self.study.sampler = make_sampler(self.config, number)
+        return optuna.Trial(self.study, self._id(number))
+
+    def report(self, number: int, step: int, value: float) -> bool:
+        """Tell an intermediate value; returns True if the pruner would end the trial. One objective only."""
+        trial_id = self._id(number)
+        self.storage.set_trial_intermediate_value(trial_id, step, value)
+        return self.study.pruner.prune(self.study, self.storage.get_trial(trial_id))
+
+    def note(self, number: int, attributes: Mapping[str, Any]) -> None:
+        """Set user attributes (JSON values) of a running trial."""
+        trial_id = self._id(number)
+        for key, value in attributes.items():
+            self.storage.set_trial_user_attr(trial_id, key, value)
+
+    def constrain(self, number: int, values: Mapping[str, float]) -> None:
+        """Set constraints of a running trial; feasible at 0 and below."""
+        trial = optuna.Trial(self.study, self._id(number))
+        for name, value in values.items():
+            if name not in trial.constraints:
+                trial.set_constraint(name, value)
+
+    def complete(self, number: int, values: Sequence[float]) -> None:
+        """End a running trial with its objectives."""
+        self.study.tell(number, list(values))
+
+    def prune(self, number: int, reason: str) -> None:
+        """End a running trial that was stopped because it was hopeless."""
+        self.note(number, {REASON: reason})
+        self.study.tell(number, state=TrialState.PRUNED)
 
     def fail(self, number: int, reason: str, *, interrupted: bool = False) -> None:
         """End a running trial without a result. An interrupted one is run anew under another number."""
         self.note(number, {REASON: reason, INTERRUPTED: interrupted})
         self.study.tell(number, state=TrialState.FAIL)
 
-    def note(self, number: int, attributes: Mapping[str, Any]) -> None:
-        """Set user attributes (JSON values) of a running trial."""
+    def _id(self, number: int) -> int:
         study_id = self.storage.get_study_id_from_name(self.study.study_name)
-        trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
-        for key, value in attributes.items():
-            self.storage.set_trial_user_attr(trial_id, key, value)
-
-    def running(self) -> list[FrozenTrial]:
-        """Trials that were asked for and not ended."""
-        return self.study.get_trials(states=(TrialState.RUNNING,))
-
-    def counted(self) -> list[FrozenTrial]:
-        """Trials that count towards `num_trials`: ended, and not by an interruption of the driver."""
-        ended = [trial for trial in self.study.get_trials() if trial.state.is_finished()]
-        return [trial for trial in ended if not trial.user_attrs.get(INTERRUPTED, False)]
+        return self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
 
 
-def open_store(config: StudyConfig, settings: Mapping[str, Any]) -> Store:
+def open_store(config: StudyConfig, settings: Mapping[str, Any], *, train_steps: int, warmup_steps: int) -> Store:
     """Make the study, or go on with it.
 
     settings: JSON values, by dotted key, that decide what a trial's objective means. Raises BadConfigError if the
     study was begun with others: its values could not be compared with new ones.
     """
     config.directory.mkdir(parents=True, exist_ok=True)
-    storage = _open_storage(config)
-    study = optuna.create_study(
-        storage=storage,
-        study_name=config.name,
-        direction=config.objective.direction,
-        load_if_exists=True,
-    )
-    wanted = json.loads(json.dumps(settings))
-    saved = study.user_attrs.get(SETTINGS)
-    if saved is None:
-        study.set_user_attr(SETTINGS, wanted)
-    elif saved != wanted:
-        changed = [key for key in sorted(saved.keys() | wanted.keys()) if saved.get(key) != wanted.get(key)]
-        listed = ", ".join(f"{key} {saved.get(key)!r} -> {wanted.get(key)!r}" for key in changed)
-        raise BadConfigError(
-            f"study {config.name} in {config.study_dir} was begun with other settings ({listed}), so old and new "
-            "trials could not be compared; undo the change, or set another name and study_dir"
+    with study_lock(config):  # Two drivers that begin at once would both make the tables.
+        storage = open_storage(config)
+        study = optuna.create_study(
+            storage=storage,
+            study_name=config.name,
+            directions=[objective.direction for objective in config.objectives],
+            pruner=make_pruner(config.pruner, train_steps=train_steps, warmup_steps=warmup_steps),
+            load_if_exists=True,
         )
-    return Store(storage, study)
+        wanted = json.loads(json.dumps(settings))
+        saved = study.user_attrs.get(SETTINGS)
+        if saved is None:
+            study.set_user_attr(SETTINGS, wanted)
+        elif saved != wanted:
+            changed = [key for key in sorted(saved.keys() | wanted.keys()) if saved.get(key) != wanted.get(key)]
+            listed = ", ".join(f"{key} {saved.get(key)!r} -> {wanted.get(key)!r}" for key in changed)
+            raise BadConfigError(
+                f"study {config.name} in {config.study_dir} was begun with other settings ({listed}), so old and new "
+                "trials could not be compared; undo the change, or set another name and study_dir"
+            )
+    return Store(storage, study, config)
+
+
+def open_study(config: StudyConfig) -> optuna.Study:
+    """An existing study, for reading; UserError if there is none yet."""
+    missing = UserError(f"no study {config.name} in {storage_name(config)}; start it with: vsr-dist study run")
+    file = storage_file(config)
+    if file is not None and not file.exists():
+        raise missing
+    try:
+        return optuna.load_study(storage=open_storage(config), study_name=config.name)
+    except KeyError:
+        raise missing from None
 
 
 def load_trials(config: StudyConfig) -> list[FrozenTrial]:
     """All trials of an existing study, for reading; UserError if there is none yet."""
-    path = storage_file(config)
-    missing = UserError(f"no study {config.name} in {path}; start it with: vsr-dist study run")
-    if not path.exists():
-        raise missing
-    try:
-        study = optuna.load_study(storage=_open_storage(config), study_name=config.name)
-    except KeyError:
-        raise missing from None
-    return study.get_trials()
+    return open_study(config).get_trials()
 
 
-def storage_file(config: StudyConfig) -> Path:
-    """The file that the storage is kept in."""
-    if config.storage is None:
-        return config.directory / _JOURNAL_NAME
-    return Path(config.storage.removeprefix("sqlite:///"))
+def is_void(trial: FrozenTrial) -> bool:
+    """True for a trial that ended without its own doing and does not count."""
+    return trial.state == TrialState.FAIL and bool(trial.user_attrs.get(INTERRUPTED, False))
 
 
-def _open_storage(config: StudyConfig) -> BaseStorage:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # The driver reports in its own words.
-    path = storage_file(config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if config.storage is None:
-        return JournalStorage(JournalFileBackend(str(path)))
-    try:
-        return RDBStorage(config.storage)
-    except SQLAlchemyError as error:
-        raise BadConfigError(f"storage {config.storage} cannot be opened: {error}") from error
+def role_of(trial: FrozenTrial) -> str:
+    """`search`, `start`, `repeat` or `warm`."""
+    return str(trial.user_attrs.get(ROLE, "search"))
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """True if no constraint is violated."""
+    return all(value <= 0 for value in trial.constraints.values())
+
+
+def by(driver: Driver) -> dict[str, Any]:
+    """The attribute that says who runs a trial."""
+    return {"lease": driver.lease()}
+
+
+__all__ = [
+    "INTERRUPTED",
+    "REASON",
+    "REPEAT_OF",
+    "ROLE",
+    "SEEDS",
+    "SETTINGS",
+    "SLOT",
+    "Store",
+    "is_feasible",
+    "is_void",
+    "load_trials",
+    "open_store",
+    "open_study",
+    "role_of",
+    "storage_file",
+    "storage_name",
+]

@@ -7,9 +7,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from sweeps.objective import Constraint, ObjectiveConfig, StopRule
 from sweeps.space import Dimension, is_driver_key, parse_space
+from sweeps.study_sections import LaunchConfig, PrunerConfig, RepeatConfig, SamplerConfig
 from vsr_dist.core.config_io import (
     Tree,
     apply_overrides,
@@ -19,67 +21,12 @@ from vsr_dist.core.config_io import (
     raise_faults,
     read_yaml,
 )
-from vsr_dist.core.errors import BadConfigError
 
-Direction = Literal["maximize", "minimize"]
-# What one wants of the validation metrics whose names begin so; a direction against it is surely a slip.
-_WANTED: dict[str, Direction] = {
-    "val/psnr": "maximize",
-    "val/ssim": "maximize",
-    "val/tof": "minimize",
-    "val/tdiff": "minimize",
-    "val/lpips": "minimize",
-}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SQLITE = "sqlite:///"
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """What a trial is judged by: a metric of the final validation, and whether more of it is better.
-
-    Only `val/*` is accepted. A loss would not do: it contains the weights that a study tunes, so the study would
-    shrink its own weights instead of improving the pictures.
-    """
-
-    metric: str = "val/psnr_y"
-    direction: Direction = "maximize"
-
-    def __post_init__(self) -> None:
-        if self.metric.startswith("loss_"):
-            raise BadConfigError(
-                f"objective.metric {self.metric} contains the weights that a study tunes, so the smallest weights "
-                "would win; use a validation metric such as val/psnr_y"
-            )
-        if not self.metric.startswith("val/"):
-            raise BadConfigError(f"objective.metric is {self.metric}; expected a validation metric such as val/psnr_y")
-        for prefix, wanted in _WANTED.items():
-            if self.metric.startswith(prefix) and self.direction != wanted:
-                raise BadConfigError(
-                    f"objective.direction is {self.direction}, but of {self.metric} one wants to {wanted}; set that"
-                )
-
-
-@dataclass(frozen=True)
-class LaunchConfig:
-    """How a trial is started: with `accelerate launch`, or with a command of your own.
-
-    Attributes:
-        config_file: accelerate configuration file.
-        args: further options of `accelerate launch`, e.g. `[--main_process_port, "0"]`.
-        command: instead of both, the whole command up to the options of `vsr_dist.train`, e.g.
-            `[srun, torchrun, --nproc_per_node, "8", -m, vsr_dist.train]`.
-    """
-
-    config_file: str | None = None
-    args: tuple[str, ...] = ()
-    command: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if bool(self.command) == bool(self.config_file):
-            raise BadConfigError("launch: give config_file (an accelerate configuration) or command, and not both")
-        if self.command and self.args:
-            raise BadConfigError("launch: args belong to accelerate launch; put them into command")
+# Beginnings of a storage: what follows is Optuna's or the backend's own affair.
+STORAGE_KINDS = ("sqlite:///", "postgresql+psycopg://", "journal:", "grpc://")
+_AT_LEAST_ONE = ("num_trials", "workers", "seeds_per_trial")
+_ABOVE_ZERO = ("trial_timeout_s", "time_limit_s", "stall_timeout_s", "lease_s")
 
 
 @dataclass(frozen=True)
@@ -93,11 +40,29 @@ class StudyConfig:
         launch: how a trial is started.
         space: what is tried, by configuration path.
         set: overrides `PATH=VALUE` that every trial gets, e.g. a shorter training.
-        num_trials: trials in all, over every run of the driver. Interrupted ones are not counted.
+        num_trials: trials in all, over every run of every driver, without repeats. Interrupted ones are not counted.
         seed: of the sampler.
-        objective: what a trial is judged by.
-        storage: Optuna storage as a `sqlite:///FILE` URL; empty means the journal file `<study_dir>/journal.log`.
-        trial_timeout_s: a trial that runs longer is stopped and counts as failed; empty means no limit.
+        objectives: what a trial is judged by; `objective: ...` in the file is short for one. Several make a
+            multi-objective study, which cannot be pruned.
+        constraints: what a trial must keep to be feasible.
+        stop_when: rules that end a hopeless trial early.
+        storage: Optuna storage: `sqlite:///FILE`, `postgresql+psycopg://USER@HOST/DATABASE`, `journal:FILE` or
+            `grpc://HOST:PORT`; empty means the journal file `<study_dir>/journal.log`.
+        sampler: who chooses the values.
+        pruner: which trials end early.
+        start: values of the first trials, by configuration path; what a mapping leaves out keeps the base's value, so
+            `{}` is the base itself.
+        warm_start: YAML files of other studies, whose finished trials the sampler learns from.
+        seeds_per_trial: trainings per trial, one after another, with the seeds of the base, the base + 1, ...
+        repeat: trainings with fresh seeds after the search.
+        workers: trials at a time of one driver.
+        time_limit_s: a run of the driver begins no trial after so long; empty means no limit.
+        trial_timeout_s: a training that runs longer is stopped and counts as failed; empty means no limit.
+        stall_timeout_s: a training that has written nothing for so long is stopped and counts as failed; must exceed
+            its start and the time between two log lines. Empty means no limit.
+        grace_s: time that a stopped training has to save and end by itself before it is killed.
+        lease_s: a driver on another machine that has not renewed its claim on a trial for so long is taken for dead.
+        max_retries: times that a trial whose driver and processes died goes on from its last checkpoint.
     """
 
     name: str
@@ -108,9 +73,33 @@ class StudyConfig:
     set: tuple[str, ...] = ()
     num_trials: int = 20
     seed: int = 0
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objectives: tuple[ObjectiveConfig, ...] = field(default_factory=lambda: (ObjectiveConfig(),))
+    constraints: tuple[Constraint, ...] = ()
+    stop_when: tuple[StopRule, ...] = ()
     storage: str | None = None
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    pruner: PrunerConfig = field(default_factory=PrunerConfig)
+    start: tuple[dict[str, Any], ...] = ()
+    warm_start: tuple[str, ...] = ()
+    seeds_per_trial: int = 1
+    repeat: RepeatConfig = field(default_factory=RepeatConfig)
+    workers: int = 1
+    time_limit_s: float | None = None
     trial_timeout_s: float | None = None
+    stall_timeout_s: float | None = 1800.0
+    grace_s: float = 30.0
+    lease_s: float = 60.0
+    max_retries: int = 2
+
+    @property
+    def objective(self) -> ObjectiveConfig:
+        """The objective, or the first of several."""
+        return self.objectives[0]
+
+    @property
+    def is_multi_objective(self) -> bool:
+        """True if there are several objectives."""
+        return len(self.objectives) > 1
 
     @property
     def directory(self) -> Path:
@@ -118,8 +107,13 @@ class StudyConfig:
         return Path(self.study_dir)
 
     def trial_dir(self, number: int) -> Path:
-        """Run directory of one trial."""
+        """Folder of one trial; its run directory too, unless it trains with several seeds."""
         return self.directory / f"trial_{number:04d}"
+
+    def run_dirs(self, number: int, num_seeds: int) -> list[Path]:
+        """Run directories of a trial's trainings, by seed."""
+        folder = self.trial_dir(number)
+        return [folder] if num_seeds == 1 else [folder / f"seed_{place}" for place in range(num_seeds)]
 
     def log_path(self, number: int) -> Path:
         """Where the output of one trial's processes goes."""
@@ -139,10 +133,12 @@ def parse_study(tree: Tree, origin: str) -> StudyConfig:
 
     What needs the base configuration (do the paths exist, are the values valid) is checked by the driver.
     """
-    types = field_types(StudyConfig)
+    types: dict[str, Any] = {**field_types(StudyConfig), "objective": ObjectiveConfig}
     required = [item.name for item in dataclasses.fields(StudyConfig) if _is_required(item)]
     faults = [f"{key} is missing" for key in required if key not in tree]
     faults += key_faults({key: value for key, value in tree.items() if key != "space"}, types)
+    if "objective" in tree and "objectives" in tree:
+        faults.append("objective and objectives: give one of the two")
     values: dict[str, Any] = {}
     for key, value in tree.items():
         if key == "space":
@@ -153,8 +149,12 @@ def parse_study(tree: Tree, origin: str) -> StudyConfig:
             found = []  # Unknown and empty keys are among the faults already.
         faults += found
     raise_faults(origin, faults)
+    if "objective" in values:
+        values["objectives"] = (values.pop("objective"),)
+    if tree.get("stall_timeout_s", 0) is None:
+        values["stall_timeout_s"] = None
     study = StudyConfig(**values)
-    raise_faults(origin, _study_faults(study))
+    raise_faults(origin, [*_study_faults(study), *_search_faults(study), *_override_faults(study)])
     return study
 
 
@@ -163,22 +163,57 @@ def _is_required(item: dataclasses.Field[Any]) -> bool:
 
 
 def _study_faults(study: StudyConfig) -> list[str]:
-    """Rules over single values and between them."""
+    """Rules over single values."""
     faults = []
     if not _NAME.fullmatch(study.name):
         faults.append(f"name is {study.name!r}; expected letters, digits, '.', '_' and '-' only")
-    if study.num_trials < 1:
-        faults.append(f"num_trials is {study.num_trials}; expected at least 1")
-    if study.trial_timeout_s is not None and not study.trial_timeout_s > 0:
-        faults.append(f"trial_timeout_s is {study.trial_timeout_s}; expected above 0, or leave it out for no limit")
-    if study.storage is not None and not study.storage.startswith(_SQLITE):
+    for key in _AT_LEAST_ONE:
+        if getattr(study, key) < 1:
+            faults.append(f"{key} is {getattr(study, key)}; expected at least 1")
+    for key in _ABOVE_ZERO:
+        value = getattr(study, key)
+        if value is not None and not value > 0:
+            faults.append(f"{key} is {value}; expected above 0, or leave it out for the default")
+    for key in ("grace_s", "max_retries"):
+        if not getattr(study, key) >= 0:
+            faults.append(f"{key} is {getattr(study, key)}; expected at least 0")
+    if study.storage is not None and not study.storage.startswith(STORAGE_KINDS):
         faults.append(
-            f"storage is {study.storage!r}; expected {_SQLITE}FILE, or leave it out for a journal in study_dir"
+            f"storage begins with {study.storage.partition(':')[0]!r}; expected sqlite:///FILE, "
+            "postgresql+psycopg://USER@HOST/DATABASE, journal:FILE or grpc://HOST:PORT, or leave it out for a journal "
+            "in study_dir"
         )
+    return faults
+
+
+def _search_faults(study: StudyConfig) -> list[str]:
+    """Rules between what is searched, and how."""
+    faults = []
+    if not study.objectives:
+        faults.append("objectives: expected at least one")
+    if study.is_multi_objective:
+        if study.pruner.kind != "none":
+            faults.append(f"pruner.kind {study.pruner.kind} needs one objective, for several have no order; set none")
+        if study.sampler.kind == "gp":
+            faults.append("sampler.kind gp needs one objective; set tpe")
+        if study.repeat.top:
+            faults.append("repeat.top needs one objective, for several have no order; leave repeat out")
+    names = [constraint.name for constraint in study.constraints]
+    faults += [f"constraints: {name} is given twice" for name in sorted({n for n in names if names.count(n) > 1})]
+    if len(study.start) > study.num_trials:
+        faults.append(f"start has {len(study.start)} entries, but num_trials is {study.num_trials}; raise num_trials")
+    return faults
+
+
+def _override_faults(study: StudyConfig) -> list[str]:
+    """`set` must leave the space and the driver's own keys alone."""
+    faults = []
     for override in study.set:
         path = override.partition("=")[0].strip()
         if is_driver_key(path):
             faults.append(f"set: the driver sets {path} for every trial; take it out")
         elif path in study.space:
             faults.append(f"set: {path} is in the space as well; keep one of the two")
+    if "seed" in study.space and (study.seeds_per_trial > 1 or study.repeat.top):
+        faults.append("space: seed is varied by seeds_per_trial and repeat already; take it out of the space")
     return faults

@@ -1,92 +1,131 @@
-"""What became of a trial, from the files that its training run left."""
+"""What became of a trial, from the files that its trainings left."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from sweeps.launch import Ending
-from vsr_dist.core.errors import nearest_hint
+from sweeps.blame import why_no_summary
+from sweeps.curves import read_rows
+from sweeps.objective import constraint_values, objective_value
+from sweeps.study_config import StudyConfig
+from sweeps.training_process import Ending
+from vsr_dist.core.errors import UserError
 from vsr_dist.run_dir import SUMMARY_NAME, read_ended
 
-_TAIL_BYTES = 64_000
-_MAX_REASON_CHARS = 400
-_RANK_PREFIX = re.compile(r"^\[(?:rank|default)\d+\]:\s*")
-# `error: ...` is how our commands end for a user's mistake; the other is the last line of a Python traceback.
-_OWN_ERROR = re.compile(r"^error: ")
-_EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception|Interrupt)\b(?::|$)")
-# What the launchers add below the cause.
-_LAUNCHER_NOISE = ("ChildFailedError", "CalledProcessError", "SignalException")
+Outcome = Literal["complete", "pruned", "failed"]
+# Of a constraint that a pruned training gives no value of: violated, by as much as makes no difference to the others'.
+UNKNOWN_EXCESS = 1.0
+_FACTS = ("drift/", "val/", "val_bicubic/")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The objective of a trial, or None and the reason why there is none; and facts for the storage."""
+    """How a training, or a whole trial, came out.
 
-    value: float | None
+    Attributes:
+        outcome: `complete` has values, `pruned` was hopeless and stopped, `failed` has a reason only.
+        values: by objective.
+        constraints: by name; feasible at 0 and below.
+        reason: why it is not complete.
+        facts: for the storage, JSON values.
+    """
+
+    outcome: Outcome
+    values: tuple[float, ...] = ()
+    constraints: dict[str, float] = field(default_factory=dict)
     reason: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def judge(run_dir: Path, metric: str, ending: Ending, log_path: Path) -> Verdict:
-    """Decide by `summary.json`: a finite `metric` in a finished run's summary is a result, anything else is not.
+def judge(config: StudyConfig, run_dir: Path, ending: Ending, log_path: Path, pruned: str = "") -> Verdict:
+    """Decide on one training by its `summary.json`: a finished run with finite objectives is a result.
 
-    The exit status does not decide: a run that wrote its summary has finished, even if its launcher then
-    stumbled.
+    The exit status does not decide: a run that wrote its summary has finished, even if its launcher then stumbled.
+
+    pruned: why it was stopped as hopeless, if it was.
     """
-    path = run_dir / SUMMARY_NAME
-    if not path.is_file():
-        return Verdict(None, _why_no_summary(run_dir, ending, log_path))
+    summary = run_dir / SUMMARY_NAME
+    if not summary.is_file():
+        if pruned:
+            return _pruned(config, run_dir, ending, pruned)
+        return Verdict("failed", reason=why_no_summary(run_dir, ending, log_path))
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        metrics = dict(summary["metrics"])
-        exit_reason = summary["exit_reason"]
+        found = json.loads(summary.read_text(encoding="utf-8"))
+        metrics, exit_reason = dict(found["metrics"]), found["exit_reason"]
     except (ValueError, KeyError, TypeError) as error:
-        return Verdict(None, f"{SUMMARY_NAME} is not what a training run writes ({type(error).__name__}: {error})")
-    facts = {name: value for name, value in metrics.items() if name.startswith("drift/")}
-    facts |= {name: summary[name] for name in ("mlflow_run_id", "clips_per_s") if name in summary}
+        reason = f"{SUMMARY_NAME} is not what a training run writes ({type(error).__name__}: {error})"
+        return Verdict("failed", reason=reason)
+    facts = {name: value for name, value in metrics.items() if name.startswith(_FACTS) and _is_finite(value)}
+    facts |= {name: found[name] for name in ("mlflow_run_id", "clips_per_s") if name in found}
     if exit_reason != "finished":
-        return Verdict(None, f"the run ended early: {exit_reason}", facts)
-    if metric not in metrics:
-        return Verdict(None, f"the summary has no metric {metric}{nearest_hint(metric, metrics)}", facts)
-    value = metrics[metric]
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        return Verdict(None, f"{metric} is {value}; expected a finite number", facts)
-    return Verdict(float(value), facts=facts)
+        return Verdict("failed", reason=f"the run ended early: {exit_reason}", facts=facts)
+    try:
+        rows = read_rows(run_dir)
+        values = tuple(objective_value(objective, rows) for objective in config.objectives)
+        constraints = constraint_values(config.constraints, rows)
+    except UserError as error:
+        return Verdict("failed", reason=str(error), facts=facts)
+    return Verdict("complete", values, constraints, facts=facts)
 
 
-def last_error(log_path: Path) -> str:
-    """The line of a log that says best why a command failed, or an empty string for an empty log.
+def has_result(run_dir: Path) -> bool:
+    """True if a training is over for good, so that resuming it would not change anything."""
+    if (run_dir / SUMMARY_NAME).is_file():
+        return True
+    ended = read_ended(run_dir)
+    return ended is not None and ended["exit_reason"] == "failed"
 
-    Our own `error: ...` line if there is one, else the last exception, else the last line.
+
+def combine(verdicts: Sequence[Verdict]) -> Verdict:
+    """A trial from its trainings with several seeds: mean values, worst constraints, mean facts.
+
+    Pruned or failed as soon as one training is, for a mean over fewer seeds could not be compared.
     """
-    lines = [_RANK_PREFIX.sub("", line).strip() for line in _tail(log_path).splitlines()]
-    lines = [line for line in lines if line]
-    for pattern in (_OWN_ERROR, _EXCEPTION):
-        hits = [line for line in lines if pattern.match(line) and not any(word in line for word in _LAUNCHER_NOISE)]
-        if hits:
-            return hits[-1][:_MAX_REASON_CHARS]
-    return lines[-1][:_MAX_REASON_CHARS] if lines else ""
+    facts = _mean_facts([verdict.facts for verdict in verdicts])
+    names = {name for verdict in verdicts for name in verdict.constraints}
+    worst = {name: max(v.constraints[name] for v in verdicts if name in v.constraints) for name in sorted(names)}
+    for place, verdict in enumerate(verdicts):
+        if verdict.outcome != "complete":
+            which = f"training {place + 1}: " if len(verdicts) > 1 else ""
+            return Verdict(verdict.outcome, constraints=worst, reason=which + verdict.reason, facts=facts)
+    values = tuple(statistics.fmean(each) for each in zip(*(v.values for v in verdicts), strict=True))
+    return Verdict("complete", values, worst, facts=facts)
 
 
-def _why_no_summary(run_dir: Path, ending: Ending, log_path: Path) -> str:
-    """What stopped the trial: its own time limit, what the run noted at its end, or else what its log says last."""
-    if ending.exit_status is None:
-        return f"stopped after {ending.seconds:.0f} s, the study's trial_timeout_s"
-    noted = read_ended(run_dir)
-    if noted is not None and noted["exit_reason"] != "finished":
-        message = str(noted.get("message", ""))[:_MAX_REASON_CHARS]
-        return f"the run ended early: {noted['exit_reason']}{': ' if message else ''}{message}"
-    cause = last_error(log_path) or "no output"
-    return f"{cause} (exit status {ending.exit_status})"
+def _pruned(config: StudyConfig, run_dir: Path, ending: Ending, reason: str) -> Verdict:
+    try:
+        rows = read_rows(run_dir)
+    except UserError as error:
+        return Verdict("failed", reason=str(error))
+    known = constraint_values(config.constraints, rows, partial=True)
+    constraints = {c.name: known.get(c.name, UNKNOWN_EXCESS) for c in config.constraints}
+    facts = {name: value for name, value in _last_values(rows).items() if _is_finite(value)}
+    if ending.had_to_kill:
+        reason += "; it had to be killed before it had saved"
+    return Verdict("pruned", constraints=constraints, reason=reason, facts=facts)
 
 
-def _tail(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - _TAIL_BYTES))
-        return file.read().decode("utf-8", errors="replace")
+def _last_values(rows: Sequence[tuple[int, Any]]) -> dict[str, float]:
+    """The newest value of each validation metric."""
+    return {name: value for _, row in rows for name, value in row.items() if name.startswith(_FACTS)}
+
+
+def _mean_facts(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means of the numbers that every training has; the ids of tracked runs as a list."""
+    shared = set.intersection(*(set(each) for each in facts)) if facts else set()
+    means: dict[str, Any] = {
+        name: statistics.fmean(each[name] for each in facts)
+        for name in sorted(shared)
+        if all(_is_finite(each[name]) for each in facts)
+    }
+    return means | {"mlflow_run_ids": [each["mlflow_run_id"] for each in facts if each.get("mlflow_run_id")]}
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

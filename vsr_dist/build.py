@@ -21,7 +21,7 @@ from vsr_dist.data.loader import TrainLoader, validation_batch
 from vsr_dist.data.reference import reference_batch
 from vsr_dist.data.ring import ClipBatch
 from vsr_dist.data.source import open_shard_set
-from vsr_dist.inference.generator_io import load_generator
+from vsr_dist.inference.generator_io import InitialWeights, initial_weights, load_generator
 from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.models import build_discriminator, build_generator
 from vsr_dist.models.base import Discriminator, Generator
@@ -34,6 +34,7 @@ from vsr_dist.training.launch import compile_in_place, has_batch_norm, lay_out, 
 from vsr_dist.training.metrics_file import METRICS_NAME, MetricsFile
 from vsr_dist.training.monitor import DriftMonitor
 from vsr_dist.training.outbox import Outbox
+from vsr_dist.training.perceptual_judge import PerceptualJudge
 from vsr_dist.training.revival import Revival
 from vsr_dist.training.schedule import OptimizerConfig
 from vsr_dist.training.shipping import Delivery, Shipper
@@ -65,16 +66,21 @@ def check_world(config: Config, world: World) -> None:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads from outside: data and the weights of the feature network."""
+    """What a run reads from outside: data, feature networks, and the weights that the generator starts from."""
 
     loader: TrainLoader
     validation: ClipBatch
     reference: ClipBatch | None
     features: PerceptualTrunk | None
+    initial: InitialWeights | None = None
+    judge: PerceptualJudge | None = None
 
 
-def open_inputs(config: Config, world: World) -> Inputs:
-    """Open everything that can be missing or damaged. Holds no collective call: see `together`."""
+def open_inputs(config: Config, world: World, *, fresh: bool = True) -> Inputs:
+    """Open everything that can be missing or damaged. Holds no collective call: see `together`.
+
+    fresh: False for a run that goes on from a checkpoint, whose generator takes its weights from there.
+    """
     check_config(config)
     if config.train.compile:
         refuse_compile(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -98,7 +104,13 @@ def open_inputs(config: Config, world: World) -> Inputs:
                 f"data.crop_px {config.data.crop_px} x scale {config.scale} is below the {features.min_px} px that "
                 f"perceptual.layer {config.perceptual.layer} needs; enlarge the crop or lower the layer"
             )
-    return Inputs(loader, validation, reference, features)
+    initial = None
+    if fresh and config.train.init_generator:
+        initial = initial_weights(Path(config.train.init_generator), config.generator, config.scale)
+        if world.is_main:
+            say(f"generator: starts from {config.train.init_generator}, sha256 {initial.sha256}")
+    judge = PerceptualJudge() if config.train.perceptual_metric == "stlpips" else None
+    return Inputs(loader, validation, reference, features, initial, judge)
 
 
 def _check_flow_method(config: Config, packed: str) -> None:
@@ -113,8 +125,13 @@ def _check_flow_method(config: Config, packed: str) -> None:
 
 
 def build_parts(config: Config, accelerator: Accelerator, world: World, inputs: Inputs) -> Parts:
-    """The networks and what trains them; weights are fresh and the same on every rank. Nothing is tracked yet."""
+    """The networks and what trains them; weights are fresh, or those of `inputs.initial`, and the same on every rank.
+
+    Nothing is tracked yet.
+    """
     generator, discriminator = build_networks(config)
+    if inputs.initial is not None:
+        generator.load_state_dict(inputs.initial.tensors)
     lay_out(config.train, generator, discriminator)
     ema = make_ema(generator, config.train.ema_decay).to(accelerator.device)
     optimizers = {
@@ -126,7 +143,7 @@ def build_parts(config: Config, accelerator: Accelerator, world: World, inputs: 
     if inputs.features is not None:
         players.features = inputs.features.to(accelerator.device)
     live = Restorable({"generator": generator, "discriminator": discriminator, "ema": ema}, optimizers)
-    validator = Validator(inputs.validation, world, config.scale, accelerator.device)
+    validator = Validator(inputs.validation, world, config.scale, accelerator.device, inputs.judge)
     controllers = Controllers(config.control, config.loss, config.adversary, ADVERSARIAL[config.objective].chance)
     revival = None
     if inputs.reference is not None:

@@ -14,6 +14,7 @@ from vsr_dist.core.config_io import (
     Tree,
     apply_overrides,
     field_types,
+    flatten,
     key_faults,
     parse_section,
     raise_faults,
@@ -128,6 +129,8 @@ def check_config(config: Config) -> None:
     faults = _stage_faults(config) + _network_faults(config) + _loss_faults(config) + _control_faults(config)
     if config.loss.temporal > 0 and config.data.clip_frames < 2:
         faults.append("loss.temporal needs data.clip_frames of at least 2")
+    taken = sorted(flatten(config_tree(config)).keys() & config.tracking.extra_params.keys())
+    faults += [f"tracking.extra_params: {name} is a parameter of every run already; rename it" for name in taken]
     raise_faults("configuration", faults)
 
 

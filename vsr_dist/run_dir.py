@@ -17,11 +17,12 @@ from vsr_dist.core.collectives import is_lost_rank
 from vsr_dist.core.config_io import flatten
 from vsr_dist.core.errors import BadCheckpointError, BadConfigError, LostRankError, UserError
 from vsr_dist.core.fields import effects
-from vsr_dist.inference.generator_io import DESCRIPTION_NAME, WEIGHTS_NAME
+from vsr_dist.inference.generator_io import DESCRIPTION_NAME, WEIGHTS_NAME, InitialWeights
 from vsr_dist.training import checkpoint
 
 SUMMARY_NAME = "summary.json"
 ENDED_NAME = "ended.json"
+ORIGIN_NAME = "init_generator.json"
 # Result fields that a resumed run may change all the same: the batch of a step stays what it was, only its division
 # into micro-batches differs, as it does on another number of processes.
 _MAY_CHANGE = {"train.accumulation_steps"}
@@ -112,6 +113,20 @@ def write_whole(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=1))
     os.replace(temporary, path)
+
+
+def note_origin(run_dir: Path, source: str | None, initial: InitialWeights | None) -> None:
+    """Leave in the run directory which weights a fresh run's generator started from; a resumed run keeps that."""
+    if initial is not None:
+        write_whole(run_dir / ORIGIN_NAME, {"init_generator": source, "init_generator_sha256": initial.sha256})
+
+
+def read_origin(run_dir: Path, source: str | None) -> dict[str, str]:
+    """`init_generator_sha256` of a run whose `train.init_generator` is `source`; nothing for none."""
+    if source is None:
+        return {}
+    noted: dict[str, str] = json.loads((run_dir / ORIGIN_NAME).read_text())
+    return {"init_generator_sha256": noted["init_generator_sha256"]}
 
 
 @dataclass

@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +36,9 @@ from vsr_dist.run_dir import (
     Start,
     lock_run_dir,
     note_ending,
+    note_origin,
     prepare_run_dir,
+    read_origin,
     refuse_changed_data,
     write_summary,
 )
@@ -95,9 +97,11 @@ def _run_in(config: Config, resume: str | None, accelerator: Accelerator, world:
                 _say_finished(Path(config.run_dir))
             return 0
         with note_ending(Path(config.run_dir) if world.is_main else None) as ending:
-            inputs = together(lambda: open_inputs(config, world))
+            inputs = together(lambda: open_inputs(config, world, fresh=start.checkpoint is None))
             together(lambda: refuse_changed_data(start, inputs.loader.windows_of.index.digest))
             parts = build_parts(config, accelerator, world, inputs)
+            if world.is_main:
+                note_origin(Path(config.run_dir), config.train.init_generator, inputs.initial)
             if start.checkpoint is not None:
                 path = start.checkpoint
                 together(lambda: checkpoint.load(path, parts.live))
@@ -190,8 +194,17 @@ def _announce(config: Config, parts: Parts, start: Start) -> None:
         "generator_parameters": sizes["generator"],
         "discriminator_parameters": sizes["discriminator"],
         "data_digest": parts.loader.windows_of.index.digest,
+        **read_origin(parts.run_dir, config.train.init_generator),
     }
-    _describe(config, parts, first_step, {**config_tree(config), "run": facts})
+    _describe(config, parts, first_step, run_parameters(config, facts))
+
+
+def run_parameters(config: Config, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a tracker gets as a run's parameters: the configuration, what else the tracking section names, and facts
+    of this run under `run`."""
+    settings = config_tree(config)
+    extra = settings["tracking"].pop("extra_params")
+    return {**settings, **extra, "run": dict(facts)}
 
 
 def _division(processes: int, accumulation_steps: int) -> str:
@@ -237,6 +250,7 @@ def _publish(config: Config, parts: Parts, outcome: Outcome, seconds: float) -> 
         "processes": parts.world.size,
         "device": parts.accelerator.device.type,
         "data_digest": index.digest,
+        **read_origin(parts.run_dir, config.train.init_generator),
         "mlflow_run_id": parts.tracker.run_id,
         "versions": package_versions(),
         "command": shlex.join(sys.argv),

@@ -66,8 +66,8 @@ def test_two_trials_with_two_processes_each(study_file, tmp_path):
         assert config.loss.adversarial == trial.params["loss.adversarial"]
         assert config.discriminator.filters == trial.params["discriminator.filters"]
     assert _tracked_trials(tmp_path) == {
-        "0": trials[0].user_attrs["mlflow_run_id"],
-        "1": trials[1].user_attrs["mlflow_run_id"],
+        "0": trials[0].user_attrs["mlflow_run_ids"][0],
+        "1": trials[1].user_attrs["mlflow_run_ids"][0],
     }
     assert run_cli(main, ["promote", "--config", str(study_file)]) == 0
     best = load_config(study.directory / "best.yaml")
@@ -80,6 +80,6 @@ def _tracked_trials(folder: Path) -> dict[str, str]:
 
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = client.search_runs(experiments, "tags.study = 'real'")
+    runs = client.search_runs(experiments, "tags.study = 'real' and tags.kind = 'trial'")
     assert all(run.info.status == "FINISHED" for run in runs)
     return {run.data.tags["trial"]: run.info.run_id for run in runs}

@@ -88,6 +88,7 @@ def test_what_is_not_a_result_is_listed_here():
                 "best_mode",
                 "allow_batch_norm",
                 "pictures",
+                "perceptual_metric",
             )
         ),
     }

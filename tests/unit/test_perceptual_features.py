@@ -155,7 +155,7 @@ def test_missing_weights_name_the_fix(monkeypatch, tmp_path):
     def missing(_name):
         raise importlib.metadata.PackageNotFoundError
 
-    monkeypatch.setattr(features.importlib.metadata, "files", missing)
+    monkeypatch.setattr(importlib.metadata, "files", missing)
     with pytest.raises(MissingExtraError, match=r'pip install "vsr-dist\[perceptual\]"'):
         PerceptualTrunk(PerceptualConfig())
     monkeypatch.setattr(features.torch.hub, "get_dir", lambda: str(tmp_path))

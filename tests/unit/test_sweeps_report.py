@@ -1,149 +1,255 @@
-"""Report, promotion and the command line, on the results of stub trials."""
+"""The report: facts, words, tables, pictures and page, on constructed trials in a real journal."""
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+import base64
+import csv
+import re
+import statistics
 
 import cv2
+import numpy as np
+import optuna
 import pytest
-import yaml
-from sweeps_stub import make_study, study_tree
+from optuna.trial import TrialState
+from sweeps_results import CONSTRAINTS, Results, climbing, full_study, parameters, settling
 
-from sweeps.cli import main, register
-from sweeps.driver import run_study
-from sweeps.promote import promote
-from sweeps.report import rank, write_report
+from sweeps.findings import Findings
+from sweeps.importance import importances
+from sweeps.report import write_report
+from sweeps.report_blocks import Items, Paragraph, Table, to_html, to_markdown
+from sweeps.report_text import answer, labels_of
 from sweeps.storage import load_trials
-from vsr_dist.config import dump_config, load_config
-from vsr_dist.core.errors import UserError, run_cli
+from vsr_dist.core.errors import UserError
+
+TWO = [
+    {"metric": "val/psnr_y"},
+    {
+        "name": "drift",
+        "direction": "minimize",
+        "terms": [{"metric": "drift/normalized_loss", "reduce": "tail_median"}],
+    },
+]
 
 
-@pytest.fixture
-def study(tmp_path):
-    """Four trials; the second one fails. The stub writes no `config.yaml`, as a training would; here it is made."""
-    config = make_study(tmp_path, "finish", "crash", num_trials=4, set=["train.steps=20"])
-    run_study(config)
-    for trial in load_trials(config):
-        overrides = [f"{path}={value!r}" for path, value in trial.params.items()]
-        overrides += ["train.steps=20", "tracking.tags.study=stub", f"tracking.tags.trial='{trial.number}'", "name=t"]
-        resolved = dump_config(load_config(Path(config.base), overrides))
-        (config.trial_dir(trial.number) / "config.yaml").write_text(resolved)
-    return config
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The sixteen trials, and their report."""
+    results = full_study(tmp_path_factory.mktemp("study"))
+    return results, write_report(results.config)
 
 
-def table(text):
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
-    return rows[0], rows[2:]
+def findings_of(results):
+    return Findings(results.config, load_trials(results.config))
 
 
-def test_the_table_is_sorted_best_first_and_names_failures(study):
-    path, _ = write_report(study)
-    text = path.read_text()
-    header, rows = table(text)
-    assert header == [
-        *("trial", "state", "val/psnr_y", "D loss / chance", "D right on pairs"),
-        *("loss.adversarial", "discriminator.filters", "seconds"),
+def tables(text):
+    """Every table of a markdown text, as (header, rows)."""
+    blocks = [block for block in text.split("\n\n") if block.startswith("|")]
+    split = [[line.strip("| ").split(" | ") for line in block.splitlines()] for block in blocks]
+    return [(lines[0], lines[2:]) for lines in split]
+
+
+def test_the_head_says_what_was_found(study):
+    _, files = study
+    text = files.markdown.read_text()
+    assert "16 trials of" in text and ": 13 with a result, 1 pruned, 1 failed, 1 running." in text
+    assert "minimize `val/tof / val_bicubic/tof + 0.5 * max(val/tdiff / val_bicubic/tdiff - 1, 0)`" in text
+    assert "7 of 12 settings are feasible. Best: **trial 3**, quality 0.7550; repeated with fresh seeds: 0.7650" in text
+    assert "- Trial 13: RuntimeError: out of memory on rank 1 (exit status 17)" in text
+    assert "- Trial 12: drift/dead_fraction 0.8, above 0.5 at 3 evaluations" in text
+
+
+def test_the_best_trials_are_feasible_first_and_repeated_first(study):
+    _, files = study
+    header, rows = tables(files.markdown.read_text())[0]
+    assert header[:5] == ["trial", "role", "quality", "fresh seeds, mean +/- s.d.", "feasible"]
+    feasible = [row[4].startswith("yes") for row in rows]
+    assert feasible == sorted(feasible, reverse=True)
+    assert rows[0][0] == "3" and rows[0][3] == "0.7650 +/- 0.0000 (n = 3)" and rows[0][4] == "yes; 3 of 3 repeats"
+    values = [float(row[2]) for row in rows[1:7]]
+    assert values == sorted(values)
+    assert rows[-1][:3] == ["0", "start", "0.9750"]  # The paper's setting is always shown.
+
+
+def test_the_settings_of_the_best_stand_beside_the_given_one(study):
+    results, files = study
+    header, rows = tables(files.markdown.read_text())[2]
+    assert header == ["parameter", "tried", "trial 0 (given)", "trial 3", "trial 7", "trial 10", "trial 5"]
+    cells = {row[0]: row[1:] for row in rows}
+    assert set(cells) == {f"`{path}`" for path in results.config.space}
+    trials = load_trials(results.config)
+    assert cells["`loss.adversarial`"][:2] == ["0.0001 to 0.1 (logarithmic)", "0.001"]
+    assert float(cells["`loss.adversarial`"][2]) == pytest.approx(trials[3].params["loss.adversarial"], rel=1e-3)
+    assert cells["`objective`"][1:] == [trials[n].params["objective"] for n in (0, 3, 7, 10, 5)]
+
+
+def test_constraints_are_shown_one_by_one(study):
+    _, files = study
+    header, rows = tables(files.markdown.read_text())[1]
+    assert header[:5] == ["constraint", "rule", "met by", "trial 0 (given)", "trial 3"]
+    by_name = {row[0]: row for row in rows}
+    assert set(by_name) == {constraint["name"] for constraint in CONSTRAINTS}
+    level = np.median(climbing()[-5:])
+    assert by_name["not weak"][1:4] == [
+        "`tail_median(drift/normalized_loss) <= 0.75`",
+        "8 of 12",
+        f"{level:.4g} missed",
     ]
-    values = [float(row[2]) for row in rows[:3]]
-    assert values == sorted(values, reverse=True)
-    assert [row[1] for row in rows] == ["COMPLETE"] * 3 + ["FAIL"]
-    assert "- Trial 1: RuntimeError: out of memory on rank 1 (exit status 17)" in text
-    assert "4 trials of" in text and "3 with a result" in text
-    for row in rows[:3]:
-        trial = load_trials(study)[int(row[0])]
-        assert row[3] == f"{trial.user_attrs['drift/normalized_loss']:.2f}"
-        assert float(row[5]) == pytest.approx(trial.params["loss.adversarial"], rel=1e-3)
-        assert int(row[6]) == trial.params["discriminator.filters"]
+    assert by_name["not weak"][4] == f"{np.median(settling(0.6)[-5:]):.4g} met"
+    assert by_name["keeps fidelity"][4].endswith(" met")
 
 
-def test_the_history_is_a_picture_with_something_on_it(study):
-    _, path = write_report(study)
-    picture_YXC = cv2.imread(str(path))
-    assert picture_YXC.shape[:2] == (480, 840)
-    blue_YX = (picture_YXC[..., 0] > 150) & (picture_YXC[..., 2] < 80)
-    red_YX = (picture_YXC[..., 2] > 180) & (picture_YXC[..., 0] < 80)
-    assert blue_YX.sum() > 200 and red_YX.sum() > 20
+def test_the_csv_holds_every_trial_and_every_value(study):
+    results, files = study
+    with files.table.open() as file:
+        rows = list(csv.DictReader(file))
+    trials = load_trials(results.config)
+    assert [int(row["trial"]) for row in rows] == list(range(16))
+    for row, trial in zip(rows, trials, strict=True):
+        assert row["state"] == trial.state.name
+        assert float(row["loss.adversarial"]) == trial.params["loss.adversarial"]
+        assert row["quality"] == ("" if trial.value is None else str(trial.value))
+    assert rows[14]["role"] == "repeat" and rows[14]["repeat_of"] == "3" and rows[14]["seeds"] == "[7, 8, 9]"
+    assert float(rows[0]["constraint not weak"]) == pytest.approx(np.median(climbing()[-5:]))
+    assert (rows[0]["feasible"], rows[3]["feasible"], rows[12]["feasible"]) == ("False", "True", "")
+    assert rows[13]["reason"].startswith("RuntimeError")
 
 
-def test_a_distance_is_ranked_smallest_first(tmp_path, study):
-    down = make_study(tmp_path, objective={"metric": "val/tof", "direction": "minimize"})
-    trials = load_trials(study)
-    assert [t.number for t in rank(down, trials)][:3] == [t.number for t in rank(study, trials)][:3][::-1]
-    assert rank(down, trials)[-1].number == 1
+def test_the_page_needs_no_other_file(study):
+    _, files = study
+    page = files.page.read_text()
+    inlined = [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
+    assert sorted(inlined) == sorted(path.read_bytes() for path in files.pictures)
+    assert not re.search(r'(?:src|href)="(?!data:)', page)
+    assert page.count("<table>") == 5 and "<strong>trial 3</strong>" in page
+    assert "<details><summary>16 trials</summary>" in page
 
 
-def test_the_best_trial_becomes_a_configuration_of_its_own(study, tmp_path):
-    best, path = promote(study, None)
-    assert path == study.directory / "best.yaml"
-    config = load_config(path)
-    assert best.number == rank(study, load_trials(study))[0].number
-    assert (config.name, config.run_dir) == ("stub-best", "runs/stub-best")
-    assert config.tracking.tags == {"team": "pixels"}
-    assert config.loss.adversarial == best.params["loss.adversarial"]
-    assert config.discriminator.filters == best.params["discriminator.filters"]
-    assert config.train.steps == 20
-    assert f"# Best trial of study stub: trial {best.number}" in path.read_text()
-    assert "overrides are still in it: train.steps=20" in path.read_text()
-    _, elsewhere = promote(study, tmp_path / "new" / "gan.yaml")
-    assert load_config(elsewhere) == config
+def test_the_pictures_show_something(study):
+    _, files = study
+    names = {path.name for path in files.pictures}
+    assert names == {f"report_{kind}.png" for kind in ("drift", "history", "parallel", "importance")}
+    for path in files.pictures:
+        picture_YXC = cv2.imread(str(path)).astype(int)
+        coloured_YX = np.ptp(picture_YXC, axis=2) > 60
+        assert picture_YXC.shape[0] > 300 and coloured_YX.sum() > 500, path.name
+    drift_YXC = cv2.imread(str(files.markdown.with_name("report_drift.png"))).astype(int)
+    red_YX = (drift_YXC[..., 2] > 180) & (drift_YXC[..., 0] < 60) & (drift_YXC[..., 1] < 120)
+    assert red_YX.sum() > 150  # The paper's curve.
 
 
-def test_promotion_needs_the_best_trials_folder(study):
-    best, _ = promote(study, None)
-    (study.trial_dir(best.number) / "config.yaml").unlink()
-    with pytest.raises(UserError, match=r"the best trial is \d, but .*config.yaml is gone"):
-        promote(study, None)
+def test_the_same_trials_give_the_same_bytes(study):
+    results, files = study
+    before = {path: path.read_bytes() for path in files.all}
+    again = write_report(results.config)
+    assert {path: path.read_bytes() for path in again.all} == before
+    assert not list(results.config.directory.glob("*.tmp"))
 
 
-def test_without_trials_there_is_nothing_to_report_or_promote(tmp_path):
-    config = make_study(tmp_path, "crash", num_trials=1)
-    for action in (lambda: write_report(config), lambda: promote(config, None)):
-        with pytest.raises(UserError, match=r"no study stub in .*journal.log; start it with"):
-            action()
-    assert not config.directory.exists()
-    with pytest.raises(UserError, match="all 1 trials"):
-        run_study(config)
-    with pytest.raises(UserError, match="no trial of study stub has a result"):
-        promote(config, None)
-    assert "| 0 | FAIL |" in write_report(config)[0].read_text()
+def test_several_objectives_have_a_front(tmp_path):
+    results = full_study(tmp_path, objectives=TWO)
+    files = write_report(results.config)
+    assert "report_pareto.png" in {path.name for path in files.pictures}
+    found = findings_of(results)
+    study = optuna.load_study(study_name="stub", storage=results.study._storage)
+    searched = {trial.number for trial in found.searched}
+    # Optuna's own front, which counts repeats as trials and leaves infeasible ones out.
+    expected = {trial.number for trial in study.best_trials} & searched
+    assert {trial.number for trial in found.front} == expected and expected
+    assert f"On the Pareto front: trials {', '.join(map(str, sorted(expected)))}." in files.markdown.read_text()
+    assert [trial.number in expected for trial in found.ranked][: len(expected)] == [True] * len(expected)
 
 
-def test_the_commands_do_it_all(tmp_path, capsys):
-    make_study(tmp_path)
-    file = tmp_path / "study.yaml"
-    file.write_text(yaml.safe_dump(study_tree(tmp_path)))
-    assert run_cli(main, ["report", "--config", str(file)]) == 2
-    assert capsys.readouterr().err.startswith("error: no study stub in ")
-    assert run_cli(main, ["run", "--config", str(file)]) == 0
-    assert "best: trial" in capsys.readouterr().out
-    assert run_cli(main, ["report", "--config", str(file)]) == 0
-    printed = capsys.readouterr().out
-    assert "| trial | state | val/psnr_y |" in printed and "report.png" in printed
-    assert run_cli(main, ["run", "--config", str(tmp_path / "no.yaml")]) == 2
-    assert run_cli(main, ["run", "--config", str(file), "--set", "num_trials=4"]) == 0
-    assert "trial 3: val/psnr_y" in capsys.readouterr().out
-    out = tmp_path / "best.yaml"
-    assert run_cli(main, ["promote", "--config", str(file), "--out", str(out), "--set", "num_trial=4"]) == 2
-    assert "did you mean 'num_trials'" in capsys.readouterr().err
+def test_repeats_decide_by_their_mean_and_by_most_of_them(tmp_path):
+    results = Results(tmp_path)
+    results.add(settling(0.5), tof=0.6)
+    results.add(settling(0.55), tof=0.7)
+    results.add(settling(0.6), tof=0.8)
+    assert [trial.number for trial in findings_of(results).ranked] == [0, 1, 2]
+    again = {"role": "repeat", "seeds": [5]}
+    for tof in (0.9, 1.0):  # The first was lucky.
+        results.add(settling(0.5), tof=tof, params=parameters(0), repeat_of=0, **again)
+    for tof in (0.7, 0.74):
+        results.add(settling(0.5), tof=tof, params=parameters(1), repeat_of=1, **again)
+    found = findings_of(results)
+    assert found.best.number == 1 and [trial.number for trial in found.ranked] == [1, 0, 2]
+    repeats = found.repeats(found.trials[0])
+    values = [0.9 + 0.025, 1.0 + 0.025]
+    assert repeats.values == pytest.approx(values)
+    assert (repeats.mean, repeats.deviation) == pytest.approx((statistics.mean(values), statistics.stdev(values)))
+    for _ in range(3):  # With other seeds the second drifts.
+        results.add(settling(0.95), tof=0.6, params=parameters(1), repeat_of=1, **again)
+    found = findings_of(results)
+    assert found.repeats(found.trials[1]).num_feasible == 2
+    assert found.best.number == 0 and not found.is_good(found.trials[1])
 
 
-@pytest.mark.parametrize("verb", ["run", "report", "promote"])
-def test_other_programs_can_take_the_verbs_in(verb, capsys):
-    parser = argparse.ArgumentParser(prog="outer")
-    register(parser.add_subparsers(dest="study_verb"))
-    arguments = parser.parse_args([verb, "--config", "x.yaml"])
-    assert callable(arguments.handler)
-    assert arguments.config == Path("x.yaml")
-    with pytest.raises(SystemExit) as caught:
-        parser.parse_args([verb, "--help"])
-    assert caught.value.code == 0
-    assert f"outer {verb} --config configs/studies/demo.yaml" in capsys.readouterr().out
+def test_a_trial_with_several_seeds_gives_a_value_by_seed(tmp_path):
+    results = Results(tmp_path, objective={"metric": "val/psnr_y"})
+    results.add(settling(0.5), psnr=29.0)
+    results.add(settling(0.5), psnr=29.0, params=parameters(0), role="repeat", repeat_of=0, seeds=[1, 2, 3])
+    repeats = findings_of(results).repeats(findings_of(results).trials[0])
+    assert repeats.values == pytest.approx([28.985, 29.085, 29.185])
+    assert (repeats.num_feasible, repeats.deviation) == (3, pytest.approx(0.1))
+    for folder in results.config.run_dirs(1, 3):
+        (folder / "metrics.jsonl").unlink()
+    away = findings_of(results).repeats(findings_of(results).trials[0])
+    assert away.values == pytest.approx([29.085])  # Of runs on another machine the storage has the mean.
 
 
-def test_the_verbs_are_listed(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["--help"])
-    assert caught.value.code == 0
-    printed = capsys.readouterr().out
-    assert all(verb in printed for verb in ("run", "report", "promote"))
+def test_when_nothing_is_feasible_the_report_says_what_fails_most(tmp_path):
+    results = Results(tmp_path)
+    results.add(settling(0.95), role="start")
+    results.add(settling(0.97))
+    results.add(settling(0.2))
+    found = findings_of(results)
+    assert found.best is None and found.most_failed() == ("not weak", 2)
+    expected = (
+        "**No trial is feasible.** Of 3 settings with a result, 2 miss the constraint `not weak`, more than any other."
+    )
+    assert answer(found) == expected
+    text = write_report(results.config).markdown.read_text()
+    assert expected in text
+    assert "3 trials with a result are too few to say which of 5 parameters matter; from 10 on" in text
+    assert "report_importance" not in text
+
+
+def test_a_study_that_has_only_begun_has_a_report(tmp_path):
+    results = Results(tmp_path)
+    with pytest.raises(UserError, match="has no trials yet; start it with: vsr-dist study run"):
+        write_report(results.config)
+    results.add(settling(0.5, 3), state=TrialState.RUNNING)
+    text = write_report(results.config).markdown.read_text()
+    assert "1 trials of" in text and "1 running" in text and "No trial has a result yet." in text
+
+
+def test_importances_find_what_matters_and_state_n(tmp_path):
+    results = Results(tmp_path, constraints=[])
+    for number in range(24):
+        share = parameters(number)["discriminator.dropout"] / 0.3
+        results.add(settling(0.5), tof=0.5 + share)
+        results.add(settling(0.5), tof=9.0, role="repeat", repeat_of=number) if number < 2 else None
+    found = importances(findings_of(results))
+    assert found.num_trials == 24
+    assert set(found.shares) == {"PED-ANOVA", "fANOVA"}
+    for shares in found.shares.values():
+        assert max(shares, key=shares.get) == "discriminator.dropout"
+        assert sum(shares.values()) == pytest.approx(1.0)
+    assert importances(findings_of(results)) == found
+
+
+def test_names_are_short_and_different():
+    paths = ["loss.tv", "objective", "a.schedule.rate", "b.schedule.rate", "control.gamma.target"]
+    assert list(labels_of(paths).values()) == [
+        *("loss.tv", "objective", "a.schedule.rate", "b.schedule.rate"),
+        "gamma.target",
+    ]
+
+
+def test_texts_from_outside_do_no_harm():
+    blocks = [Paragraph("a <b> `c|d` ** e"), Items(("one `odd",)), Table(("x|y",), (("1 | 2",),))]
+    assert to_markdown(blocks) == "a <b> `c|d` ** e\n\n- one `odd\n\n| x\\|y |\n| --- |\n| 1 \\| 2 |\n"
+    page = to_html(blocks, "<t>", {})
+    assert "<title>&lt;t&gt;</title>" in page and "a &lt;b&gt; <code>c|d</code> ** e" in page
+    assert "<li>one `odd</li>" in page

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from sweeps_stub import make_study
 
-from sweeps.launch import Ending
-from sweeps.verdict import judge, last_error
+from sweeps.blame import last_error, why_no_summary
+from sweeps.training_process import Ending
+from sweeps.verdict import Verdict, combine, judge
 
 TORCHRUN_LOG = """\
 Traceback (most recent call last):
@@ -40,11 +42,13 @@ def test_the_line_that_says_why(tmp_path, text, expected):
     assert last_error(tmp_path / "output.log") == expected
 
 
-def verdict(folder, summary, ending):
+def verdict(folder, summary, ending, rows=None, **changes):
     (folder / "output.log").write_text("RuntimeError: late\n")
     if summary is not None:
         (folder / "summary.json").write_text(summary if isinstance(summary, str) else json.dumps(summary))
-    return judge(folder, "val/psnr_y", ending, folder / "output.log")
+    rows = [(10, {"val/psnr_y": 30.5})] if rows is None else rows
+    (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": s, "time_s": 0, **r}) + "\n" for s, r in rows))
+    return judge(make_study(folder, **changes), folder, ending, folder / "output.log")
 
 
 def finished(**metrics):
@@ -52,27 +56,82 @@ def finished(**metrics):
 
 
 def test_a_finite_objective_is_the_result_whatever_the_exit_status(tmp_path):
-    for ending in (Ending(0, 5.0), Ending(1, 5.0), Ending(None, 5.0)):
-        found = verdict(tmp_path, finished(**{"drift/auc": 0.6, "val/tof": 1.0}), ending)
-        assert (found.value, found.reason, found.facts) == (30.5, "", {"drift/auc": 0.6})
+    for ending in (Ending(0, 5.0), Ending(1, 5.0), Ending(None, 5.0, "time_limit")):
+        found = verdict(tmp_path, finished(**{"drift/auc": 0.6, "val/tof": float("nan"), "perf/step_ms": 3.0}), ending)
+        assert (found.outcome, found.values, found.reason) == ("complete", (30.5,), "")
+        assert found.facts == {"val/psnr_y": 30.5, "drift/auc": 0.6}
 
 
 @pytest.mark.parametrize(
     ("summary", "ending", "expected"),
     [
-        (None, Ending(-9, 5.0), "RuntimeError: late (exit status -9)"),
+        (None, Ending(-9, 5.0), "the training was killed (exit status -9)"),
+        (None, Ending(-6, 5.0), "the training was ended by SIGABRT (exit status -6)"),
         (None, Ending(0, 5.0), "RuntimeError: late (exit status 0)"),
-        (None, Ending(None, 61.0), "stopped after 61 s, the study's trial_timeout_s"),
+        (None, Ending(None, 5.0), "RuntimeError: late (exit status unknown, for an earlier driver started it)"),
+        (None, Ending(None, 61.0, "time_limit"), "stopped after 61 s, the study's trial_timeout_s"),
+        (None, Ending(-15, 61.0, "stall"), "nothing new in its metrics or output for stall_timeout_s"),
         ("{", Ending(0, 5.0), "summary.json is not what a training run writes"),
         ({"exit_reason": "finished"}, Ending(0, 5.0), "summary.json is not what a training run writes"),
         ([], Ending(0, 5.0), "summary.json is not what a training run writes"),
         ({"exit_reason": "stopped", "metrics": {}}, Ending(0, 5.0), "the run ended early: stopped"),
-        ({"exit_reason": "finished", "metrics": {"val/psnr": 3.0}}, Ending(0, 5.0), "did you mean 'val/psnr'?"),
-        (finished(**{"val/psnr_y": float("inf")}), Ending(0, 5.0), "val/psnr_y is inf; expected a finite number"),
-        (finished(**{"val/psnr_y": None}), Ending(0, 5.0), "val/psnr_y is None; expected a finite number"),
     ],
 )
 def test_anything_else_is_a_failure_with_a_reason(tmp_path, summary, ending, expected):
     found = verdict(tmp_path, summary, ending)
-    assert found.value is None
+    assert (found.outcome, found.values) == ("failed", ())
     assert expected in found.reason
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"val/psnr": 3.0}, "did you mean 'val/psnr'?"),
+        ({"val/psnr_y": float("inf")}, "inf; expected a finite number"),
+    ],
+)
+def test_an_objective_that_is_missing_or_not_finite_is_a_failure(tmp_path, row, expected):
+    found = verdict(tmp_path, finished(), Ending(0, 5.0), [(10, row)])
+    assert found.outcome == "failed"
+    assert expected in found.reason
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
+            "out of memory: torch.OutOfMemoryError",
+        ),
+        (
+            "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes",
+            "out of memory: ",
+        ),
+        ("MemoryError", "out of memory: MemoryError"),
+        ("numpy._core._exceptions._ArrayMemoryError: Unable to allocate 1. GiB for an array", "out of memory: numpy"),
+        ("terminate called after throwing an instance of 'std::bad_alloc'", "out of memory: terminate"),
+    ],
+)
+def test_running_out_of_memory_is_recognised(tmp_path, line, expected):
+    (tmp_path / "output.log").write_text(f"step 3\n[rank1]: {line}\nChildFailedError\n")
+    assert why_no_summary(tmp_path, Ending(1, 2.0), tmp_path / "output.log").startswith(expected)
+
+
+def test_torchruns_report_tells_which_rank_died_first(tmp_path):
+    report = (
+        "Root Cause (first observed failure):\n[0]:\n  time      : now\n  rank      : 1 (local_rank: 1)\n"
+        "  exitcode  : -9 (pid: 77)\n  traceback : Signal 9 (SIGKILL) received by PID 77\n"
+    )
+    (tmp_path / "output.log").write_text("error: rank 0: another process is gone\n" + report)
+    (tmp_path / "ended.json").write_text(json.dumps({"exit_reason": "lost_rank", "message": "gone"}))
+    assert why_no_summary(tmp_path, Ending(1, 2.0), tmp_path / "output.log").startswith("rank 1 was killed")
+
+
+def test_seeds_are_combined_to_mean_values_and_worst_constraints():
+    first = Verdict("complete", (1.0, 4.0), {"a": -1.0, "b": 0.5}, facts={"val/x": 1.0, "mlflow_run_id": "p"})
+    second = Verdict("complete", (2.0, 8.0), {"a": 0.25, "b": 0.0}, facts={"val/x": 2.0, "mlflow_run_id": "q"})
+    both = combine([first, second])
+    assert (both.outcome, both.values, both.constraints) == ("complete", (1.5, 6.0), {"a": 0.25, "b": 0.5})
+    assert both.facts == {"val/x": 1.5, "mlflow_run_ids": ["p", "q"]}
+    broken = combine([first, Verdict("failed", reason="no")])
+    assert (broken.outcome, broken.values, broken.reason) == ("failed", (), "training 2: no")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from vsr_dist.core.config_io import parse_section
 from vsr_dist.core.errors import BadCheckpointError
@@ -64,6 +66,39 @@ def load_generator(path: Path) -> tuple[Generator, dict[str, Any]]:
     return generator.eval().requires_grad_(False), description
 
 
+@dataclass(frozen=True)
+class InitialWeights:
+    """Weights to start a generator from: tensors by name, and the SHA-256 of the file that they are from."""
+
+    tensors: dict[str, Tensor]
+    sha256: str
+
+
+def initial_weights(path: Path, config: GeneratorConfig, scale: int) -> InitialWeights:
+    """The weights of a trained generator, which must be as `config` and `scale` say.
+
+    Raises BadCheckpointError as `load_generator` does, and for another architecture, whose differences it names.
+    """
+    generator, description = load_generator(path)
+    found, wanted = {"scale": generator.scale}, {"scale": scale}
+    for side, values in ((found, _config_of(description, path)), (wanted, config)):
+        side |= {f"generator.{key}": value for key, value in asdict(values).items()}
+    if found != wanted:
+        differences = [
+            f"{key} {found.get(key)!r} there, {wanted.get(key)!r} here"
+            for key in sorted(found.keys() | wanted.keys())
+            if found.get(key) != wanted.get(key)
+        ]
+        raise BadCheckpointError(
+            f"train.init_generator {path} is of another generator ({'; '.join(differences)}); configure the same one, "
+            "or start from another file"
+        )
+    weights = path / WEIGHTS_NAME if path.is_dir() else path
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return InitialWeights(generator.state_dict(), digest)
+
+
 def _read_description(path: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text())
@@ -80,10 +115,15 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 
 def _build(description: dict[str, Any], path: Path) -> Generator:
+    return build_generator(_config_of(description, path), description["scale"])
+
+
+def _config_of(description: dict[str, Any], path: Path) -> GeneratorConfig:
     kind = description["generator"]["kind"]
     if kind not in GENERATORS:
         raise BadCheckpointError(f"{path}: unknown generator kind {kind!r}; this release knows {', '.join(GENERATORS)}")
     config, faults = parse_section("generator", GENERATORS[kind].config_type, description["generator"])
     if faults:
         raise BadCheckpointError(f"{path}: {'; '.join(faults)}")
-    return build_generator(config, description["scale"])
+    found: GeneratorConfig = config
+    return found

@@ -10,7 +10,6 @@ Axes: N any number of images, C channels, Y X rows and columns.
 
 from __future__ import annotations
 
-import importlib.metadata
 import pickle
 import re
 from collections.abc import Callable, Mapping
@@ -22,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vsr_dist.core.errors import BadConfigError, BadInputError, MissingExtraError
+from vsr_dist.core.distribution import STLPIPS, distribution_file
+from vsr_dist.core.errors import BadConfigError, BadInputError
 
 WeightsName = Literal["stlpips", "torchvision", "file"]
 # VGG16, configuration D of Simonyan and Zisserman 2015 (arXiv:1409.1556), table 1; 0 marks a pooling.
@@ -32,7 +32,6 @@ NUM_LAYERS = 31
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-STLPIPS_DISTRIBUTION = "stlpips_pytorch"
 STLPIPS_FILE = "vgg_shift_tolerant.pth"
 TORCHVISION_FILE = "vgg16-397923af.pth"
 _CONV_KEY = re.compile(r"^(?:features\.|net\.slice\d+\.)?(\d+)\.(weight|bias)$")
@@ -158,7 +157,8 @@ def _min_px(num_poolings: int, shift_tolerant: bool) -> int:
 
 def _weights_path(config: PerceptualConfig) -> Path:
     if config.weights == "stlpips":
-        return _stlpips_path()
+        fix = 'run `pip install "vsr-dist[perceptual]"` or set the perceptual weight to 0'
+        return distribution_file(STLPIPS, STLPIPS_FILE, "perceptual loss", fix)
     if config.weights == "torchvision":
         path = Path(torch.hub.get_dir()) / "checkpoints" / TORCHVISION_FILE
         hint = (
@@ -172,20 +172,6 @@ def _weights_path(config: PerceptualConfig) -> Path:
     if not path.is_file():
         raise BadConfigError(f"perceptual weights: no file {path}; {hint}")
     return path
-
-
-def _stlpips_path() -> Path:
-    fix = 'run `pip install "vsr-dist[perceptual]"` or set the perceptual weight to 0'
-    try:
-        files = importlib.metadata.files(STLPIPS_DISTRIBUTION) or []
-    except importlib.metadata.PackageNotFoundError as error:
-        raise MissingExtraError(
-            f"perceptual loss: stlpips-pytorch, which brings its weights, is missing; {fix}"
-        ) from error
-    found = [Path(str(file.locate())) for file in files if file.name == STLPIPS_FILE]
-    if not found or not found[0].is_file():
-        raise MissingExtraError(f"perceptual loss: stlpips-pytorch is installed without {STLPIPS_FILE}; {fix}")
-    return found[0]
 
 
 def _conv_weights(path: Path, shift_tolerant: bool) -> dict[str, Tensor]:

@@ -54,6 +54,7 @@ class TrackingConfig:
         uri: MLflow tracking URI: a server (`http://host:5000`) or a local SQLite file (`sqlite:///mlflow.db`).
         experiment: MLflow experiment name.
         tags: further tags of the run.
+        extra_params: further parameters of the run, beside its configuration, by name.
         log_model: log the final generator as an MLflow model.
         system_metrics: add `system/*` of process 0's machine (CPU, memory, disk, network, GPU) to each log line.
     """
@@ -62,6 +63,7 @@ class TrackingConfig:
     uri: str = io("sqlite:///mlflow.db")
     experiment: str = io("vsr-dist")
     tags: dict[str, str] = field(default_factory=dict, metadata={"effect": "io"})
+    extra_params: dict[str, str] = field(default_factory=dict, metadata={"effect": "io"})
     log_model: bool = io(True)
     system_metrics: bool = io(False)
 

@@ -47,6 +47,8 @@ class TrainConfig:
         rollback_factor: share of the learning rates that is left by each rollback.
         max_rollbacks: rollbacks after which the run stops all the same.
         perceptual_frames: frames per clip that the perceptual term looks at; 0 means all.
+        init_generator: run directory or `generator.safetensors` of a trained generator of the same architecture, from
+            whose weights the generator and its average start; empty starts afresh. A resumed run does not read it.
         allow_batch_norm: yes to batch norm in the discriminator on several processes, where each normalises by its
             own part of the batch.
         processes: number of processes that this configuration is meant for; a launch with another number is
@@ -59,6 +61,8 @@ class TrainConfig:
         best_metric: metric of the validation whose best checkpoint is kept as `checkpoints/best`; empty keeps none.
         best_mode: whether the highest or the lowest value of it is the best.
         pictures: number of held-out windows shown in MLflow at each validation.
+        perceptual_metric: `stlpips` adds `val/stlpips` (`vsr_dist.metrics.perceptual`) of the middle frame of each
+            held-out window to the validation, at the cost of an AlexNet forward for each; `none` leaves it out.
     """
 
     steps: int = 100_000
@@ -74,6 +78,7 @@ class TrainConfig:
     rollback_factor: float = 0.5
     max_rollbacks: int = 3
     perceptual_frames: int = 0
+    init_generator: str | None = None
     allow_batch_norm: bool = io(False)
     processes: int | None = io(None)
     threads: int = speed(0)
@@ -84,6 +89,7 @@ class TrainConfig:
     best_metric: str | None = io("val/psnr_y")
     best_mode: Literal["max", "min"] = io("max")
     pictures: int = io(4)
+    perceptual_metric: Literal["none", "stlpips"] = io("none")
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense; all faults at once."""

@@ -23,6 +23,7 @@ from vsr_dist.metrics.temporal import tdiff, tof
 from vsr_dist.ops.color import from_uint8, to_uint8
 from vsr_dist.ops.picture import Picture, two_by_two
 from vsr_dist.ops.resample import bicubic_upsample
+from vsr_dist.training.perceptual_judge import PerceptualJudge
 
 
 @contextmanager
@@ -51,10 +52,18 @@ class Look:
 
 
 class Validator:
-    """Holds the validation windows of one rank; every rank must call each method at the same step."""
+    """Holds the validation windows of one rank; every rank must call each method at the same step.
 
-    def __init__(self, batch: ClipBatch, world: World, scale: int, device: torch.device) -> None:
+    With a `judge` the quality includes `stlpips`.
+    """
+
+    def __init__(
+        self, batch: ClipBatch, world: World, scale: int, device: torch.device, judge: PerceptualJudge | None = None
+    ) -> None:
         self.batch, self.world, self.scale, self.device = batch, world, scale, device
+        self.judge = None if judge is None else judge.to(device)
+        # What bicubic scores on each window never changes.
+        self._bicubic: dict[int, dict[str, float]] = {}
         self.mine = list(range(world.rank, len(batch.names), world.size))
 
     def quality(self, generator: nn.Module) -> dict[str, float]:
@@ -63,12 +72,18 @@ class Validator:
         with evaluating(generator):
             for number in self.mine:
                 low_BTCHW, real_BTCYX = self._clip(number)
-                for name, fake_BTCYX in (
-                    ("val", generator(low_BTCHW)),
-                    ("val_bicubic", bicubic_upsample(low_BTCHW, self.scale)),
-                ):
-                    rows.append((number, clip_scores(name, fake_BTCYX[0], real_BTCYX[0], self.scale)))
+                scores = self._scores("val", number, generator(low_BTCHW), real_BTCYX)
+                if number not in self._bicubic:
+                    bicubic_BTCYX = bicubic_upsample(low_BTCHW, self.scale)
+                    self._bicubic[number] = self._scores("val_bicubic", number, bicubic_BTCYX, real_BTCYX)
+                rows += [(number, scores), (number, self._bicubic[number])]
         return _mean_rows(gather_lists(rows))
+
+    def _scores(self, prefix: str, number: int, fake_BTCYX: Tensor, real_BTCYX: Tensor) -> dict[str, float]:
+        scores = clip_scores(prefix, fake_BTCYX[0], real_BTCYX[0], self.scale)
+        if self.judge is not None:
+            scores[f"{prefix}/stlpips"] = self.judge.distance(number, fake_BTCYX[0], real_BTCYX[0])
+        return scores
 
     def looks(self, generator: nn.Module, discriminator: nn.Module) -> list[Look]:
         """What the discriminator and a spectral probe get to see of every window, in order, equal on all ranks."""

@@ -16,7 +16,8 @@ train: {steps: 10, warmup_steps: 5}
 tracking: {mlflow: false, tags: {team: pixels}}
 """
 
-# The objective of trial n is 30 - (log10(loss.adversarial) + 3)^2, so the best value is known: 0.001.
+# The objective of trial n is 30 - (log10(loss.adversarial) + 3)^2, so the best value is known: 0.001. A seed adds a
+# hundredth of itself. Steps and summary are written as a training writes them.
 TRAINER = r'''
 import json, math, os, signal, subprocess, sys, time
 from pathlib import Path
@@ -25,12 +26,20 @@ here = Path(__file__).parent
 options = sys.argv[1:]
 overrides = dict(word.split("=", 1) for flag, word in zip(options, options[1:]) if flag == "--set")
 run_dir = Path(overrides["run_dir"])
-number = int(run_dir.name.removeprefix("trial_"))
+trial_dir = next(folder for folder in (run_dir, *run_dir.parents) if folder.name.startswith("trial_"))
+number = int(trial_dir.name.removeprefix("trial_"))
 behaviours = json.loads((here / "behaviours.json").read_text())
 behaviour = behaviours[number] if number < len(behaviours) else "finish"
 (run_dir / "options.json").write_text(json.dumps(options))
-value = 30 - (math.log10(float(overrides["loss.adversarial"])) + 3) ** 2
-metrics = {"val/psnr_y": value, "val_bicubic/psnr_y": 29.0, "drift/auc": 0.75, "drift/normalized_loss": 0.9}
+visible = {name: os.environ.get(name, "") for name in ("CUDA_VISIBLE_DEVICES", "VSR_DIST_TRIAL")}
+(run_dir / "environment.json").write_text(json.dumps(visible))
+with (run_dir / "starts").open("a") as starts:
+    starts.write(f"{os.getpid()} {time.time()}\n")
+num_starts = len((run_dir / "starts").read_text().splitlines())
+value = 30 - (math.log10(float(overrides["loss.adversarial"])) + 3) ** 2 + int(overrides.get("seed", 0)) / 100
+drift = {"drift/auc": 0.75, "drift/normalized_loss": 0.9}
+metrics = {"val/psnr_y": value, "val_bicubic/psnr_y": 29.0, **drift}
+stopped = []
 
 
 WORKER = """
@@ -49,9 +58,37 @@ def start_worker():
         time.sleep(0.01)
 
 
+def log(step, values):
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, "time_s": time.time(), **values}) + "\n")
+
+
+def end(reason, **facts):
+    (run_dir / "ended.json").write_text(json.dumps({"exit_reason": reason, "status": 0, **facts}))
+
+
+def save_and_stop(signum, frame):
+    (run_dir / "checkpoint").write_text("saved")
+    end("stopped")
+    sys.exit(143)
+
+
+def wait_for(name):
+    while not (here / name).exists():
+        time.sleep(0.01)
+
+
 if behaviour == "crash":
-    sys.stderr.write("step 3\n[rank1]: RuntimeError: out of memory on rank 1\nsomething else\n")
+    sys.stderr.write("step 3\n[rank1]: RuntimeError: wrong shape on rank 1\nsomething else\n")
     sys.exit(17)
+elif behaviour == "memory":
+    sys.stderr.write("[rank0]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20 GiB\nmore\n")
+    sys.exit(1)
+elif behaviour == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+elif behaviour == "diverged":
+    end("failed", error="NonFiniteError", message="loss_g/image is nan at step 7")
+    sys.exit(2)
 elif behaviour == "user_error":
     sys.stderr.write("error: data.root holds no index.json\nChildFailedError: above\n")
     sys.exit(1)
@@ -59,6 +96,9 @@ elif behaviour == "nan":
     metrics["val/psnr_y"] = float("nan")
 elif behaviour == "renamed":
     metrics["val/psnr"] = metrics.pop("val/psnr_y")
+elif behaviour == "garbage":
+    (run_dir / "metrics.jsonl").write_text("not json\n")
+    time.sleep(600)
 elif behaviour == "hang":
     start_worker()
     time.sleep(600)
@@ -66,10 +106,27 @@ elif behaviour in ("SIGINT", "SIGTERM", "SIGKILL"):
     start_worker()
     os.kill(os.getppid(), getattr(signal, behaviour))
     time.sleep(600)
+elif behaviour == "hopeless":
+    signal.signal(signal.SIGTERM, save_and_stop)
+    for step in range(1, 600):
+        log(step, {"val/psnr_y": 10.0, "drift/dead_fraction": 0.9, "drift/normalized_loss": 1.0})
+        time.sleep(0.05)
+elif behaviour == "slow":
+    # Goes on where the test allows it, whatever happens to its driver.
+    wait_for("go_on")
+elif behaviour == "dies_once" and num_starts == 1:
+    # The driver first, then its own training: nothing is left of either.
+    os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+elif behaviour.startswith("sleep "):
+    time.sleep(float(behaviour.removeprefix("sleep ")))
 
+for step in (5, 10):
+    log(step, metrics)
 (run_dir / "summary.json").write_text(
     json.dumps({"exit_reason": "finished", "metrics": metrics, "clips_per_s": 4.0, "mlflow_run_id": f"run{number}"})
 )
+end("finished")
 '''
 
 SPACE = {
@@ -94,6 +151,7 @@ def study_tree(folder: Path, **changes: object) -> dict[str, object]:
         "study_dir": str(folder / "study"),
         "num_trials": 3,
         "launch": {"command": [sys.executable, str(folder / "trainer.py")]},
+        "grace_s": 0.2,
         "space": SPACE,
     }
     return {**tree, **changes}

