@@ -239,6 +239,20 @@ def test_importances_find_what_matters_and_state_n(tmp_path):
     assert importances(findings_of(results)) == found
 
 
+def test_importances_look_at_the_best_trials_in_either_direction(tmp_path):
+    """PED-ANOVA depends on the order alone: to maximize x is to minimize -x."""
+    found = []
+    for name, objective in (("down", {"metric": "val/tof", "direction": "minimize"}), ("up", {"metric": "val/psnr_y"})):
+        (tmp_path / name).mkdir()
+        results = Results(tmp_path / name, constraints=[], objective=objective)
+        for number in range(16):
+            values = parameters(number)
+            badness = values["discriminator.dropout"] if values["discriminator.filters"] < 32 else 0.4
+            results.add(settling(0.5, 2), tof=1.0 + badness + number / 1e4, psnr=29.0 - badness - number / 1e4)
+        found.append(importances(findings_of(results)).shares["PED-ANOVA"])
+    assert found[0] == pytest.approx(found[1])
+
+
 def test_names_are_short_and_different():
     paths = ["loss.tv", "objective", "a.schedule.rate", "b.schedule.rate", "control.gamma.target"]
     assert list(labels_of(paths).values()) == [
