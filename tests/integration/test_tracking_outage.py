@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 import time
 from collections import Counter
@@ -238,6 +239,26 @@ def test_a_server_called_by_a_name_it_does_not_know_is_an_error_that_says_what_t
     with pytest.raises(BadConfigError, match="--allowed-hosts"):
         open_tracker(tmp_path / "run", gate.uri)
     gate.close()
+
+
+def test_trainings_that_start_together_share_a_new_database(tmp_path):
+    """MLflow's own set-up of a SQLite file breaks when two processes do it at once."""
+    uri = f"sqlite:///{tmp_path}/new.db"
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=open_and_end, args=(tmp_path / f"run{n}", uri)) for n in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    mlflow.set_tracking_uri(uri)
+    assert len(mlflow.search_runs(search_all_experiments=True, output_format="list")) == 3
+
+
+def open_and_end(run_dir, uri):
+    tracker = open_tracker(run_dir, uri)
+    train(tracker, 1, 3)
+    tracker.end("FINISHED")
 
 
 def test_a_deleted_run_is_refused(server, tmp_path):

@@ -23,6 +23,7 @@ from torch import nn
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.fields import io
+from vsr_dist.core.locks import exclusive
 from vsr_dist.training.outbox import Job, Outbox, Target
 from vsr_dist.training.shipping import MAX_POINTS, Point, Rejected, Unavailable
 
@@ -148,7 +149,7 @@ class MlflowDestination:
         target, run_id = outbox.target, outbox.state.run_id
         assert target is not None
         self._run_dir = outbox.run_dir
-        with self._classified():
+        with self._classified(), exclusive(self._lock_path()):
             self._mlflow.set_tracking_uri(self.uri)
             self._client = self._mlflow.MlflowClient()
             if run_id is not None:
@@ -161,6 +162,12 @@ class MlflowDestination:
             tags = {**target.tags, _TOKEN_TAG: target.token}
             run = found[0] if found else self._client.create_run(experiment_id, target.begin_ms, tags)
             return str(run.info.run_id)
+
+    def _lock_path(self) -> Path | None:
+        """For SQLite only: MLflow makes the tables at the first use, and fails if two processes do so at once."""
+        file = Path(self.uri.removeprefix(_SQLITE).partition("?")[0])
+        is_ours = self.uri.startswith(_SQLITE) and os.access(file.parent, os.W_OK)
+        return file.with_name(f"{file.name}.lock") if is_ours else None
 
     def _experiment_id(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
