@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
-from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -70,44 +68,28 @@ class Launcher:
         arguments = ["--config", str(self.config), *options]
         for override in (f"run_dir={self.folder / name}", *overrides):
             arguments += ["--set", override]
-        return train_forked(arguments, self.folder, processes)
+        if processes == 1:
+            return train_forked(arguments, self.folder)
+        cpu = str(ROOT / "configs/accelerate/cpu-2.yaml")
+        launch = ["accelerate.commands.launch", "--config_file", cpu, "--num_processes", str(processes), "-m"]
+        command = [sys.executable, "-m", *launch, "vsr_dist.train", *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, capture_output=True, text=True, cwd=self.folder, env=environment, check=False)
 
 
-def train_forked(arguments: list[str], folder: Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """`python -m vsr_dist.train ARGUMENTS` in `folder`, in processes that are forked with all imports done.
+def train_forked(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """`python -m vsr_dist.train ARGUMENTS` in `folder`, in a process that is forked with all imports done.
 
-    Starting Python and importing torch takes longer than most of these trainings. Several processes get from here what
-    `accelerate launch` on CPUs would give them; its status is 1 if one of them fails. The launchers themselves are
-    tested in tests/distributed/test_launchers.py.
+    Starting Python and importing torch takes longer than most of these trainings.
     """
     outputs = folder / "stdout.txt", folder / "stderr.txt"
     for path in outputs:
         path.write_text("")
-    ranks = []
-    port = free_port()
-    for rank in range(processes):
-        environment = {"OMP_NUM_THREADS": "1"}
-        if processes > 1:
-            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-            environment |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            environment |= {"ACCELERATE_USE_CPU": "true"}
-        ranks.append(_forks().Process(target=_train, args=(arguments, folder, *outputs, environment)))
-        ranks[-1].start()
-    while any(rank.is_alive() for rank in ranks) and not any(rank.exitcode for rank in ranks):
-        wait([rank.sentinel for rank in ranks if rank.is_alive()])
-    for rank in ranks:
-        rank.join(30)  # after a failure the others end by themselves, as a test of the launchers shows
-        rank.kill()
-        rank.join()
-    failed = any(rank.exitcode for rank in ranks)
-    status = int(failed) if processes > 1 else int(ranks[0].exitcode or 0)
-    return subprocess.CompletedProcess(["vsr_dist.train", *arguments], status, *(path.read_text() for path in outputs))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    process = _forks().Process(target=_train, args=(arguments, folder, *outputs, {"OMP_NUM_THREADS": "1"}))
+    process.start()
+    process.join()
+    texts = [path.read_text() for path in outputs]
+    return subprocess.CompletedProcess(["vsr_dist.train", *arguments], int(process.exitcode or 0), *texts)
 
 
 def _forks() -> ForkServerContext:
