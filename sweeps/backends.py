@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import optuna
@@ -16,6 +14,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from sweeps.study_config import StudyConfig
 from vsr_dist.core.errors import BadConfigError, MissingExtraError
+from vsr_dist.core.locks import exclusive
 
 _JOURNAL_NAME = "journal.log"
 _LOCK_NAME = "driver.lock"
@@ -84,12 +83,9 @@ def _open_proxy(config: StudyConfig) -> BaseStorage:
     return proxy
 
 
-@contextmanager
-def study_lock(config: StudyConfig) -> Iterator[None]:
+def study_lock(config: StudyConfig) -> AbstractContextManager[None]:
     """Hold the study folder's lock for a moment: drivers that share the folder look and claim one after another.
 
     The system releases it however a process ends. Drivers that share a database only are told apart by what is in it.
     """
-    with (config.directory / _LOCK_NAME).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return exclusive(config.directory / _LOCK_NAME)

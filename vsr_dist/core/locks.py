@@ -1,4 +1,4 @@
-"""A lock among the processes of one machine."""
+"""A lock among the threads and processes of one machine."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from pathlib import Path
 
 
 @contextmanager
-def exclusive(path: Path | None) -> Iterator[None]:
-    """Inside, no other process holds the lock file `path`, which is made and stays; None locks nothing.
+def exclusive(path: Path) -> Iterator[None]:
+    """Inside, nobody else holds the lock file `path`, which is made and stays.
 
     The system releases the lock of a process that dies. Raises OSError if the file cannot be made.
     """
-    if path is None:
-        yield
-        return
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -19,6 +19,7 @@ import xxhash
 from sharding.index import check_index, load_index
 from sharding.schema import INDEX_NAME, Index, Shard
 from vsr_dist.core.errors import BadConfigError
+from vsr_dist.core.locks import exclusive
 from vsr_dist.data.remote import Expected, Fetcher
 from vsr_dist.data.shards import OpenShard
 
@@ -68,7 +69,7 @@ class ShardCache:
     def fetch(self, shard: Shard) -> None:
         """Make sure that a shard is in the folder; waits if another process is fetching it."""
         path = self._path(shard)
-        with _locked(self.folder / "locks" / path.name):
+        with exclusive(self.folder / "locks" / path.name):
             if path.exists():
                 return
             with self._room_for(shard, path.with_suffix(".part")) as part:
@@ -85,7 +86,7 @@ class ShardCache:
     def _room_for(self, shard: Shard, part: Path) -> Iterator[Path]:
         """An empty file of the shard's size that counts towards the bound; removed if it is not renamed."""
         try:
-            with _locked(self.folder / "locks" / "room"):
+            with exclusive(self.folder / "locks" / "room"):
                 part.unlink(missing_ok=True)
                 if not self._make_room(shard.num_bytes):
                     self.make_way()
@@ -138,16 +139,5 @@ def _remove_unused(path: Path) -> bool:
     else:
         path.unlink(missing_ok=True)
         return True
-    finally:
-        os.close(file)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """An exclusive lock between threads and processes of one machine, kept for the block."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
     finally:
         os.close(file)

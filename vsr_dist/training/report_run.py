@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from vsr_dist.core.console import say
+from vsr_dist.core.locks import exclusive
 from vsr_dist.training.metrics_file import METRICS_NAME, MetricsFile
 from vsr_dist.training.outbox import FOLDER_NAME, Outbox, Target, now_ms
 from vsr_dist.training.shipping import Delivery, Rejected, Unavailable, legal_name
@@ -25,8 +25,7 @@ def publish_files(
     is no error: what it did not take lies in `FOLDER/outbox`, and goes with the next call or with `track replay`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK_NAME).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # Several drivers may end at the same time.
+    with exclusive(folder / _LOCK_NAME):  # Several drivers may end at the same time.
         outbox = Outbox(folder)
         made = make_target(config, name, tags)
         # A run's own source, and not that of the trainings.

@@ -9,7 +9,7 @@ import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -149,7 +149,7 @@ class MlflowDestination:
         target, run_id = outbox.target, outbox.state.run_id
         assert target is not None
         self._run_dir = outbox.run_dir
-        with self._classified(), exclusive(self._lock_path()):
+        with self._classified(), self._set_up_alone():
             self._mlflow.set_tracking_uri(self.uri)
             self._client = self._mlflow.MlflowClient()
             if run_id is not None:
@@ -163,11 +163,11 @@ class MlflowDestination:
             run = found[0] if found else self._client.create_run(experiment_id, target.begin_ms, tags)
             return str(run.info.run_id)
 
-    def _lock_path(self) -> Path | None:
+    def _set_up_alone(self) -> AbstractContextManager[None]:
         """For SQLite only: MLflow makes the tables at the first use, and fails if two processes do so at once."""
         file = Path(self.uri.removeprefix(_SQLITE).partition("?")[0])
         is_ours = self.uri.startswith(_SQLITE) and os.access(file.parent, os.W_OK)
-        return file.with_name(f"{file.name}.lock") if is_ours else None
+        return exclusive(file.with_name(f"{file.name}.lock")) if is_ours else nullcontext()
 
     def _experiment_id(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
