@@ -98,10 +98,15 @@ def write_index(root: Path, index: Index) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write canonical JSON by temporary name, fsync and rename."""
+    write_bytes(path, canonical_json(value) + b"\n")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file by temporary name, fsync and rename; processes on several machines may do so at once."""
     temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
-            file.write(canonical_json(value) + b"\n")
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         publish(temporary, path)

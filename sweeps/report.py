@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
+from sharding.index import write_bytes
 from sweeps.findings import Findings
 from sweeps.importance import importances
 from sweeps.report_blocks import Block, Heading, Picture, to_html, to_markdown
@@ -62,9 +62,7 @@ def write_report(config: StudyConfig) -> ReportFiles:
         **pictures,
     }
     for name, content in contents.items():
-        temporary = folder / f"{name}.{os.getpid()}.tmp"
-        temporary.write_bytes(content)
-        os.replace(temporary, folder / name)
+        write_bytes(folder / name, content)  # Several drivers may end at the same time.
     return ReportFiles(
         folder / MARKDOWN_NAME, folder / HTML_NAME, folder / CSV_NAME, tuple(folder / name for name in pictures)
     )

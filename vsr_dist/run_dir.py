@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from vsr_dist.core.collectives import is_lost_rank
 from vsr_dist.core.config_io import flatten
 from vsr_dist.core.errors import BadCheckpointError, BadConfigError, LostRankError, UserError
 from vsr_dist.core.fields import effects
+from vsr_dist.core.files import write_json
 from vsr_dist.inference.generator_io import DESCRIPTION_NAME, WEIGHTS_NAME, InitialWeights
 from vsr_dist.training import checkpoint
 
@@ -105,20 +105,13 @@ def refuse_changed_data(start: Start, found: str) -> None:
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     """Write `summary.json` by rename: its presence means that the run has ended."""
-    write_whole(run_dir / SUMMARY_NAME, summary)
-
-
-def write_whole(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file by rename, so that nobody reads half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, path)
+    write_json(run_dir / SUMMARY_NAME, summary)
 
 
 def note_origin(run_dir: Path, source: str | None, initial: InitialWeights | None) -> None:
     """Leave in the run directory which weights a fresh run's generator started from; a resumed run keeps that."""
     if initial is not None:
-        write_whole(run_dir / ORIGIN_NAME, {"init_generator": source, "init_generator_sha256": initial.sha256})
+        write_json(run_dir / ORIGIN_NAME, {"init_generator": source, "init_generator_sha256": initial.sha256})
 
 
 def read_origin(run_dir: Path, source: str | None) -> dict[str, str]:
@@ -189,4 +182,4 @@ def _write_ended(run_dir: Path | None, reason: str, status: int, error: BaseExce
     facts = {"exit_reason": reason, "status": status, "time_s": round(time.time(), 3)}
     if error is not None:
         facts |= {"error": type(error).__name__, "message": str(error)}
-    write_whole(run_dir / ENDED_NAME, facts)
+    write_json(run_dir / ENDED_NAME, facts)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vsr_dist.core.config_io import parse_section
 from vsr_dist.core.errors import BadCheckpointError
+from vsr_dist.core.files import write_json
 from vsr_dist.models import GENERATORS, Generator, GeneratorConfig, build_generator
 
 WEIGHTS_NAME = "generator.safetensors"
@@ -37,9 +38,7 @@ def save_generator(folder: Path, generator: Generator, config: GeneratorConfig, 
         "generator": asdict(config),
         "provenance": provenance,
     }
-    temporary = folder / (DESCRIPTION_NAME + ".tmp")
-    temporary.write_text(json.dumps(description, indent=1))
-    os.replace(temporary, folder / DESCRIPTION_NAME)
+    write_json(folder / DESCRIPTION_NAME, description)
 
 
 def load_generator(path: Path) -> tuple[Generator, dict[str, Any]]:

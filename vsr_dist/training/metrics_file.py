@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vsr_dist.core.errors import BadInputError
+from vsr_dist.core.files import write_whole
 
 METRICS_NAME = "metrics.jsonl"
 Line = dict[str, Any]
@@ -50,9 +50,7 @@ class MetricsFile:
             if not self.path.exists():
                 return 0
             kept = [line for line in read_metrics(self.path) if step and line["step"] <= step]
-            temporary = self.path.with_name(self.path.name + ".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(temporary, self.path)
+            write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
             self.rewinds += 1
             return self.path.stat().st_size
 

@@ -8,7 +8,6 @@ state holds the byte up to which they were acknowledged. Every file is published
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 import uuid
@@ -18,6 +17,8 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+
+from vsr_dist.core.files import write_whole
 
 FOLDER_NAME = "outbox"
 Kind = Literal["parameters", "tags", "dataset", "file", "picture", "model", "status"]
@@ -141,9 +142,7 @@ class Outbox:
         waiting = [job for job in self.jobs() if job.kind == "picture"]
         same = [job for job in waiting if (job.payload["key"], job.payload["step"]) == (key, step)]
         name = same[0].payload["file"] if same else f"{uuid.uuid4().hex}.png"
-        temporary = self.folder / f"{name}.tmp"
-        temporary.write_bytes(png.tobytes())
-        os.replace(temporary, self.folder / name)
+        write_whole(self.folder / name, png.tobytes())
         if not same:
             self.put("picture", key=key, step=step, file=name, time_ms=now_ms())
 
@@ -183,9 +182,7 @@ class Outbox:
         return content
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
-        temporary = self.folder / f"{name}.tmp"
-        temporary.write_text(json.dumps(content))
-        os.replace(temporary, self.folder / name)
+        write_whole(self.folder / name, json.dumps(content).encode())
 
 
 def as_uint8(picture_YXC: np.ndarray) -> np.ndarray:
