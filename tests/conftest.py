@@ -11,12 +11,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from small_gan import fresh_accelerate_state
 from train_launcher import launcher, shards
 
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
 
-__all__ = ["launcher", "shards"]  # fixtures of train_launcher.py, made known to every test
+__all__ = ["fresh_accelerate_state", "launcher", "shards"]  # fixtures that are made known to every test
 
 
 @pytest.fixture(scope="session", autouse=True)

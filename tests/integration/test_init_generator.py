@@ -10,10 +10,9 @@ import shutil
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file, save_file
+from small_gan import train_here
 
-from vsr_dist.cli import main
 from vsr_dist.training.metrics_file import read_metrics
 
 TREE = {
@@ -34,11 +33,7 @@ def train(tmp_path, pack_films, capsys):
     config.write_text(yaml.safe_dump({**TREE, "data": {**TREE["data"], "root": str(pack_films("npy"))}}))
 
     def run(name, *overrides):
-        argv = ["train", "--config", str(config), "--resume", "auto", "--set", f"run_dir={tmp_path / name}"]
-        status = main([*argv, *(word for override in overrides for word in ("--set", override))])
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state()
-        return status, capsys.readouterr()
+        return train_here(config, f"run_dir={tmp_path / name}", *overrides), capsys.readouterr()
 
     return run
 

@@ -8,10 +8,9 @@ import math
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
+from small_gan import train_here
 
-from vsr_dist.cli import main
 from vsr_dist.config import load_config
 from vsr_dist.core.rng import step_seed
 from vsr_dist.core.world import World
@@ -51,11 +50,7 @@ def train(tmp_path, pack_films, monkeypatch, capsys):
             real_step(self, step, *arguments)
 
         monkeypatch.setattr(Trainer, "_train_step", broken_step)
-        argv = ["train", "--config", str(config), "--resume", "auto"]
-        status = main([*argv, *(word for override in overrides for word in ("--set", override))])
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state()
-        return status, capsys.readouterr()
+        return train_here(config, *overrides), capsys.readouterr()
 
     run.config = config
     return run

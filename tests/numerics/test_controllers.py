@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
+from small_gan import clips, snapshot
 
 from vsr_dist.config import Config, check_config
 from vsr_dist.core.errors import BadCheckpointError, BadConfigError
@@ -36,11 +37,7 @@ ON = ControlConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate_state():
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
 
 def controllers(config=ON, r1_gamma=1.0, r2_gamma=1.0, loss=None):
@@ -187,17 +184,6 @@ def make_step(accumulation=1, loss=None):
     loss = loss or LossConfig(perceptual=0.0, adversarial=0.02)
     options = {"scale": 4, "max_grad_norm": math.inf, "perceptual_frames": 0}
     return GanStep(accelerator, players, loss, ADVERSARIAL["rpgan"], adversary, **options), generator, network
-
-
-def clips(seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    low = torch.randint(0, 256, (2, 3, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    real = torch.randint(0, 256, (2, 3, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    return low, real
-
-
-def snapshot(network):
-    return {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
 
 
 def equal(first, second):

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import AcceleratorState
+from small_gan import clips, snapshot
 
 from vsr_dist.core.errors import NonFiniteError
 from vsr_dist.losses.adversarial import ADVERSARIAL
@@ -20,12 +21,7 @@ from vsr_dist.models.srgan_discriminator import SrganDiscriminatorConfig
 from vsr_dist.training.adversary import AdversaryConfig
 from vsr_dist.training.gan_step import GanStep, Players, spread_frames
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate_state():
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
 
 def make_step(objective="rpgan", loss=None, adversary=None, discriminator=None, learning_rate=1e-3, max_grad_norm=1.0):
@@ -49,17 +45,6 @@ def make_step(objective="rpgan", loss=None, adversary=None, discriminator=None, 
         perceptual_frames=0,
     )
     return step, generator, network
-
-
-def clips(seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    low = torch.randint(0, 256, (2, 3, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    real = torch.randint(0, 256, (2, 3, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    return low, real
-
-
-def snapshot(network):
-    return {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
 
 
 @pytest.mark.parametrize("objective", list(ADVERSARIAL))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from small_gan import forget_accelerate_state
 
 from vsr_dist.config import load_config
 from vsr_dist.models import build_generator
@@ -23,8 +23,7 @@ def step_time():
         yield importlib.import_module("step_time")
     finally:
         sys.path.remove(str(ROOT / "benchmarks"))
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state()
+        forget_accelerate_state()
 
 
 def test_five_steps_of_the_paper_equal_five_of_ours(step_time):

@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
@@ -48,11 +47,7 @@ def root(tmp_path_factory):
     return folder / "set"
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate_state():
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
 
 @pytest.mark.parametrize(

@@ -57,13 +57,18 @@ def driver(folder: Path, *options: str, **changes: object):
             process.wait()
 
 
+def kill_once_started(process, study, number):
+    """Kill a driver as soon as the training of a trial runs."""
+    wait_until((study.trial_dir(number) / "starts").exists)
+    process.kill()
+    process.wait()
+
+
 @pytest.mark.slow
 def test_a_killed_drivers_training_is_adopted(tmp_path, capsys):
     study = make_study(tmp_path, "slow", num_trials=2)
     with driver(tmp_path, num_trials=2) as process:
-        wait_until((study.trial_dir(0) / "starts").exists)
-        process.kill()
-        process.wait()
+        kill_once_started(process, study, 0)
     training = int(starts(study, 0)[0].split()[0])
     assert states(study) == ["RUNNING"] and psutil.pid_exists(training)
     before = load_trials(study)[0].user_attrs[LEASE]["id"]
@@ -88,9 +93,7 @@ def test_a_killed_drivers_training_is_adopted(tmp_path, capsys):
 def test_a_result_that_came_while_no_driver_ran_is_taken(tmp_path, capsys):
     study = make_study(tmp_path, "slow", num_trials=1)
     with driver(tmp_path, num_trials=1) as process:
-        wait_until((study.trial_dir(0) / "starts").exists)
-        process.kill()
-        process.wait()
+        kill_once_started(process, study, 0)
     (tmp_path / "go_on").touch()
     wait_until((study.trial_dir(0) / "ended.json").exists)
     run_study(study)
@@ -143,9 +146,7 @@ def test_a_killed_drivers_stuck_worker_is_cleared(tmp_path):
 def test_a_decision_to_prune_outlives_its_driver(tmp_path):
     study = make_study(tmp_path, "finish", "slow", num_trials=2)
     with driver(tmp_path, num_trials=2) as process:
-        wait_until((study.trial_dir(1) / "starts").exists)
-        process.kill()
-        process.wait()
+        kill_once_started(process, study, 1)
     checked = check_study(study)
     store = open_store(study, checked.settings, train_steps=10, warmup_steps=5)
     store.note(1, {"pruning": "hopeless"})

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import AcceleratorState
 
 from vsr_dist.build import check_world
 from vsr_dist.config import check_config, parse_config
@@ -26,11 +26,7 @@ from vsr_dist.training.train_config import TrainConfig
 PENALTIES = "adversary: {r1_gamma: 0.1, r2_gamma: 0.1, penalty: %s}\ntrain: {compile: true}"
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate_state():
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
 
 @pytest.mark.parametrize(
