@@ -18,9 +18,7 @@ on as studies do. A run is one process with one thread. Run from the repository:
 from __future__ import annotations
 
 import argparse
-import fcntl
 import shlex
-import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,10 +26,10 @@ from pathlib import Path
 
 from drift_data import HELD_OUT, extract, pack
 from drift_page import write_page
-from paper_runs import Runner, Stopped, python
+from paper_runs import Runner, python, run_alone
 
 from sweeps.study_config import load_study
-from vsr_dist.core.errors import BadConfigError, run_cli
+from vsr_dist.core.errors import run_cli
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = Path("runs/drift-proof")
@@ -173,21 +171,7 @@ def run_phases(arguments: argparse.Namespace, runner: Runner) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    WORK.mkdir(parents=True, exist_ok=True)
-    with (WORK / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BadConfigError(f"{WORK} is in use by another drift_proof.py; wait for it or stop it") from error
-        runner = Runner()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: runner.stop())
-        try:
-            run_phases(arguments, runner)
-        except Stopped:
-            runner.say("stopped; run the same command to go on")
-            return 143
-    return 0
+    return run_alone(WORK, "drift_proof.py", lambda runner: run_phases(arguments, runner))
 
 
 def main() -> int:

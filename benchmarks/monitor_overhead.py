@@ -23,19 +23,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from machine import describe_machine
-from step_time import batches
+from step_time import batches, gan_step
 
-from vsr_dist.build import build_networks, make_optimizer
 from vsr_dist.config import Config, load_config
 from vsr_dist.core.world import World
 from vsr_dist.data.ring import ClipBatch
 from vsr_dist.losses.adversarial import ADVERSARIAL
-from vsr_dist.models.features import PerceptualTrunk
 from vsr_dist.training.control_config import ControlConfig, GammaControl, StepsControl, WeightControl
 from vsr_dist.training.controllers import Controllers
-from vsr_dist.training.gan_step import GanStep, Players
+from vsr_dist.training.gan_step import GanStep
 from vsr_dist.training.metrics_file import MetricsFile
 from vsr_dist.training.monitor import DriftMonitor
 from vsr_dist.training.train_config import TrainConfig
@@ -51,28 +48,6 @@ def clips(config: Config, side_px: int, number: int) -> ClipBatch:
     sized = replace(config, data=replace(config.data, crop_px=side_px))
     low, real = batches(sized, number, 1)[0]
     return ClipBatch(low, real, tuple(f"w{n}" for n in range(number)), torch.ones(number, dtype=torch.bool))
-
-
-def make_step(config: Config) -> GanStep:
-    accelerator = Accelerator(cpu=True)
-    generator, discriminator = build_networks(config)
-    optimizers = [
-        make_optimizer(generator, config.generator_optimizer),
-        make_optimizer(discriminator, config.discriminator_optimizer),
-    ]
-    players = Players(*accelerator.prepare(generator, discriminator, *optimizers))
-    if config.loss.perceptual > 0:
-        players.features = PerceptualTrunk(config.perceptual)
-    return GanStep(
-        accelerator,
-        players,
-        config.loss,
-        ADVERSARIAL[config.objective],
-        config.adversary,
-        scale=config.scale,
-        max_grad_norm=config.train.max_grad_norm,
-        perceptual_frames=config.train.perceptual_frames,
-    )
 
 
 def seconds_of(call: Callable[[], object], rounds: int) -> float:
@@ -106,7 +81,7 @@ def step_seconds(config: Config, step: GanStep, num_steps: int) -> dict[str, flo
 
 
 def measure(config: Config, num_steps: int, rounds: int) -> dict[str, object]:
-    step = make_step(config)
+    step = gan_step(config)
     per_step = step_seconds(config, step, num_steps)
     held, reference = (
         Validator(

@@ -1,7 +1,8 @@
-"""The processes of paper_table.py: started, measured in CPU time, stopped together, and not repeated once finished."""
+"""Trainings of resumable scripts: started, measured in CPU time, stopped together, not repeated once finished."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -10,10 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
+
+from vsr_dist.core.errors import BadConfigError
 
 POLL_S = 0.02
 TAIL_LINES = 15
@@ -151,3 +154,22 @@ def _runs(process: subprocess.Popen[bytes]) -> bool:
 def _failure(command: Sequence[str], status: int, log: Path) -> RuntimeError:
     tail = "\n".join(log.read_text().splitlines()[-TAIL_LINES:])
     return RuntimeError(f"{' '.join(command)} ended with status {status}; the end of {log}:\n{tail}")
+
+
+def run_alone(work: Path, script: str, do: Callable[[Runner], None]) -> int:
+    """Run a resumable script as the only one in `work`; SIGTERM and Ctrl-C stop its processes. Returns the status."""
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise BadConfigError(f"{work} is in use by another {script}; wait for it or stop it") from error
+        runner = Runner()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: runner.stop())
+        try:
+            do(runner)
+        except Stopped:
+            runner.say("stopped; run the same command to go on")
+            return 143
+    return 0

@@ -15,10 +15,8 @@ per step at 64, 1.2 at 32, 0.6 at 16). No setting was chosen by looking at held-
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import shlex
-import signal
 import statistics
 import sys
 import time
@@ -30,7 +28,7 @@ from pathlib import Path
 import torch
 from machine import describe_machine
 from paper_report import Trained, as_data, document, draw
-from paper_runs import Runner, Stopped, python
+from paper_runs import Runner, python, run_alone
 
 from vsr_dist.core.config_io import add_override_option
 from vsr_dist.core.errors import BadConfigError, run_cli
@@ -223,35 +221,25 @@ def report(arguments: argparse.Namespace, planned: dict[str, dict[str, float]], 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    lock = (arguments.work / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise BadConfigError(f"{arguments.work} is in use by another paper_table.py; wait for it or stop it") from error
-    runner = Runner()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: runner.stop())
-    try:
-        data = arguments.data or pack_demo(arguments.work, runner)
-        planned = plan(arguments, data, runner)
-        runner.evaluate(["--method", "bicubic"], data, arguments.work / "evaluations" / "bicubic")
-        # Seed by seed, so that an early look has every model.
-        tasks = [(name, seed) for seed in arguments.seeds for name in arguments.models]
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            done = [
-                pool.submit(train_and_evaluate, name, seed, int(planned[name]["steps"]), arguments, data, runner)
-                for name, seed in tasks
-            ]
-            for task, future in zip(tasks, done, strict=True):
-                future.result()
-                runner.say(f"{task[0]}, seed {task[1]}: done")
-    except Stopped:
-        runner.say("stopped; run the same command to go on")
-        return 143
+    return run_alone(arguments.work, "paper_table.py", lambda runner: make_table(arguments, runner))
+
+
+def make_table(arguments: argparse.Namespace, runner: Runner) -> None:
+    data = arguments.data or pack_demo(arguments.work, runner)
+    planned = plan(arguments, data, runner)
+    runner.evaluate(["--method", "bicubic"], data, arguments.work / "evaluations" / "bicubic")
+    # Seed by seed, so that an early look has every model.
+    tasks = [(name, seed) for seed in arguments.seeds for name in arguments.models]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        done = [
+            pool.submit(train_and_evaluate, name, seed, int(planned[name]["steps"]), arguments, data, runner)
+            for name, seed in tasks
+        ]
+        for task, future in zip(tasks, done, strict=True):
+            future.result()
+            runner.say(f"{task[0]}, seed {task[1]}: done")
     report(arguments, planned, data)
     runner.say(f"written: {arguments.table}, {arguments.picture}, {arguments.result}")
-    return 0
 
 
 def main() -> int:

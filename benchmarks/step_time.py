@@ -37,7 +37,7 @@ from vsr_dist.config import Config, load_config
 from vsr_dist.models import build_generator
 from vsr_dist.models.features import PerceptualTrunk
 from vsr_dist.ops.resample import bicubic_upsample
-from vsr_dist.training.gan_step import Players
+from vsr_dist.training.gan_step import GanStep, Players
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "step_time.json"
@@ -62,7 +62,8 @@ def paper_config(channels: int, crop_px: int) -> Config:
     return load_config(ROOT / "configs/paper/improved.yaml", sizes)
 
 
-def our_step(config: Config) -> Step:
+def gan_step(config: Config) -> GanStep:
+    """A step on the CPU as a training has it."""
     accelerator = Accelerator(cpu=True)
     generator, discriminator = build_networks(config)
     optimizers = [
@@ -70,8 +71,13 @@ def our_step(config: Config) -> Step:
         make_optimizer(discriminator, config.discriminator_optimizer),
     ]
     players = Players(*accelerator.prepare(generator, discriminator, *optimizers))
-    players.features = PerceptualTrunk(config.perceptual)
-    step = make_step(config, accelerator, players)
+    if config.loss.perceptual > 0:
+        players.features = PerceptualTrunk(config.perceptual)
+    return make_step(config, accelerator, players)
+
+
+def our_step(config: Config) -> Step:
+    step = gan_step(config)
 
     def run(low: torch.Tensor, real: torch.Tensor) -> tuple[float, float]:
         scalars = step.micro_step(low, real, 1.0)

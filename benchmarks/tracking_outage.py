@@ -15,14 +15,11 @@ import argparse
 import json
 import os
 import shlex
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 
 import mlflow
@@ -31,42 +28,13 @@ from machine import describe_machine
 from vsr_dist.training.metrics_file import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+from mlflow_server import MlflowServer  # noqa: E402
+
 ARMS = ("no tracking", "server works", "server dies", "no server")
 
 
-class Server:
-    """An MLflow server with its files in `folder`, always at the same port."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri, self.folder = f"http://127.0.0.1:{self.port}", folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
-        command += ["--artifacts-destination", f"{self.folder}/served"]
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
-        for _ in range(600):
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except OSError:
-                time.sleep(0.2)
-        raise TimeoutError("the MLflow server did not start within two minutes")
-
-    def kill(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(30)
-            self._process = None
-
-
-def train(arm: str, run_dir: Path, server: Server, arguments: argparse.Namespace) -> None:
+def train(arm: str, run_dir: Path, server: MlflowServer, arguments: argparse.Namespace) -> None:
     overrides = {
         "data.root": arguments.data.resolve(),
         "run_dir": run_dir,
@@ -106,7 +74,7 @@ def wait_for(run_dir: Path, step: int, process: subprocess.Popen[bytes]) -> None
     raise RuntimeError(f"the training ended before step {step}")
 
 
-def points_lost_and_doubled(run_dir: Path, server: Server) -> tuple[int, int]:
+def points_lost_and_doubled(run_dir: Path, server: MlflowServer) -> tuple[int, int]:
     """After a replay: points of the run's own file that MLflow lacks, and steps that it has more than once."""
     replay = [sys.executable, "-m", "vsr_dist.cli", "track", "replay", str(run_dir)]
     subprocess.run(replay, check=True, stdout=subprocess.DEVNULL)
@@ -135,7 +103,7 @@ def main() -> None:
     step_ms: dict[str, list[float]] = {arm: [] for arm in ARMS}
     waits, lost, doubled = [], 0, 0
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(Path(folder))
+        server = MlflowServer(Path(folder))
         for number in range(arguments.rounds):
             for arm in ARMS:
                 run_dir = Path(folder) / f"{arm.replace(' ', '-')}-{number}"
