@@ -21,6 +21,7 @@ from vsr_dist.core.config_io import Tree, apply_overrides, flatten, read_yaml, t
 from vsr_dist.core.errors import BadConfigError, nearest_hint
 from vsr_dist.core.fields import effects
 from vsr_dist.core.world import World
+from vsr_dist.training.monitor import MEASURES
 from vsr_dist.training.validation import clip_scores
 
 _TINY_PX = 64
@@ -90,14 +91,14 @@ def _check_start(config: StudyConfig, tree: Tree, place: int, values: Mapping[st
 
 
 def _check_metrics(config: StudyConfig, base: Config) -> None:
-    """Every validation metric that is asked for must be one that a validation computes."""
+    """Every metric of the pictures or the drift that is asked for must be one that a validation computes."""
     names = validation_names(base.data.clip_frames)
     if base.train.perceptual_metric == "stlpips":
         names.add("val/stlpips")
-    known = names | {f"val_bicubic/{name.removeprefix('val/')}" for name in names}
+    known = names | {f"val_bicubic/{name.removeprefix('val/')}" for name in names} | MEASURES
     asked = used_metrics(config.objectives, config.constraints, config.stop_when)
     for metric, setting in asked.items():
-        if metric.startswith(("val/", "val_bicubic/")) and metric not in known:
+        if metric.startswith(("val/", "val_bicubic/", "drift/")) and metric not in known:
             raise BadConfigError(f"{setting}: {metric} is not computed by a validation{nearest_hint(metric, known)}")
 
 

@@ -187,6 +187,10 @@ def test_a_changed_study_is_not_mixed_with_the_old_one(tmp_path):
     [
         ({"space": {"loss.adversrial": SPACE["loss.adversarial"]}}, "did you mean 'loss.adversarial'"),
         ({"objective": {"metric": "val/psnr"}}, "val/psnr is not computed by a validation"),
+        (
+            {"constraints": [{"name": "c", "metric": "drift/normalised_loss", "at_most": 0.9}]},
+            "drift/normalised_loss is not computed by a validation.*drift/normalized_loss",
+        ),
         ({"launch": {"config_file": "no/such.yaml"}}, "there is no file no/such.yaml"),
         ({"launch": {"command": ["no-such-program"]}}, "there is no program no-such-program"),
         ({"base": "no/such.yaml"}, "no configuration file no/such.yaml"),

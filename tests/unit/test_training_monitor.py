@@ -18,7 +18,7 @@ from vsr_dist.metrics.verdict import VERDICTS
 from vsr_dist.ops.color import from_uint8, to_uint8
 from vsr_dist.ops.resample import bicubic_upsample
 from vsr_dist.training.drift_plot import write_drift_plot
-from vsr_dist.training.monitor import DriftMonitor, slope_scores, verdict_of
+from vsr_dist.training.monitor import MEASURES, DriftMonitor, slope_scores, verdict_of
 from vsr_dist.training.validation import Validator
 
 SCALE, FRAMES, SIDE = 2, 2, 16
@@ -171,6 +171,7 @@ def test_the_slope_comes_from_the_runs_own_file(tmp_path):
     found = measured(judge, Brightness(0.0), done=10_000)
     assert found["drift/slope"] == pytest.approx(0.02, rel=1e-4)
     assert found["drift/slope_ci_low"] <= found["drift/slope"] <= found["drift/slope_ci_high"]
+    assert found.keys() == MEASURES
     assert "drift/slope" not in measured(monitor(tmp_path / "fresh"), Brightness(0.0))
 
 

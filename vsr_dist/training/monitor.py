@@ -32,6 +32,14 @@ from vsr_dist.training.metrics_file import read_metrics
 from vsr_dist.training.validation import Look, Validator
 
 NORMALISED_LOSS, VERDICT_CODE = "drift/normalized_loss", "drift/verdict_code"
+# Every name that an evaluation may hold, for whoever must know before there is one.
+MEASURES = frozenset({NORMALISED_LOSS, VERDICT_CODE}) | {
+    f"drift/{name}"
+    for name in (
+        *("paired_accuracy", "auc", "dead_fraction", "overfit", "gradient_ratio"),
+        *("probe_auc", "probe_gap", "high_frequency_gap", "slope", "slope_ci_low", "slope_ci_high"),
+    )
+}
 # The gradient ratio takes a backward pass through the discriminator for each window that it looks at.
 _RATIO_WINDOWS = 8
 
