@@ -16,15 +16,15 @@ from vsr_dist.inference.time_profile import TimeProfile
 from vsr_dist.inference.wipe import WipeVideo
 from vsr_dist.ops.picture import Picture
 
-FOLDERS = ("videos", "profiles", "differences")
+FOLDERS = ("crops", "profiles", "differences", "videos")
 # For the report of an evaluation, and for the line that ends it.
-FILES_TEXT = "comparison.png, profiles/, differences/, videos/"
+FILES_TEXT = ", ".join(["comparison.png", *(f"{name}/" for name in FOLDERS)])
 SHOW_TEXT = (
-    "Pictures: `comparison.png` shows, of each sequence, the squares that do not overlap in which the mean squared "
-    "error is highest, averaged over the methods that are compared, so that the choice favours none; the PSNR (RGB) "
-    "above each crop is of that crop. `profiles/` shows one row over time, chosen where the truth moves most; "
-    "`differences/` the absolute difference from the truth on one common scale; `videos/` the methods side by side, "
-    "and with a moving divider (`-wipe`)."
+    "Pictures: `comparison.png` shows, of each sequence, the square in which the mean squared error is highest, "
+    "averaged over the methods that are compared, so that the choice favours none; `crops/` shows the next ones, too, "
+    "which do not overlap. The PSNR (RGB) above a crop is of that crop. `profiles/` shows one row over time, chosen "
+    "where the truth moves most; `differences/` the absolute difference from the truth on one common scale; `videos/` "
+    "the methods side by side, and with a moving divider (`-wipe`)."
 )
 
 
@@ -36,10 +36,10 @@ def clear_pictures(out: Path) -> None:
 
 
 class SequenceShow:
-    """Writes `videos/NAME.mp4`, `videos/NAME-wipe.mp4`, `profiles/NAME.png` and `differences/NAME.png` under `out`.
+    """Writes `videos/NAME.mp4`, `videos/NAME-wipe.mp4`, and `NAME.png` in `crops`, `profiles` and `differences`.
 
     Use as a context manager, and `add` every frame in the order of time. Memory does not grow with the number of
-    frames. After the end `picture` holds the rows of `comparison.png`; after an exception nothing is left on disk.
+    frames. After the end `picture` holds its row of `comparison.png`; after an exception nothing is left on disk.
     """
 
     def __init__(self, out: Path, sequence: str, fps: Fraction) -> None:
@@ -55,7 +55,7 @@ class SequenceShow:
 
     @property
     def picture(self) -> Picture:
-        """The sequence's rows of `comparison.png`, uint8 RGB; there once the sequence has ended."""
+        """The sequence's row of `comparison.png`, uint8 RGB; there once the sequence has ended."""
         assert self._picture is not None
         return self._picture
 
@@ -79,7 +79,8 @@ class SequenceShow:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
         if kind is None and self._num_frames:
-            self._picture = self._crops.picture(self._sequence)
+            self._picture = self._crops.picture(self._sequence, num_crops=1)
+            write_png(self._out / "crops" / f"{self._sequence}.png", self._crops.picture(self._sequence))
             write_png(self._out / "profiles" / f"{self._sequence}.png", self._profile.picture(self._sequence))
             write_whole(self._out / "differences" / f"{self._sequence}.png", self._maps.png(self._sequence))
         # A sequence that is done holds its picture and nothing else.

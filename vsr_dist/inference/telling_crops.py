@@ -83,10 +83,10 @@ class CropPicker:
         """(Frame number, place) of the crops that are kept, the highest score first."""
         return [(crop.number, crop.place) for crop in self._kept]
 
-    def picture(self, heading: str) -> Picture:
-        """A row for each crop, in the order of time: input, bicubic, the network and the truth, with their PSNR."""
+    def picture(self, heading: str, num_crops: int = NUM_CROPS) -> Picture:
+        """A row for each of the best crops: input, bicubic, the network and the truth, with their PSNR."""
         rows = []
-        for crop in sorted(self._kept, key=lambda crop: (crop.number, crop.place.top, crop.place.left)):
+        for crop in self._kept[:num_crops]:
             titles = [_title(name, crop) for name in crop.panels]
             rows.append(with_titles(side_by_side(list(crop.panels.values()), _PANEL_PX), titles))
         return with_caption(np.vstack(rows), heading, above=True)

@@ -17,12 +17,20 @@ _LOCK_NAME = "report.lock"
 
 
 def publish_files(
-    config: TrackingConfig, folder: Path, files: Sequence[Path], *, name: str, token: str, tags: Mapping[str, str], source: str
+    config: TrackingConfig,
+    folder: Path,
+    files: Sequence[Path],
+    *,
+    name: str,
+    token: str,
+    tags: Mapping[str, str],
+    source: str,
 ) -> str | None:
     """Bring files in `folder` to the run `name`, which is made at the first call; its id, or None with a warning.
 
-    `source` is the command that MLflow shows as the run's. The run is found by `token`, from any machine, so later calls replace its files and tags. A server that is away
-    is no error: what it did not take lies in `FOLDER/outbox`, and goes with the next call or with `track replay`.
+    The run is found by `token`, from any machine, so later calls replace its files and tags. `source` is the command
+    that MLflow shows as the run's. A server that is away is no error: what it did not take lies in `FOLDER/outbox`,
+    and goes with the next call or with `track replay`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / _LOCK_NAME):  # Several drivers may end at the same time.

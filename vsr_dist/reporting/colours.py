@@ -1,0 +1,25 @@
+"""One colour for each run, the same in every table and picture of a report."""
+
+from __future__ import annotations
+
+# Okabe and Ito's colours, which people with colour blindness tell apart; of their yellow and black the one is too pale
+# for a line on white, and the other is for what belongs to no run.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+# Beyond six runs the colours come again with another line style and marker.
+LINE_STYLES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D")
+
+
+def colours_of(count: int, first: int = 0) -> list[str]:
+    """The colours of `count` runs from the place `first` on."""
+    return [COLOURS[place % len(COLOURS)] for place in range(first, first + count)]
+
+
+def style_of(place: int) -> dict[str, str]:
+    """How matplotlib draws the run at a place of the report."""
+    turn = place // len(COLOURS)
+    return {
+        "color": COLOURS[place % len(COLOURS)],
+        "linestyle": LINE_STYLES[turn % len(LINE_STYLES)],
+        "marker": MARKERS[turn % len(MARKERS)],
+    }
