@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from vsr_dist.reporting.runs import Compared, Evaluation
+
 # Okabe and Ito's colours, which people with colour blindness tell apart; of their yellow and black the one is too pale
 # for a line on white, and the other is for what belongs to no run.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -10,9 +12,20 @@ LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D")
 
 
-def colours_of(count: int, first: int = 0) -> list[str]:
-    """The colours of `count` runs from the place `first` on."""
-    return [COLOURS[place % len(COLOURS)] for place in range(first, first + count)]
+def colours_of(compared: Compared) -> dict[str, str]:
+    """Label -> colour; an evaluation has that of its run, if it is among them."""
+    colours: dict[str, str] = {}
+    place = 0
+    for one in compared.all:
+        if isinstance(one, Evaluation) and one.subject == "bicubic":
+            continue  # Bicubic has no colour of its own.
+        run = compared.run_of(one) if isinstance(one, Evaluation) else None
+        if run is not None:
+            colours[one.label] = colours[run.label]
+        else:
+            colours[one.label] = COLOURS[place % len(COLOURS)]
+            place += 1
+    return colours
 
 
 def style_of(place: int) -> dict[str, str]:

@@ -59,6 +59,7 @@ def curves_figure(runs: Sequence[TrainingRun]) -> Figure | None:
     grid = list(figure.subplots(num_rows, 2, squeeze=False).flat)
     for axes, panel in zip(grid, panels, strict=False):
         _draw(axes, panel, runs)
+        axes.set_xlim(0, max(run.steps_done for run in runs) * 1.02 or 1)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     handles = [Line2D([], [], label=run.label, markersize=4, **style_of(n)) for n, run in enumerate(runs)]  # type: ignore[arg-type]

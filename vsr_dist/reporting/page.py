@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.files import write_whole
 from vsr_dist.core.report_blocks import Block, Heading, Paragraph, Picture, to_html, to_markdown
+from vsr_dist.reporting.colours import colours_of
 from vsr_dist.reporting.curves import curves_figure
 from vsr_dist.reporting.pictures import ASSETS, Gallery, add_evaluations, add_samples
 from vsr_dist.reporting.runs import CONFIG_NAME, SCORES_NAME, Compared, TrainingRun
@@ -88,8 +89,9 @@ def write_report(compared: Compared, out: Path) -> ReportFiles:
 def report_blocks(compared: Compared) -> tuple[list[Block], dict[str, bytes]]:
     """The whole report, and the PNG files that it names, by path below its folder."""
     runs, evaluations = compared.runs, compared.evaluations
-    blocks = [*head_blocks(compared), *validation_blocks(runs), *evaluation_blocks(evaluations, len(runs))]
-    blocks += settings_blocks(runs)
+    colours = colours_of(compared)
+    blocks = [*head_blocks(compared), *validation_blocks(runs, colours), *evaluation_blocks(evaluations, colours)]
+    blocks += settings_blocks(runs, colours)
     gallery = Gallery()
     figure = curves_figure(runs)
     if figure is not None:
@@ -98,7 +100,7 @@ def report_blocks(compared: Compared) -> tuple[list[Block], dict[str, bytes]]:
         gallery.blocks += [Heading("Curves"), Picture(CURVES_NAME, caption)]
     add_samples(gallery, runs)
     add_evaluations(gallery, evaluations)
-    return [*blocks, *gallery.blocks, *facts_blocks(runs), _ending(compared)], gallery.files
+    return [*blocks, *gallery.blocks, *facts_blocks(runs, colours), _ending(compared)], gallery.files
 
 
 def report_csv(compared: Compared) -> str:

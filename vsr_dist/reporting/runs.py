@@ -80,6 +80,12 @@ class Evaluation:
         return next((name for name in methods if name != "bicubic"), "bicubic")
 
     @property
+    def origin(self) -> Document:
+        """Run, seed and steps of the evaluated generator; empty for a method that needs no training."""
+        provenance: Document = self.scores.get("subject", {}).get("provenance", {})
+        return provenance
+
+    @property
     def table(self) -> dict[str, dict[str, dict[str, float]]]:
         """Scope (a video, or `overall`) -> method -> metric."""
         table: dict[str, dict[str, dict[str, float]]] = self.scores["table"]
@@ -97,6 +103,12 @@ class Compared:
     def labels(self) -> list[str]:
         """Labels of all, runs first."""
         return [one.label for one in self.all]
+
+    def run_of(self, evaluation: Evaluation) -> TrainingRun | None:
+        """The run whose generator was evaluated, if it is among these and no other could be meant."""
+        origin = evaluation.origin
+        found = [r for r in self.runs if (r.config.get("name"), r.config.get("seed")) == _name_and_seed(origin)]
+        return found[0] if len(found) == 1 else None
 
     @property
     def all(self) -> list[TrainingRun | Evaluation]:
@@ -121,6 +133,10 @@ def open_compared(folders: Sequence[Path]) -> Compared:
         tuple(replace(run, label=_unique(run, taken)) for run in runs),
         tuple(replace(evaluation, label=_unique(evaluation, taken)) for evaluation in evaluations),
     )
+
+
+def _name_and_seed(origin: Document) -> tuple[Any, Any]:
+    return origin.get("run"), origin.get("seed")
 
 
 def _unique(one: TrainingRun | Evaluation, taken: Sequence[str]) -> str:

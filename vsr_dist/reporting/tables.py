@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from vsr_dist.core.console import format_duration
 from vsr_dist.core.report_blocks import Block, Heading, Items, Paragraph, Table
 from vsr_dist.metrics.verdict import VERDICTS
-from vsr_dist.reporting.colours import colours_of
 from vsr_dist.reporting.runs import Compared, Evaluation, TrainingRun
 from vsr_dist.reporting.scores import best_places, metric_of
 
@@ -31,7 +30,7 @@ def head_blocks(compared: Compared) -> list[Block]:
     return blocks
 
 
-def validation_blocks(runs: Sequence[TrainingRun]) -> list[Block]:
+def validation_blocks(runs: Sequence[TrainingRun], colours: Mapping[str, str]) -> list[Block]:
     """The last validation of each run during training, with the distance from bicubic."""
     found = [run.last(_OURS) for run in runs]
     names = list(dict.fromkeys(name.removeprefix(_OURS) for _, values in found for name in values))
@@ -64,11 +63,11 @@ def validation_blocks(runs: Sequence[TrainingRun]) -> list[Block]:
             )
         )
     header = ("metric", "better", *(run.label for run in runs))
-    blocks.append(Table(header, tuple(rows), colours=("", "", *colours_of(len(runs)))))
+    blocks.append(Table(header, tuple(rows), colours=_marks(header, len(runs), colours)))
     return blocks
 
 
-def evaluation_blocks(evaluations: Sequence[Evaluation], first_colour: int) -> list[Block]:
+def evaluation_blocks(evaluations: Sequence[Evaluation], colours: Mapping[str, str]) -> list[Block]:
     """The overall scores of evaluations, and those of each video, folded."""
     if not evaluations:
         return []
@@ -79,17 +78,17 @@ def evaluation_blocks(evaluations: Sequence[Evaluation], first_colour: int) -> l
     ]
     if faults:
         blocks.append(Paragraph(f"**Not comparable:** {'; '.join(faults)}. Nothing is marked."))
-    blocks.append(_evaluation_table(evaluations, "overall", first_colour, mark=not faults))
+    blocks.append(_evaluation_table(evaluations, "overall", colours, mark=not faults))
     scopes = list(dict.fromkeys(scope for one in evaluations for scope in one.table if scope != "overall"))
     for scope in scopes:
-        blocks.append(_evaluation_table(evaluations, scope, first_colour, mark=not faults, folded=scope))
+        blocks.append(_evaluation_table(evaluations, scope, colours, mark=not faults, folded=scope))
     for protocol in dict.fromkeys(str(one.scores.get("protocol", "")) for one in evaluations):
         if protocol:
             blocks.append(Paragraph(f"**Protocol.** {protocol}"))
     return blocks
 
 
-def settings_blocks(runs: Sequence[TrainingRun]) -> list[Block]:
+def settings_blocks(runs: Sequence[TrainingRun], colours: Mapping[str, str]) -> list[Block]:
     """Settings that are not the same in all runs: those that change what is computed, then the others, folded."""
     if len(runs) < 2:
         return []
@@ -99,16 +98,18 @@ def settings_blocks(runs: Sequence[TrainingRun]) -> list[Block]:
     blocks: list[Block] = [Heading("Settings that differ")]
     result = [key for key in different if key not in io]
     if result:
-        blocks.append(_settings_table(runs, result))
+        blocks.append(_settings_table(runs, result, colours))
     else:
         blocks.append(Paragraph("No setting that changes what is computed differs."))
     if len(different) > len(result):
         others = [key for key in different if key in io]
-        blocks.append(_settings_table(runs, others, folded=f"Names, places, speed and reporting ({len(others)})"))
+        blocks.append(
+            _settings_table(runs, others, colours, folded=f"Names, places, speed and reporting ({len(others)})")
+        )
     return blocks
 
 
-def facts_blocks(runs: Sequence[TrainingRun]) -> list[Block]:
+def facts_blocks(runs: Sequence[TrainingRun], colours: Mapping[str, str]) -> list[Block]:
     """How each run went, and where it comes from."""
     if not runs:
         return []
@@ -116,7 +117,7 @@ def facts_blocks(runs: Sequence[TrainingRun]) -> list[Block]:
     rows += _version_rows(runs)
     header = ("fact", *(run.label for run in runs))
     commands = [f"`{run.label}`: `{run.environment['command']}`" for run in runs if "command" in run.environment]
-    blocks: list[Block] = [Heading("The runs"), Table(header, tuple(rows), colours=("", *colours_of(len(runs))))]
+    blocks: list[Block] = [Heading("The runs"), Table(header, tuple(rows), colours=_marks(header, len(runs), colours))]
     return [*blocks, Items(tuple(commands), folded="Commands")] if commands else blocks
 
 
@@ -162,7 +163,7 @@ def _evaluation_faults(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def _evaluation_table(
-    evaluations: Sequence[Evaluation], scope: str, first_colour: int, *, mark: bool, folded: str | None = None
+    evaluations: Sequence[Evaluation], scope: str, colours: Mapping[str, str], *, mark: bool, folded: str | None = None
 ) -> Table:
     """A column of each evaluation, and of bicubic before them, which is that of the first one that has it."""
     bicubic = next((one.table[scope]["bicubic"] for one in evaluations if "bicubic" in one.table.get(scope, {})), {})
@@ -176,21 +177,27 @@ def _evaluation_table(
         best = best_places(values, metric.direction if mark else 0)
         cells = [_score(name, value, None, place in best) for place, value in enumerate(values)]
         rows.append((metric.title, metric.better, *cells))
-    own = dict(zip((one.label for one in evaluations), colours_of(len(evaluations), first_colour), strict=True))
     header = ("metric", "better", "bicubic", *(one.label for one in shown))
-    colours = ("", "", "", *(own[one.label] for one in shown))
-    return Table(header, tuple(rows), folded=folded, colours=colours)
+    return Table(header, tuple(rows), folded=folded, colours=_marks(header, len(shown), colours))
 
 
 def _origin(one: Evaluation) -> str:
     """The run and the step that the evaluated generator is of."""
-    provenance = one.scores.get("subject", {}).get("provenance", {})
-    return f"{provenance.get('run', '?')}, step {provenance.get('steps', '?')}"
+    return f"{one.origin.get('run', '?')}, step {one.origin.get('steps', '?')}"
 
 
-def _settings_table(runs: Sequence[TrainingRun], keys: Sequence[str], folded: str | None = None) -> Table:
+def _settings_table(
+    runs: Sequence[TrainingRun], keys: Sequence[str], colours: Mapping[str, str], folded: str | None = None
+) -> Table:
     rows = tuple((f"`{key}`", *(_short(_plain(run.config.get(key, ABSENT))) for run in runs)) for key in keys)
-    return Table(("setting", *(run.label for run in runs)), rows, folded=folded, colours=("", *colours_of(len(runs))))
+    header = ("setting", *(run.label for run in runs))
+    return Table(header, rows, folded=folded, colours=_marks(header, len(runs), colours))
+
+
+def _marks(header: Sequence[str], num_labels: int, colours: Mapping[str, str]) -> tuple[str, ...]:
+    """Colours of a header whose last cells are labels; a run may be named like one of the other cells."""
+    first = len(header) - num_labels
+    return tuple(colours.get(cell, "") if place >= first else "" for place, cell in enumerate(header))
 
 
 def _plain(value: object) -> str:
