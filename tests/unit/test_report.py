@@ -7,6 +7,8 @@ import fcntl
 import html.parser
 import json
 import re
+import threading
+import time
 
 import cv2
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from vsr_dist.cli import main
 from vsr_dist.config import dump_config, parse_config
 from vsr_dist.ops.picture import four_of, two_by_two
+from vsr_dist.reporting import page as page_module
 from vsr_dist.reporting.colours import COLOURS, colours_of, style_of
 from vsr_dist.reporting.curves import curves_figure, shown_panels
 from vsr_dist.reporting.runs import open_compared
@@ -75,6 +78,12 @@ def make_evaluation(folder, *, run=None, psnr=27.0, digest="d1"):
 
 def report(out, *runs):
     return main(["report", str(out), "--runs", *(str(run) for run in runs), "--no-mlflow"])
+
+
+@pytest.fixture
+def no_curves(monkeypatch):
+    """Drawing takes most of a report's time."""
+    monkeypatch.setattr(page_module, "curves_figure", lambda runs: None)
 
 
 class Page(html.parser.HTMLParser):
@@ -235,7 +244,7 @@ def test_a_second_report_replaces_the_first(tmp_path):
     assert left == {"report.html", "report.md", "report.csv", "evaluation-0.png", "evaluation-0-profiles-0.png"}
 
 
-def test_what_is_missing_is_said(tmp_path, capsys):
+def test_what_is_missing_is_said(tmp_path, capsys, no_curves):
     killed = make_run(tmp_path / "killed", "killed", steps=10, finished=False)
     with (killed / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "time')  # cut off in the middle
@@ -267,7 +276,7 @@ def test_what_is_missing_is_said(tmp_path, capsys):
     assert psnr[2] == "26.75 (+0.25)" and psnr[4] == "-"
 
 
-def test_runs_on_other_windows_are_not_ranked(tmp_path):
+def test_runs_on_other_windows_are_not_ranked(tmp_path, no_curves):
     runs = [make_run(tmp_path / "a", "alpha"), make_run(tmp_path / "b", "beta", bicubic=30.0, psnr=31.0)]
     evaluations = [make_evaluation(tmp_path / f"e{n}", run=f"r{n}", digest=f"d{n}", psnr=27 + n) for n in range(2)]
     assert report(tmp_path / "out", *runs, *evaluations) == 0
@@ -330,11 +339,41 @@ def test_samples_keep_the_last_step_only(tmp_path):
         write_samples(tmp_path, step, {"a": two_by_two(four, 12)})
     write_samples(tmp_path, 30, {})
     found = read_samples(tmp_path)
-    assert found.step == 20 and list(found.paths) == ["a"]
+    assert found.step == 20 and list(found.pictures) == ["a"]
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step_00000020"]
-    read = four_of(cv2.imread(str(found.paths["a"])))
+    read = four_of(found.pictures["a"])
     assert all(np.array_equal(one, other) for one, other in zip(read, four, strict=True))
     assert read_samples(tmp_path / "none") is None
+
+
+def test_samples_that_a_training_replaces_meanwhile_are_read(tmp_path):
+    """A folder that is gone by the time it is read is looked for again."""
+    four = two_by_two([panel(v) for v in (1, 2, 3, 4)], 12)
+    stop = threading.Event()
+
+    def train():
+        step = 0
+        while not stop.is_set():
+            step += 10
+            write_samples(tmp_path, step, {"a": four, "b": four})
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        time.sleep(0.1)
+        found = [read_samples(tmp_path) for _ in range(200)]
+    finally:
+        stop.set()
+        thread.join()
+    assert all(one is not None and np.array_equal(one.pictures["a"], four) for one in found)
+    assert found[-1].step > found[0].step
+
+
+def test_a_damaged_sample_is_named(tmp_path, capsys):
+    run = make_run(tmp_path / "a", "alpha")
+    (run / "samples" / "step_00000020" / "film-0001.png").write_bytes(b"")
+    assert report(tmp_path / "out", run) == 2
+    assert "damaged picture film-0001.png" in capsys.readouterr().err
 
 
 def test_the_best_of_values():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -46,7 +45,7 @@ def add_samples(gallery: Gallery, runs: Sequence[TrainingRun]) -> None:
     gallery.blocks.append(Heading("Held-out windows"))
     steps = ", ".join(f"`{run.label}` at step {run.samples.step:,}" for run in with_samples if run.samples)
     gallery.blocks.append(Paragraph(f"The middle frame of held-out windows at the last validation: {steps}."))
-    names = list(dict.fromkeys(name for run in with_samples for name in _paths(run)))
+    names = list(dict.fromkeys(name for run in with_samples for name in _windows(run)))
     for number, name in enumerate(names[:_MAX_WINDOWS]):
         for part, group in enumerate(_same_window(with_samples, name)):
             panels = _panels(group)
@@ -79,18 +78,18 @@ def add_evaluations(gallery: Gallery, evaluations: Sequence[Evaluation]) -> None
                 gallery.blocks.append(Paragraph(f"{left} more sequences are in `{one.folder}/{kind}/`."))
 
 
-def _paths(run: TrainingRun) -> dict[str, Path]:
-    return run.samples.paths if run.samples else {}
+def _windows(run: TrainingRun) -> dict[str, Pixels]:
+    return run.samples.pictures if run.samples else {}
 
 
 def _same_window(runs: Sequence[TrainingRun], name: str) -> list[dict[str, list[Pixels]]]:
     """Groups of run label -> its four panels whose truth is the same; a name alone does not tell that."""
     groups: list[dict[str, list[Pixels]]] = []
     for run in runs:
-        path = _paths(run).get(name)
-        if path is None:
+        picture_YXC = _windows(run).get(name)
+        if picture_YXC is None:
             continue
-        four = four_of(_read(path))
+        four = four_of(picture_YXC)
         for group in groups:
             first = next(iter(group.values()))
             if first[3].shape == four[3].shape and np.array_equal(first[3], four[3]):
@@ -116,11 +115,6 @@ def _rows(panels: dict[str, Pixels]) -> Pixels:
         rows.append(with_titles(side_by_side(pictures[part], _PANEL_PX), titles[part]))
     width = max(row.shape[1] for row in rows)
     return np.vstack([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows])
-
-
-def _read(path: Path) -> Pixels:
-    picture_YXC: Pixels = cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    return picture_YXC
 
 
 def _png(picture_YXC: Pixels) -> bytes:
