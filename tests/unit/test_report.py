@@ -71,8 +71,9 @@ def make_evaluation(folder, *, run=None, psnr=27.0, digest="d1"):
     scores["table"] = {"film": by_method, "overall": by_method}
     (folder / "metrics.json").write_text(json.dumps(scores))
     cv2.imwrite(str(folder / "comparison.png"), panel(33))
-    (folder / "profiles").mkdir()
-    cv2.imwrite(str(folder / "profiles" / "film.png"), panel(44))
+    for name in ("crops", "profiles"):
+        (folder / name).mkdir()
+        cv2.imwrite(str(folder / name / "film.png"), panel(44))
     return folder
 
 
@@ -201,6 +202,25 @@ def test_the_curves_are_the_runs_numbers(made):
     assert psnr.lines[2].get_ydata()[0] == 26.5  # bicubic
 
 
+def test_pictures_of_evaluations_stand_one_after_the_other(tmp_path):
+    folders = [make_evaluation(tmp_path / name, run=name) for name in ("one", "two")]
+    folders.append(make_evaluation(tmp_path / "bicubic"))
+    assert report(tmp_path / "out", *folders) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    names = re.findall(r"\]\(assets/(.*)\.png\)", text)
+    assert names == [f"sequence-0-{kind}-{number}" for kind in ("crops", "profiles") for number in (0, 1)]
+
+
+def test_many_sequences_are_an_overview_and_the_first_few(tmp_path):
+    folder = make_evaluation(tmp_path / "one", run="one")
+    for number in range(11):
+        cv2.imwrite(str(folder / "crops" / f"f{number:02d}.png"), panel(55))
+    assert report(tmp_path / "out", folder) == 0
+    pictures = {path.stem for path in (tmp_path / "out" / "assets").iterdir()}
+    assert "comparison-0" in pictures and sum("crops" in name for name in pictures) == 8
+    assert "4 more sequences" in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_many_runs_keep_different_styles():
     styles = [tuple(style_of(place).values()) for place in range(20)]
     assert len(set(styles)) == 20
@@ -236,12 +256,12 @@ def test_a_second_report_replaces_the_first(tmp_path):
     runs = [make_run(tmp_path / "a", "alpha"), make_evaluation(tmp_path / "e", run="alpha")]
     assert report(tmp_path / "out", *runs) == 0
     first = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert "evaluation-0.png" in first
+    assert "sequence-0-crops-0.png" in first
     assert report(tmp_path / "out", *runs) == 0
     assert first == {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert report(tmp_path / "out", runs[1]) == 0
     left = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert left == {"report.html", "report.md", "report.csv", "evaluation-0.png", "evaluation-0-profiles-0.png"}
+    assert left == {"report.html", "report.md", "report.csv", "sequence-0-crops-0.png", "sequence-0-profiles-0.png"}
 
 
 def test_what_is_missing_is_said(tmp_path, capsys, no_curves):

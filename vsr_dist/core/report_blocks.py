@@ -47,10 +47,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG by its file name beside the report."""
+    """A PNG by its file name beside the report. `folded`: closed until it is clicked on, in HTML."""
 
     name: str
     caption: str
+    folded: str | None = None
 
 
 Block = Heading | Paragraph | Items | Table | Picture
@@ -78,7 +79,8 @@ td.text { white-space: normal; min-width: min(24rem, 60vw); }
 figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; border: 1px solid var(--line); background: #fff; }
 figcaption { color: var(--quiet); font-size: .9rem; } summary { cursor: pointer; color: var(--link); }
 li { overflow-wrap: anywhere; }
-@media (max-width: 40rem) { body { margin: 1rem auto; padding: 0 .8rem; } th, td { padding: .3rem .45rem; } }
+@media (max-width: 40rem) { body { margin: 1rem auto; padding: 0 .8rem; } th, td { padding: .3rem .45rem; }
+  figure { overflow-x: auto; } figure img { max-width: none; width: max(100%, 44rem); } }
 """
 _LONG_CELL_CHARS = 60
 _NO_DIGITS = str.maketrans("", "", ".-+e,*() ")
@@ -88,7 +90,7 @@ def to_markdown(blocks: Sequence[Block]) -> str:
     """The report as markdown, with a line feed at its end. What is folded in HTML stands under its summary."""
     texts = []
     for block in blocks:
-        if isinstance(block, Items | Table) and block.folded is not None:
+        if isinstance(block, Items | Table | Picture) and block.folded is not None:
             texts.append(f"**{block.folded}**")
         texts.append(_markdown(block))
     return "\n\n".join(texts) + "\n"
@@ -115,7 +117,7 @@ def _markdown(block: Block) -> str:
         case Table(header=header, rows=rows):
             lines = [header, ("---",) * len(header), *rows]
             return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        case Picture(name, caption):
+        case Picture(name=name, caption=caption):
             return f"![{caption}]({name})"
 
 
@@ -129,11 +131,11 @@ def _html(block: Block, pictures: Mapping[str, bytes]) -> str:
             return _folded("<ul>" + "".join(f"<li>{_inline(text)}</li>" for text in texts) + "</ul>", folded)
         case Table():
             return _html_table(block)
-        case Picture(name, caption):
+        case Picture(name, caption, folded):
             data = base64.b64encode(pictures[name]).decode("ascii")
             text = html.escape(caption)
             image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
-            return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
+            return _folded(f"<figure>{image}<figcaption>{text}</figcaption></figure>", folded)
 
 
 def _html_table(table: Table) -> str:

@@ -91,7 +91,7 @@ def report_blocks(compared: Compared) -> tuple[list[Block], dict[str, bytes]]:
     runs, evaluations = compared.runs, compared.evaluations
     colours = colours_of(compared)
     blocks = [*head_blocks(compared), *validation_blocks(runs, colours), *evaluation_blocks(evaluations, colours)]
-    blocks += settings_blocks(runs, colours)
+    blocks += [*settings_blocks(runs, colours), *facts_blocks(runs, colours)]
     gallery = Gallery()
     figure = curves_figure(runs)
     if figure is not None:
@@ -100,7 +100,7 @@ def report_blocks(compared: Compared) -> tuple[list[Block], dict[str, bytes]]:
         gallery.blocks += [Heading("Curves"), Picture(CURVES_NAME, caption)]
     add_samples(gallery, runs)
     add_evaluations(gallery, evaluations)
-    return [*blocks, *gallery.blocks, *facts_blocks(runs, colours), _ending(compared)], gallery.files
+    return [*blocks, *gallery.blocks, _ending(compared)], gallery.files
 
 
 def report_csv(compared: Compared) -> str:

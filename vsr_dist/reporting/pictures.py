@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,11 @@ _PANEL_PX = 224
 _MAX_WINDOWS = 4
 # Beyond these the page would be too heavy for a browser; the folders themselves hold everything.
 _MAX_SEQUENCES = 8
+_KINDS = {
+    "crops": "where the compared methods are farthest from the truth",
+    "profiles": "one row over time",
+    "differences": "difference from the truth",
+}
 
 
 @dataclass
@@ -29,12 +35,12 @@ class Gallery:
     blocks: list[Block] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
 
-    def put(self, name: str, png: bytes, caption: str) -> None:
+    def put(self, name: str, png: bytes, caption: str, folded: str | None = None) -> None:
         """Add a picture under a file name made of letters that every system and URL can hold."""
         path = f"{ASSETS}/{re.sub(r'[^A-Za-z0-9_-]+', '-', name)}.png"
         assert path not in self.files
         self.files[path] = png
-        self.blocks.append(Picture(path, caption))
+        self.blocks.append(Picture(path, caption, folded))
 
 
 def add_samples(gallery: Gallery, runs: Sequence[TrainingRun]) -> None:
@@ -57,25 +63,32 @@ def add_samples(gallery: Gallery, runs: Sequence[TrainingRun]) -> None:
 
 
 def add_evaluations(gallery: Gallery, evaluations: Sequence[Evaluation]) -> None:
-    """`comparison.png` of each, and its crops, profiles and difference maps."""
-    for number, one in enumerate(evaluations):
-        path = one.folder / "comparison.png"
-        if not path.is_file():
-            continue
-        gallery.blocks.append(Heading(f"Pictures of {one.label}", 3))
-        gallery.put(f"evaluation-{number}", path.read_bytes(), f"{one.label}: where the compared methods miss most")
-        for kind, words in (
-            ("crops", "the most telling crops"),
-            ("profiles", "one row over time"),
-            ("differences", "difference from the truth"),
-        ):
-            found = sorted((one.folder / kind).glob("*.png"))
-            for place, picture in enumerate(found[:_MAX_SEQUENCES]):
-                caption = f"{one.label}: {picture.stem}, {words}"
-                gallery.put(f"evaluation-{number}-{kind}-{place}", picture.read_bytes(), caption)
-            if len(found) > _MAX_SEQUENCES:
-                left = len(found) - _MAX_SEQUENCES
-                gallery.blocks.append(Paragraph(f"{left} more sequences are in `{one.folder}/{kind}/`."))
+    """The crops, profiles and difference maps of each sequence, of one evaluation after the other.
+
+    Bicubic is in all of them: an evaluation of it alone is left out beside others.
+    """
+    shown = [one for one in evaluations if one.subject != "bicubic"] or list(evaluations)
+    names = list(dict.fromkeys(path.stem for one in shown for path in sorted((one.folder / "crops").glob("*.png"))))
+    if len(names) > _MAX_SEQUENCES or not names:
+        overviews = [one for one in shown if (one.folder / "comparison.png").is_file()]
+        if overviews:
+            gallery.blocks.append(Heading("Most telling crops"))
+        for number, one in enumerate(overviews):
+            gallery.put(
+                f"comparison-{number}", (one.folder / "comparison.png").read_bytes(), f"{one.label}: all sequences"
+            )
+    for place, name in enumerate(names[:_MAX_SEQUENCES]):
+        gallery.blocks.append(Heading(f"Sequence {name}"))
+        for kind, words in _KINDS.items():
+            for number, one in enumerate(shown):
+                path = one.folder / kind / f"{name}.png"
+                if path.is_file():
+                    caption = f"{one.label}: {words}"
+                    folded = None if kind == "crops" else caption
+                    gallery.put(f"sequence-{place}-{kind}-{number}", path.read_bytes(), caption, folded)
+    if len(names) > _MAX_SEQUENCES:
+        text = f"{len(names) - _MAX_SEQUENCES} more sequences are in `crops/`, `profiles/` and `differences/`"
+        gallery.blocks.append(Paragraph(f"{text} of the evaluations."))
 
 
 def _windows(run: TrainingRun) -> dict[str, Pixels]:
@@ -109,9 +122,11 @@ def _panels(group: dict[str, list[Pixels]]) -> dict[str, Pixels]:
 def _rows(panels: dict[str, Pixels]) -> Pixels:
     """Titled panels in rows of a few, so that they stay large enough on a page."""
     titles, pictures = list(panels), list(panels.values())
+    num_rows = math.ceil(len(titles) / _PANELS_IN_ROW)
+    in_row = math.ceil(len(titles) / num_rows)  # 3 + 3 and not 5 + 1
     rows = []
-    for first in range(0, len(titles), _PANELS_IN_ROW):
-        part = slice(first, first + _PANELS_IN_ROW)
+    for first in range(0, len(titles), in_row):
+        part = slice(first, first + in_row)
         rows.append(with_titles(side_by_side(pictures[part], _PANEL_PX), titles[part]))
     width = max(row.shape[1] for row in rows)
     return np.vstack([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows])

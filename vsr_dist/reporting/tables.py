@@ -54,7 +54,7 @@ def validation_blocks(runs: Sequence[TrainingRun], colours: Mapping[str, str]) -
     )
     blocks: list[Block] = [Heading("Last validation"), Paragraph(text + _one_seed(runs))]
     if len({step for step, values in found if values}) > 1:
-        blocks.append(Paragraph("**The steps differ:** the longer run has an advantage."))
+        blocks.append(Paragraph("**The steps differ:** the values are after different amounts of training."))
     if not same:
         blocks.append(
             Paragraph(
