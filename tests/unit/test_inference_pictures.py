@@ -81,7 +81,7 @@ def test_a_worse_frame_takes_the_place_of_an_earlier_one():
 
 def test_places_are_the_best_of_all_positions():
     error = np.random.default_rng(1).random((48, 64)).astype(np.float32)
-    best = telling_places(error, 16, 4, 1)[0]
+    (best,) = telling_places(cv2.resize(error, (16, 12), interpolation=cv2.INTER_AREA), 16, 4, 1)
     sums = {(y, x): error[y : y + 16, x : x + 16].mean() for y in range(0, 33, 4) for x in range(0, 49, 4)}
     assert (best.top, best.left) == max(sums, key=sums.get)
     assert best.error == pytest.approx(max(sums.values()), rel=1e-5)
@@ -228,6 +228,17 @@ def test_after_an_error_nothing_is_left(tmp_path):
     with pytest.raises(KeyError), SequenceShow(tmp_path, "x", Fraction(10)) as show:
         show.add(frame_set(), 0)
         raise KeyError
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("num_more", [0, 9])
+def test_an_error_of_a_thread_is_raised_and_leaves_nothing(tmp_path, num_more):
+    """A video cannot change its size: said at the end, or as soon as the frames behind it are not taken any more."""
+    clear_pictures(tmp_path)
+    with pytest.raises(ValueError, match="in a video of"), SequenceShow(tmp_path, "x", Fraction(10)) as show:
+        show.add(frame_set(), 0)
+        for number in range(num_more + 1):
+            show.add(frame_set(height=48), number + 1)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 

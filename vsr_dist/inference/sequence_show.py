@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +18,8 @@ from vsr_dist.inference.time_profile import TimeProfile
 from vsr_dist.inference.wipe import WipeVideo
 from vsr_dist.ops.picture import Picture
 
+# Frames wait in memory for the threads: not more than these.
+_MAX_PENDING_FRAMES = 4
 FOLDERS = ("crops", "profiles", "differences", "videos")
 # For the report of an evaluation, and for the line that ends it.
 FILES_TEXT = ", ".join(["comparison.png", *(f"{name}/" for name in FOLDERS)])
@@ -44,11 +48,15 @@ class SequenceShow:
 
     def __init__(self, out: Path, sequence: str, fps: Fraction) -> None:
         self._out, self._sequence = out, sequence
-        self._videos = (
+        self._videos: tuple[SideBySideVideo, WipeVideo] = (
             SideBySideVideo(out / "videos" / f"{sequence}.mp4", fps),
             WipeVideo(out / "videos" / f"{sequence}-wipe.mp4", fps),
         )
         self._crops, self._profile, self._maps = CropPicker(), TimeProfile(), DifferenceMaps()
+        # A thread for each video and one for the stills, each of which sees the frames in order: coding and drawing
+        # leave Python, and the caller goes on meanwhile.
+        self._lanes = [ThreadPoolExecutor(1) for _ in range(3)]
+        self._pending: deque[list[Future[None]]] = deque()
         self._num_frames = 0
         self._stack = ExitStack()
         self._picture: Picture | None = None
@@ -60,28 +68,49 @@ class SequenceShow:
         return self._picture
 
     def add(self, frame: FrameSet, number: int) -> None:
-        """Show one frame, with its number in the source."""
-        differences = frame.differences()
-        self._crops.add(frame, number, differences)
-        self._maps.add(frame, number, differences)
-        self._profile.add(frame, number)
-        for video in self._videos:
-            video.write(frame)
+        """Show one frame, with its number in the source. Its pictures must not change afterwards."""
+        stills, *lanes = self._lanes
+        videos = (lane.submit(video.write, frame) for lane, video in zip(lanes, self._videos, strict=True))
+        self._pending.append([stills.submit(self._add_stills, frame, number), *videos])
         self._num_frames += 1
+        self._wait(_MAX_PENDING_FRAMES)
 
     def __enter__(self) -> SequenceShow:
         for video in self._videos:
             self._stack.enter_context(video)
+        for lane in self._lanes:
+            self._stack.callback(lane.shutdown, wait=True, cancel_futures=True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            if kind is None:
+                self._wait(0)
+        except BaseException as failure:
+            self._stack.__exit__(type(failure), failure, failure.__traceback__)
+            raise
         self._stack.__exit__(kind, error, trace)
         if kind is None and self._num_frames:
-            self._picture = self._crops.picture(self._sequence, num_crops=1)
-            write_png(self._out / "crops" / f"{self._sequence}.png", self._crops.picture(self._sequence))
-            write_png(self._out / "profiles" / f"{self._sequence}.png", self._profile.picture(self._sequence))
-            write_whole(self._out / "differences" / f"{self._sequence}.png", self._maps.png(self._sequence))
+            self._write_stills()
         # A sequence that is done holds its picture and nothing else.
         self._crops, self._profile, self._maps = CropPicker(), TimeProfile(), DifferenceMaps()
+
+    def _wait(self, num_left: int) -> None:
+        """Wait until so many frames are left to be shown; an error of a thread is raised here."""
+        while len(self._pending) > num_left:
+            for future in self._pending.popleft():
+                future.result()
+
+    def _add_stills(self, frame: FrameSet, number: int) -> None:
+        differences = frame.differences()
+        self._crops.add(frame, number, differences)
+        self._maps.add(frame, number, differences)
+        self._profile.add(frame, number)
+
+    def _write_stills(self) -> None:
+        self._picture = self._crops.picture(self._sequence, num_crops=1)
+        write_png(self._out / "crops" / f"{self._sequence}.png", self._crops.picture(self._sequence))
+        write_png(self._out / "profiles" / f"{self._sequence}.png", self._profile.picture(self._sequence))
+        write_whole(self._out / "differences" / f"{self._sequence}.png", self._maps.png(self._sequence))

@@ -64,8 +64,8 @@ class CropPicker:
 
     def add(self, frame: FrameSet, number: int, differences: Mapping[str, Picture]) -> None:
         """Look at one frame; `differences` are its `FrameSet.differences`, which others need as well."""
-        squares = telling_places(mean_squared_error(differences), crop_side_px(frame), frame.scale, self._num_crops)
-        for place in squares:
+        errors_HW = block_errors(differences, frame.scale)
+        for place in telling_places(errors_HW, crop_side_px(frame), frame.scale, self._num_crops):
             rivals = [crop for crop in self._kept if crop.place.overlaps(place)]
             pool = rivals or (self._kept if len(self._kept) == self._num_crops else [])
             least = max if rivals else min
@@ -98,22 +98,25 @@ def crop_side_px(frame: FrameSet) -> int:
     return max(side_px // frame.scale, 1) * frame.scale
 
 
-def mean_squared_error(differences: Mapping[str, Picture]) -> ErrorMap:
-    """(Y, X) squared difference from the truth, mean over the channels and the methods."""
-    squares = [cv2.multiply(picture, picture, dtype=cv2.CV_32F) for picture in differences.values()]
-    mean: ErrorMap = cv2.transform(sum(squares[1:], squares[0]) / len(squares), _MEAN_OF_CHANNELS)
+def block_errors(differences: Mapping[str, Picture], scale: int) -> ErrorMap:
+    """(H, W) squared difference from the truth in the square of each input pixel, mean over channels and methods."""
+    squares = np.zeros(next(iter(differences.values())).shape, np.float32)
+    for picture in differences.values():
+        cv2.accumulateSquare(picture, squares)
+    height, width = squares.shape[0] // scale, squares.shape[1] // scale
+    blocks = cv2.resize(squares[: height * scale, : width * scale], (width, height), interpolation=cv2.INTER_AREA)
+    mean: ErrorMap = cv2.transform(blocks, _MEAN_OF_CHANNELS) / np.float32(len(differences))
     return mean
 
 
-def telling_places(error_YX: ErrorMap, side_px: int, scale: int, num_places: int) -> list[Place]:
-    """Up to `num_places` squares with the highest mean error that do not overlap, best first.
+def telling_places(errors_HW: ErrorMap, side_px: int, scale: int, num_places: int) -> list[Place]:
+    """Up to `num_places` squares with the highest mean of `block_errors` that do not overlap, best first.
 
     Corners are multiples of the scale, so that a square holds whole input pixels.
     """
-    height, width = error_YX.shape[0] // scale, error_YX.shape[1] // scale
-    blocks = cv2.resize(error_YX[: height * scale, : width * scale], (width, height), interpolation=cv2.INTER_AREA)
+    height, width = errors_HW.shape[:2]
     side = side_px // scale
-    means = cv2.boxFilter(blocks, -1, (side, side), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
+    means = cv2.boxFilter(errors_HW, -1, (side, side), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
     means = means[: height - side + 1, : width - side + 1].copy()
     places: list[Place] = []
     while len(places) < num_places and np.isfinite(means).any():
