@@ -48,10 +48,8 @@ class SequenceShow:
 
     def __init__(self, out: Path, sequence: str, fps: Fraction) -> None:
         self._out, self._sequence = out, sequence
-        self._videos: tuple[SideBySideVideo, WipeVideo] = (
-            SideBySideVideo(out / "videos" / f"{sequence}.mp4", fps),
-            WipeVideo(out / "videos" / f"{sequence}-wipe.mp4", fps),
-        )
+        self._side_by_side = SideBySideVideo(out / "videos" / f"{sequence}.mp4", fps)
+        self._wipe = WipeVideo(out / "videos" / f"{sequence}-wipe.mp4", fps)
         self._crops, self._profile, self._maps = CropPicker(), TimeProfile(), DifferenceMaps()
         # A thread for each video and one for the stills, each of which sees the frames in order: coding and drawing
         # leave Python, and the caller goes on meanwhile.
@@ -69,15 +67,15 @@ class SequenceShow:
 
     def add(self, frame: FrameSet, number: int) -> None:
         """Show one frame, with its number in the source. Its pictures must not change afterwards."""
-        stills, *lanes = self._lanes
-        videos = (lane.submit(video.write, frame) for lane, video in zip(lanes, self._videos, strict=True))
-        self._pending.append([stills.submit(self._add_stills, frame, number), *videos])
+        side_by_side, wipe, stills = self._lanes
+        tasks = [side_by_side.submit(self._side_by_side.write, frame), wipe.submit(self._wipe.write, frame)]
+        self._pending.append([*tasks, stills.submit(self._add_stills, frame, number)])
         self._num_frames += 1
         self._wait(_MAX_PENDING_FRAMES)
 
     def __enter__(self) -> SequenceShow:
-        for video in self._videos:
-            self._stack.enter_context(video)
+        self._stack.enter_context(self._side_by_side)
+        self._stack.enter_context(self._wipe)
         for lane in self._lanes:
             self._stack.callback(lane.shutdown, wait=True, cancel_futures=True)
         return self

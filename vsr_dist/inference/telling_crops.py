@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from vsr_dist.inference.showcase import ErrorMap, FrameSet
 from vsr_dist.ops.picture import Picture, side_by_side, with_caption, with_titles
@@ -100,7 +101,7 @@ def crop_side_px(frame: FrameSet) -> int:
 
 def block_errors(differences: Mapping[str, Picture], scale: int) -> ErrorMap:
     """(H, W) squared difference from the truth in the square of each input pixel, mean over channels and methods."""
-    squares = np.zeros(next(iter(differences.values())).shape, np.float32)
+    squares: NDArray[np.float32] = np.zeros(next(iter(differences.values())).shape, np.float32)
     for picture in differences.values():
         cv2.accumulateSquare(picture, squares)
     height, width = squares.shape[0] // scale, squares.shape[1] // scale
@@ -114,7 +115,7 @@ def telling_places(errors_HW: ErrorMap, side_px: int, scale: int, num_places: in
 
     Corners are multiples of the scale, so that a square holds whole input pixels.
     """
-    height, width = errors_HW.shape[:2]
+    height, width = errors_HW.shape
     side = side_px // scale
     means = cv2.boxFilter(errors_HW, -1, (side, side), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
     means = means[: height - side + 1, : width - side + 1].copy()
