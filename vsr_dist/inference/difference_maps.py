@@ -86,7 +86,7 @@ class DifferenceMaps:
         top = self.top()
         for row, (label, maps) in zip(grid, rows.items(), strict=True):
             for axes, (title, map_YX) in zip(row[1:], maps.items(), strict=True):
-                image = axes.imshow(map_YX, cmap=_COLOURS, vmin=0, vmax=top, interpolation="nearest")
+                image = axes.imshow(map_YX, cmap=_COLOURS, vmin=0, vmax=top, interpolation="antialiased")
                 axes.set_title(f"{title}, {label}: mean {map_YX.mean():.2f}", fontsize=10)
             for axes in row:
                 axes.set_axis_off()
