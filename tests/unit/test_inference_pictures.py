@@ -199,6 +199,13 @@ def test_without_a_network_the_truth_is_compared(tmp_path):
     assert wipe_picture(frame, 0.5)[100, -1, 0] == 9
 
 
+def test_other_methods_have_their_own_names():
+    plain = np.zeros((8, 8, 3), np.uint8)
+    frame = FrameSet(plain, plain, plain, plain, names=("identity", "lanczos"))
+    assert list(frame.treatments()) == ["identity", "lanczos", "ground truth"]
+    assert list(frame.differences()) == ["identity", "lanczos"]
+
+
 def frames_of(path):
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]

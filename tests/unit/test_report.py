@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 
 import cv2
@@ -52,6 +53,17 @@ def test_evaluations_stand_beside_bicubic(made):
     assert header == ["metric", "better", "bicubic", "scores_a"]
     assert of == ["of", "-", "-", "alpha, step 20"]
     assert psnr == ["PSNR-Y dB", "higher", "26.00", "27.00"] and tdiff == ["tdiff x1e4", "lower", "5.00", "4.00"]
+
+
+def test_intervals_of_an_evaluation_are_shown(tmp_path):
+    folder = make_evaluation(tmp_path / "e", run="alpha")
+    scores = json.loads((folder / "metrics.json").read_text())
+    scores["intervals"] = {"ours": {"psnr_y": {"low": 26.5, "high": 27.25, "kind": "sequences"}}}
+    scores["methods"] = ["bicubic", "ours"]
+    (folder / "metrics.json").write_text(json.dumps(scores))
+    assert report(tmp_path / "out", folder) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| PSNR-Y dB | higher | 26.00 | **27.00** (26.50 to 27.25) |" in text and "95 % interval" in text
 
 
 def test_only_settings_that_differ_are_shown(made):

@@ -17,7 +17,7 @@ def colours_of(compared: Compared) -> dict[str, str]:
     colours: dict[str, str] = {}
     place = 0
     for one in compared.all:
-        if isinstance(one, Evaluation) and one.subject == "bicubic":
+        if isinstance(one, Evaluation) and one.subject == one.baseline:
             continue  # Bicubic has no colour of its own.
         run = compared.run_of(one) if isinstance(one, Evaluation) else None
         if run is not None:

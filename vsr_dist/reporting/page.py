@@ -14,11 +14,11 @@ from vsr_dist.core.files import write_whole
 from vsr_dist.core.report_blocks import Block, Heading, Paragraph, Picture, to_html, to_markdown
 from vsr_dist.reporting.colours import colours_of
 from vsr_dist.reporting.curves import curves_figure
+from vsr_dist.reporting.evaluations import evaluation_blocks
 from vsr_dist.reporting.pictures import ASSETS, Gallery, add_evaluations, add_samples
 from vsr_dist.reporting.runs import CONFIG_NAME, SCORES_NAME, Compared, TrainingRun
 from vsr_dist.reporting.scores import metric_of
 from vsr_dist.reporting.tables import (
-    evaluation_blocks,
     facts_blocks,
     head_blocks,
     settings_blocks,

@@ -67,7 +67,7 @@ def add_evaluations(gallery: Gallery, evaluations: Sequence[Evaluation]) -> None
 
     Bicubic is in all of them: an evaluation of it alone is left out beside others.
     """
-    shown = [one for one in evaluations if one.subject != "bicubic"] or list(evaluations)
+    shown = [one for one in evaluations if one.subject != one.baseline] or list(evaluations)
     names = list(dict.fromkeys(path.stem for one in shown for path in sorted((one.folder / "crops").glob("*.png"))))
     if len(names) > _MAX_SEQUENCES or not names:
         overviews = [one for one in shown if (one.folder / "comparison.png").is_file()]

@@ -20,6 +20,8 @@ from vsr_dist.training.samples import SAMPLES_NAME, Samples, read_samples
 
 CONFIG_NAME, SCORES_NAME = "config.yaml", "metrics.json"
 Document = dict[str, Any]
+# What an evaluation measures everything beside: the second where input and truth are of one size.
+_BASELINES = ("bicubic", "identity")
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,22 @@ class Evaluation:
 
     @property
     def subject(self) -> str:
-        """The method that was evaluated: bicubic if there is no other."""
-        methods = list(self.table.get("overall", {}))
-        return next((name for name in methods if name != "bicubic"), "bicubic")
+        """The method that was evaluated: the baseline if there is no other."""
+        return self._methods[-1]
+
+    @property
+    def baseline(self) -> str | None:
+        """The method beside which it was measured, usually bicubic; None if there is none."""
+        return self._methods[0] if self._methods[0] in _BASELINES else None
+
+    @property
+    def _methods(self) -> list[str]:
+        return list(self.scores.get("methods") or self.table["overall"])
+
+    def interval(self, metric: str) -> tuple[float, float] | None:
+        """Ends of the 95 % interval of the subject's `overall`, where the evaluation has one."""
+        found = self.scores.get("intervals", {}).get(self.subject, {}).get(metric)
+        return (float(found["low"]), float(found["high"])) if found else None
 
     @property
     def origin(self) -> Document:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from vsr_dist.core.console import format_duration
 from vsr_dist.core.report_blocks import Block, Heading, Items, Paragraph, Table
 from vsr_dist.metrics.verdict import VERDICTS
-from vsr_dist.reporting.runs import Compared, Evaluation, TrainingRun
+from vsr_dist.reporting.cells import ABSENT, marks_of, score_cell
+from vsr_dist.reporting.runs import Compared, TrainingRun
 from vsr_dist.reporting.scores import best_places, metric_of
 
-ABSENT = "-"
 _MAX_CELL_CHARS = 80
 _OURS, _BICUBIC = "val/", "val_bicubic/"
 
@@ -44,7 +44,7 @@ def validation_blocks(runs: Sequence[TrainingRun], colours: Mapping[str, str]) -
         values = [values.get(_OURS + name) for _, values in found]
         best = best_places(values, metric.direction if same else 0)
         cells = [
-            _score(name, value, baseline.get(_BICUBIC + name), place in best)
+            score_cell(name, value, baseline.get(_BICUBIC + name), place in best)
             for place, (value, baseline) in enumerate(zip(values, bicubic, strict=True))
         ]
         rows.append((metric.title, metric.better, *cells))
@@ -63,28 +63,7 @@ def validation_blocks(runs: Sequence[TrainingRun], colours: Mapping[str, str]) -
             )
         )
     header = ("metric", "better", *(run.label for run in runs))
-    blocks.append(Table(header, tuple(rows), colours=_marks(header, len(runs), colours)))
-    return blocks
-
-
-def evaluation_blocks(evaluations: Sequence[Evaluation], colours: Mapping[str, str]) -> list[Block]:
-    """The overall scores of evaluations, and those of each video, folded."""
-    if not evaluations:
-        return []
-    faults = _evaluation_faults(evaluations)
-    blocks: list[Block] = [
-        Heading("Evaluation"),
-        Paragraph("Whole sequences, measured by `vsr-dist evaluate`. Bold is the best value of a line."),
-    ]
-    if faults:
-        blocks.append(Paragraph(f"**Not comparable:** {'; '.join(faults)}. Nothing is marked."))
-    blocks.append(_evaluation_table(evaluations, "overall", colours, mark=not faults))
-    scopes = list(dict.fromkeys(scope for one in evaluations for scope in one.table if scope != "overall"))
-    for scope in scopes:
-        blocks.append(_evaluation_table(evaluations, scope, colours, mark=not faults, folded=scope))
-    for protocol in dict.fromkeys(str(one.scores.get("protocol", "")) for one in evaluations):
-        if protocol:
-            blocks.append(Paragraph(f"**Protocol.** {protocol}"))
+    blocks.append(Table(header, tuple(rows), colours=marks_of(header, len(runs), colours)))
     return blocks
 
 
@@ -117,7 +96,10 @@ def facts_blocks(runs: Sequence[TrainingRun], colours: Mapping[str, str]) -> lis
     rows += _version_rows(runs)
     header = ("fact", *(run.label for run in runs))
     commands = [f"`{run.label}`: `{run.environment['command']}`" for run in runs if "command" in run.environment]
-    blocks: list[Block] = [Heading("The runs"), Table(header, tuple(rows), colours=_marks(header, len(runs), colours))]
+    blocks: list[Block] = [
+        Heading("The runs"),
+        Table(header, tuple(rows), colours=marks_of(header, len(runs), colours)),
+    ]
     return [*blocks, Items(tuple(commands), folded="Commands")] if commands else blocks
 
 
@@ -125,17 +107,6 @@ def verdict_words(run: TrainingRun) -> str:
     """The last verdict on the discriminator, in a word."""
     code = run.last("drift/verdict_code")[1].get("drift/verdict_code")
     return VERDICTS[int(code)] if code is not None else "not judged"
-
-
-def _score(name: str, value: float | None, baseline: float | None, is_best: bool) -> str:
-    if value is None:
-        return ABSENT
-    metric = metric_of(name)
-    text = f"**{metric.show(value)}**" if is_best else metric.show(value)
-    if baseline is None:
-        return text
-    difference = (value - baseline) * metric.factor
-    return f"{text} ({difference:+.{metric.decimals}f})"
 
 
 def _same_windows(bicubic: Sequence[dict[str, float]], names: Sequence[str]) -> bool:
@@ -156,48 +127,12 @@ def _one_seed(runs: Sequence[TrainingRun]) -> str:
     return " A difference between two runs holds the chance of their seeds, too: repeat with other seeds to know it."
 
 
-def _evaluation_faults(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Why scores must not be compared."""
-    reasons = {"data_digest": "the shard sets differ", "split": "the splits differ", "protocol": "the protocols differ"}
-    return [text for key, text in reasons.items() if len({_plain(one.scores.get(key, "")) for one in evaluations}) > 1]
-
-
-def _evaluation_table(
-    evaluations: Sequence[Evaluation], scope: str, colours: Mapping[str, str], *, mark: bool, folded: str | None = None
-) -> Table:
-    """A column of each evaluation, and of bicubic before them, which is that of the first one that has it."""
-    bicubic = next((one.table[scope]["bicubic"] for one in evaluations if "bicubic" in one.table.get(scope, {})), {})
-    columns: list[dict[str, float]] = [bicubic]
-    shown = [one for one in evaluations if one.subject != "bicubic"]
-    columns += [one.table.get(scope, {}).get(one.subject, {}) for one in shown]
-    rows = [("of", ABSENT, ABSENT, *(_origin(one) for one in shown))]
-    for name in dict.fromkeys(name for column in columns for name in column):
-        metric = metric_of(name)
-        values = [column.get(name) for column in columns]
-        best = best_places(values, metric.direction if mark else 0)
-        cells = [_score(name, value, None, place in best) for place, value in enumerate(values)]
-        rows.append((metric.title, metric.better, *cells))
-    header = ("metric", "better", "bicubic", *(one.label for one in shown))
-    return Table(header, tuple(rows), folded=folded, colours=_marks(header, len(shown), colours))
-
-
-def _origin(one: Evaluation) -> str:
-    """The run and the step that the evaluated generator is of."""
-    return f"{one.origin.get('run', '?')}, step {one.origin.get('steps', '?')}"
-
-
 def _settings_table(
     runs: Sequence[TrainingRun], keys: Sequence[str], colours: Mapping[str, str], folded: str | None = None
 ) -> Table:
     rows = tuple((f"`{key}`", *(_short(_plain(run.config.get(key, ABSENT))) for run in runs)) for key in keys)
     header = ("setting", *(run.label for run in runs))
-    return Table(header, rows, folded=folded, colours=_marks(header, len(runs), colours))
-
-
-def _marks(header: Sequence[str], num_labels: int, colours: Mapping[str, str]) -> tuple[str, ...]:
-    """Colours of a header whose last cells are labels; a run may be named like one of the other cells."""
-    first = len(header) - num_labels
-    return tuple(colours.get(cell, "") if place >= first else "" for place, cell in enumerate(header))
+    return Table(header, rows, folded=folded, colours=marks_of(header, len(runs), colours))
 
 
 def _plain(value: object) -> str:
