@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +31,8 @@ from vsr_dist.data.augment import Frames
 from vsr_dist.data.stream import SplitStream, StreamedClip
 from vsr_dist.inference.generator_io import load_generator
 from vsr_dist.inference.sequence import BicubicUpscaler, GeneratorUpscaler, SequenceUpscaler
-from vsr_dist.inference.showcase import FrameSet, SideBySideVideo, comparison_row, stack_rows, write_png
+from vsr_dist.inference.sequence_show import FILES_TEXT, SHOW_TEXT, SequenceShow, clear_pictures
+from vsr_dist.inference.showcase import FrameSet, stack_rows, write_png
 from vsr_dist.metrics.fidelity import frame_fidelity
 from vsr_dist.metrics.table import FrameRow, markdown_table, plain_table, summarise, write_csv
 from vsr_dist.metrics.temporal import tdiff, tof
@@ -99,10 +99,9 @@ def _open(arguments: argparse.Namespace, world: World) -> tuple[SplitStream, Sub
 
 
 def _clear(out: Path) -> None:
-    """The output folder, without the videos of an earlier evaluation, which would pass for this one's."""
+    """The output folder, without the pictures of an earlier evaluation, which would pass for this one's."""
     out.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(out / "videos", ignore_errors=True)
-    (out / "videos").mkdir()
+    clear_pictures(out)
 
 
 def _write(arguments: argparse.Namespace, index: Index, subject: Subject, measured: Sequence[Measured]) -> None:
@@ -116,7 +115,7 @@ def _write(arguments: argparse.Namespace, index: Index, subject: Subject, measur
     text = plain_table(table, methods, SHOWN_METRICS)
     (arguments.out / "table.txt").write_text(text + "\n")
     say(text)
-    say(f"report: {arguments.out / 'report.md'}   pictures: {arguments.out / 'comparison.png'}, videos/")
+    say(f"report: {arguments.out / 'report.md'}   pictures beside it: {FILES_TEXT}")
 
 
 def _device(name: str, world: World) -> torch.device:
@@ -149,7 +148,6 @@ class _Treated:
     source: str
     sequence: str
     number: int
-    is_middle: bool
     frame: FrameSet
     before: FrameSet | None
 
@@ -167,50 +165,42 @@ def _measure(stream: SplitStream, subject: Subject, device: torch.device, out: P
     """Every sequence of the stream, in order; videos are written on the way."""
     total = sum(clip.num_frames for clip in stream.clips)
     pending: list[tuple[str, Future[list[FrameRow]]]] = []
-    pictures: dict[str, Picture] = {}
+    shows: dict[str, SequenceShow] = {}
     workers = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     with (
         ThreadPoolExecutor(workers) as pool,
         Progress(total, "frame", enabled=world.is_main) as progress,
         ExitStack() as stack,
     ):
-        video, video_sequence = None, None
         for treated in _treat(stream, subject, device):
-            if treated.sequence != video_sequence:
+            if treated.sequence not in shows:
                 stack.close()
-                path = out / "videos" / f"{treated.sequence}.mp4"
-                video = stack.enter_context(SideBySideVideo(path, stream.fps(treated.source)))
-                video_sequence = treated.sequence
-            assert video is not None
-            video.write(treated.frame)
-            if treated.is_middle:
-                pictures[treated.sequence] = comparison_row(treated.frame, treated.sequence)
+                show = SequenceShow(out, treated.sequence, stream.fps(treated.source))
+                shows[treated.sequence] = stack.enter_context(show)
+            shows[treated.sequence].add(treated.frame, treated.number)
             pending.append((treated.sequence, pool.submit(_score, treated, subject.name)))
             if len(pending) > 4 * workers:
                 # Frames waiting to be scored are held in memory: do not run further ahead than this.
                 pending[-4 * workers][1].result()
             progress.advance()
+        stack.close()
         rows: dict[str, list[FrameRow]] = {}
         for sequence, future in pending:
             rows.setdefault(sequence, []).extend(future.result())
-    return [Measured(sequence, found, pictures[sequence]) for sequence, found in rows.items()]
+    return [Measured(sequence, found, shows[sequence].picture) for sequence, found in rows.items()]
 
 
 def _treat(stream: SplitStream, subject: Subject, device: torch.device) -> Iterator[_Treated]:
     """Every frame of the split in order, enlarged by bicubic and by the subject."""
     bicubic = BicubicUpscaler(stream.index.scale)
-    lengths: dict[str, int] = {}
-    for entry in stream.clips:
-        lengths[entry.sequence] = lengths.get(entry.sequence, 0) + entry.num_frames
-    sequence, before, position = None, None, 0
+    sequence, before = None, None
     for clip in stream:
         if clip.sequence != sequence:
-            sequence, before, position = clip.sequence, None, 0
+            sequence, before = clip.sequence, None
             subject.upscaler.reset()
         for number, frame in enumerate(_enlarge(clip, bicubic, subject.upscaler, device)):
-            middle = position == lengths[clip.sequence] // 2
-            yield _Treated(clip.source, clip.sequence, clip.first_frame + number, middle, frame, before)
-            before, position = frame, position + 1
+            yield _Treated(clip.source, clip.sequence, clip.first_frame + number, frame, before)
+            before = frame
 
 
 def _enlarge(
@@ -270,8 +260,7 @@ def _write_report(
         markdown_table(table, methods, SHOWN_METRICS),
         f"**Protocol.** {protocol}",
         "![input, bicubic, ours, ground truth](comparison.png)",
-        "The crops are where bicubic misses most of the truth in the middle frame of each sequence. Side-by-side "
-        "videos are in `videos/`, per-frame numbers in `metrics.csv`.",
+        f"{SHOW_TEXT} Per-frame numbers are in `metrics.csv`.",
     ]
     (arguments.out / "report.md").write_text("\n\n".join(text) + "\n")
 
