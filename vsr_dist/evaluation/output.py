@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from vsr_dist.core.console import say
 from vsr_dist.core.versions import package_versions
 from vsr_dist.evaluation.measure import Measured
 from vsr_dist.evaluation.subject import Subject
+from vsr_dist.inference.sequence_show import FILES_TEXT, SHOW_TEXT, clear_pictures
 from vsr_dist.inference.showcase import stack_rows, write_png
 from vsr_dist.metrics.table import markdown_table, plain_table, summarise, write_csv
 
@@ -30,10 +30,9 @@ PROTOCOL = (
 
 
 def clear(out: Path) -> None:
-    """The output folder, without the videos of an earlier evaluation, which would pass for this one's."""
+    """The output folder, without the pictures of an earlier evaluation, which would pass for this one's."""
     out.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(out / "videos", ignore_errors=True)
-    (out / "videos").mkdir()
+    clear_pictures(out)
 
 
 def write(arguments: argparse.Namespace, index: Index, subject: Subject, measured: Sequence[Measured]) -> None:

@@ -1,4 +1,4 @@
-"""Pictures and videos that let a person judge: the same crop from the input, bicubic, the network and the truth.
+"""Frames under every treatment, and what all pictures of an evaluation are made with.
 
 Axis letters: T time, H W low-resolution rows and columns, Y X high-resolution rows and columns, C channels.
 """
@@ -13,11 +13,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vsr_dist.core.files import write_whole
 from vsr_dist.inference.encode import VideoWriter
 from vsr_dist.ops.picture import Picture, side_by_side, with_titles
 
-CROP_PX = 128
-_PANEL_PX = 256
+TRUTH = "ground truth"
+ErrorMap = NDArray[np.float32]
 _VIDEO_PANEL_PX = 480
 
 
@@ -33,35 +34,23 @@ class FrameSet:
     fake_YXC: Picture | None
     real_YXC: Picture
 
+    @property
+    def scale(self) -> int:
+        """Enlargement."""
+        return int(self.real_YXC.shape[0] // self.low_HWC.shape[0])
+
+    def methods(self) -> dict[str, Picture]:
+        """Title -> picture of what is judged: bicubic, and the network if there is one."""
+        ours = {} if self.fake_YXC is None else {"ours": self.fake_YXC}
+        return {"bicubic": self.bicubic_YXC, **ours}
+
     def treatments(self) -> dict[str, Picture]:
         """Title -> picture, what is compared from left to right; without a network there are two."""
-        ours = {} if self.fake_YXC is None else {"ours": self.fake_YXC}
-        return {"bicubic": self.bicubic_YXC, **ours, "ground truth": self.real_YXC}
+        return {**self.methods(), TRUTH: self.real_YXC}
 
-
-def most_telling_crop(frame: FrameSet, crop_px: int) -> tuple[int, int]:
-    """(top, left) of the square crop where bicubic misses most of the truth; multiples of the scale.
-
-    The mean squared error of bicubic is averaged over every crop position by a box filter. The choice does not
-    look at the network's output, so it favours neither method.
-    """
-    scale = frame.real_YXC.shape[0] // frame.low_HWC.shape[0]
-    error = ((frame.bicubic_YXC.astype(np.float32) - frame.real_YXC) ** 2).mean(axis=2)
-    means = cv2.boxFilter(error, -1, (crop_px, crop_px), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
-    inside = means[: error.shape[0] - crop_px + 1 : scale, : error.shape[1] - crop_px + 1 : scale]
-    row, column = np.unravel_index(int(inside.argmax()), inside.shape)
-    return int(row) * scale, int(column) * scale
-
-
-def comparison_row(frame: FrameSet, label: str) -> Picture:
-    """Input, bicubic, the network and the truth at the most telling crop, with titles."""
-    scale = frame.real_YXC.shape[0] // frame.low_HWC.shape[0]
-    crop_px = min(CROP_PX, *frame.real_YXC.shape[:2]) // scale * scale
-    top, left = most_telling_crop(frame, crop_px)
-    nearest_YXC = frame.low_HWC.repeat(scale, axis=0).repeat(scale, axis=1)
-    pictures = {f"{label}: input": nearest_YXC, **frame.treatments()}
-    panels = [picture[top : top + crop_px, left : left + crop_px] for picture in pictures.values()]
-    return with_titles(side_by_side(panels, _PANEL_PX), list(pictures))
+    def differences(self) -> dict[str, Picture]:
+        """Title of a method -> absolute difference from the truth in each channel, uint8 (Y, X, 3)."""
+        return {title: cv2.absdiff(picture, self.real_YXC) for title, picture in self.methods().items()}
 
 
 def stack_rows(rows: list[Picture]) -> Picture:
@@ -72,8 +61,8 @@ def stack_rows(rows: list[Picture]) -> Picture:
 
 
 def write_png(path: Path, picture_YXC: Picture) -> None:
-    """Write uint8 RGB as PNG."""
-    path.write_bytes(cv2.imencode(".png", cv2.cvtColor(picture_YXC, cv2.COLOR_RGB2BGR))[1].tobytes())
+    """Write uint8 RGB as PNG; the file appears whole."""
+    write_whole(path, cv2.imencode(".png", cv2.cvtColor(picture_YXC, cv2.COLOR_RGB2BGR))[1].tobytes())
 
 
 class SideBySideVideo:

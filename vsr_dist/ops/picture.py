@@ -37,11 +37,27 @@ def with_titles(picture_YXC: Picture, titles: Sequence[str], bar_px: int = 28) -
     canvas = np.full((height + bar_px, width, channels), 255, np.uint8)
     canvas[bar_px:] = picture_YXC
     for number, title in enumerate(titles):
-        size = 0.55
-        (text_px, _), _ = cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
-        size *= min(1.0, 0.95 * panel_px / text_px)
-        (text_px, text_height_px), _ = cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
-        left = round(number * (panel_px + _GAP_PX) + (panel_px - text_px) / 2)
-        place = (left, (bar_px + text_height_px) // 2)
-        cv2.putText(canvas, title, place, cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 1, cv2.LINE_AA)
+        left, room_px = round(number * (panel_px + _GAP_PX) + 0.025 * panel_px), 0.95 * panel_px
+        draw_text(canvas[:bar_px], title, left, room_px, align="centre")
     return canvas
+
+
+def with_caption(picture_YXC: Picture, text: str, *, above: bool = False, bar_px: int = 28) -> Picture:
+    """uint8 RGB picture with a line of text at the left of a white bar below (or above) it, made to fit."""
+    bar = np.full((bar_px, picture_YXC.shape[1], 3), 255, np.uint8)
+    draw_text(bar, text, 4, picture_YXC.shape[1] - 8)
+    return np.vstack([bar, picture_YXC] if above else [picture_YXC, bar])
+
+
+def draw_text(bar_YXC: Picture, text: str, left_px: int, room_px: float, *, align: str = "left") -> None:
+    """Write black text into a bar, in place: vertically in its middle, `align` left, centre or right within the room.
+
+    Text that needs more than `room_px` is made smaller.
+    """
+    size = 0.55
+    (text_px, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
+    size *= min(1.0, room_px / max(text_px, 1))
+    (text_px, text_height_px), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
+    left_px += round({"left": 0.0, "centre": 0.5, "right": 1.0}[align] * (room_px - text_px))
+    place = (left_px, (bar_YXC.shape[0] + text_height_px) // 2)
+    cv2.putText(bar_YXC, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 1, cv2.LINE_AA)
