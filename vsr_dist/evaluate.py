@@ -1,6 +1,9 @@
-"""Measure a generator (or bicubic) on a held-out split, beside bicubic, and show what it does.
+"""Measure a generator, a named method or a finished result against its truth, and show what it does.
 
 vsr-dist evaluate --checkpoint demo/run --data demo/data --out demo/evaluation
+vsr-dist evaluate --checkpoint demo/run --low LQ_test --real GT_test --protocol realvsr --out evaluation
+vsr-dist evaluate --fake result.mp4 --real truth.mp4 --out evaluation
+vsr-dist evaluate --results evaluation --against other/evaluation --out compared
 accelerate launch --config_file configs/accelerate/cpu-2.yaml -m vsr_dist.evaluate --checkpoint ...
 """
 
@@ -9,28 +12,71 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from vsr_dist.core.collectives import gather_lists, join_ranks, shutdown, together
-from vsr_dist.core.errors import BadConfigError, OneLineParser, run_cli
+from vsr_dist.core.errors import BadConfigError, BadInputError, OneLineParser, run_cli
 from vsr_dist.core.world import World
-from vsr_dist.data.stream import SplitStream
-from vsr_dist.evaluation.measure import measure
-from vsr_dist.evaluation.output import clear, write
-from vsr_dist.evaluation.subject import Subject, open_device, open_subject
+from vsr_dist.evaluation.comparing import compare_in_one, compare_results, compare_with_result, is_result
+from vsr_dist.evaluation.measure import Measured, Measurement
+from vsr_dist.evaluation.output import Report, clear, write
+from vsr_dist.evaluation.pair_source import PairSource
+from vsr_dist.evaluation.results import Result
+from vsr_dist.evaluation.scoring import Scorer, available
+from vsr_dist.evaluation.sources import EvaluationSource, ShardSource
+from vsr_dist.evaluation.subject import (
+    OTHER,
+    RESULT,
+    Subject,
+    baseline,
+    open_checkpoint,
+    open_device,
+    open_method,
+)
+from vsr_dist.inference.named_methods import NAMED_METHODS
+from vsr_dist.metrics.protocol import PROTOCOLS, Protocol, find_protocol
+from vsr_dist.metrics.registry import METRICS, parse_metrics
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vsr-dist evaluate`."""
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--checkpoint", type=Path, help="finished run directory, or its generator.safetensors")
-    what.add_argument("--method", choices=["bicubic"], help="evaluate a method that needs no training")
-    parser.add_argument("--data", type=Path, required=True, help="folder of a packed shard set")
-    parser.add_argument("--split", default="val", help="split to measure (default: %(default)s)")
+    what.add_argument("--method", choices=NAMED_METHODS, help="a method that needs no training")
+    what.add_argument(
+        "--fake", type=Path, help="a finished result of any tool: a video, a folder of images or of those"
+    )
+    what.add_argument("--results", type=Path, help="a finished evaluation, to be compared --against another one")
+    parser.add_argument("--data", type=Path, help="measure on a packed shard set: its folder")
+    parser.add_argument("--split", default="val", help="split of --data (default: %(default)s)")
+    parser.add_argument("--real", type=Path, help="measure on this truth: a video, a folder of images or of those")
+    parser.add_argument("--low", type=Path, help="the input that belongs to --real, laid out alike")
+    parser.add_argument(
+        "--against", type=Path, help="say whether this is better than that: a run, a weight file, or an evaluation"
+    )
+    parser.add_argument(
+        "--protocol", choices=list(PROTOCOLS), default="default", help="what is cut and averaged (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--metrics", help=f"comma-separated, or all that can be measured here; known: {', '.join(METRICS)}"
+    )
+    parser.add_argument("--frames", type=int, help="measure the first FRAMES of each sequence only")
     parser.add_argument("--out", type=Path, required=True, help="folder for metrics, pictures, videos and report")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+
+
+@dataclass(frozen=True)
+class _Job:
+    source: EvaluationSource
+    subjects: list[Subject]
+    preset: Protocol
+    metrics: tuple[str, ...]
+    left_out: dict[str, str]
+    scorer: Scorer
+    device: torch.device
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,30 +84,113 @@ def run(arguments: argparse.Namespace) -> int:
 
     On several processes each measures whole sequences of its own, and rank 0 writes what one process would write.
     """
+    _check(arguments)
+    if arguments.results is not None:
+        compare_results(arguments.results, arguments.against, arguments.out)
+        return 0
     world = join_ranks()
     try:
-        stream, subject, device = together(lambda: _open(arguments, world))
-        together(lambda: clear(arguments.out) if world.is_main else None)
-        part = stream.part(world)
-        measured = together(lambda: measure(part, subject, device, arguments.out, world))
-        measured = sorted(gather_lists(measured), key=lambda one: stream.sequences.index(one.sequence))
+        job = together(lambda: _open(arguments, world))
+        together(lambda: clear(arguments.out, job.source.has_low) if world.is_main else None)
+        measurement = Measurement(job.source, job.subjects, job.scorer, job.preset.trim_frames)
+        measured = together(lambda: measurement.run(job.device, arguments.out, world))
+        order = [info.name for info in job.source.sequences]
+        measured = sorted(gather_lists(measured), key=lambda one: order.index(one.sequence))
         if world.is_main:
-            write(arguments, stream.index, subject, measured)
+            write(arguments.out, _report(arguments, job, measured))
     finally:
         shutdown()
     return 0
 
 
-def _open(arguments: argparse.Namespace, world: World) -> tuple[SplitStream, Subject, torch.device]:
-    """What is measured, by what and where; whatever cannot be used is an error here."""
-    stream = SplitStream(arguments.data, arguments.split)
-    device = open_device(arguments.device, world)
+def _check(arguments: argparse.Namespace) -> None:
+    """Options that do not go together, before anything is opened."""
     if arguments.out.exists() and not arguments.out.is_dir():
         raise BadConfigError(f"--out {arguments.out} is a file; expected a folder, or a name that is free")
-    return (
-        stream,
-        open_subject(arguments.method, arguments.checkpoint, stream.index.scale, arguments.data, device),
-        device,
+    if arguments.results is not None:
+        if arguments.against is None or any((arguments.data, arguments.real, arguments.low)):
+            raise BadConfigError("--results compares two finished evaluations: give --against, and no --data or --real")
+        return
+    if (arguments.data is None) == (arguments.real is None):
+        raise BadConfigError("expected either --data, a shard set, or --real with the truth and --low with its input")
+    if arguments.low is not None and arguments.real is None:
+        raise BadConfigError("--low needs --real, the truth that it belongs to")
+    if arguments.fake is not None and arguments.real is None:
+        raise BadConfigError("--fake needs --real, the truth that it is measured against")
+    if arguments.fake is None and arguments.real is not None and arguments.low is None:
+        raise BadConfigError(
+            "--checkpoint and --method need --low, what they shall enlarge; or give a result as --fake"
+        )
+    if arguments.frames is not None and arguments.frames < 2:
+        raise BadConfigError(f"--frames is {arguments.frames}; expected at least 2")
+
+
+def _open(arguments: argparse.Namespace, world: World) -> _Job:
+    """What is measured, on what, how and where; whatever cannot be used is an error here."""
+    source = _source(arguments)
+    preset = find_protocol(arguments.protocol)
+    shortest = min(source.sequences, key=lambda info: info.num_frames)
+    if shortest.num_frames <= 2 * preset.trim_frames:
+        raise BadInputError(
+            f"sequence {shortest.name} has {shortest.num_frames} frames, but protocol {preset.name} cuts "
+            f"{preset.trim_frames} at both ends; measure longer sequences, or with another --protocol"
+        )
+    device = open_device(arguments.device, world)
+    subjects = baseline(source)
+    if arguments.against is not None and not is_result(arguments.against):
+        if not source.has_low:
+            raise BadConfigError(f"--against {arguments.against} is a network, which needs --low to work on")
+        subjects.append(open_checkpoint(arguments.against, source, device, OTHER))
+    subjects.append(_subject(arguments, source, device))
+    # A method may be the baseline itself: it is measured once.
+    subjects = [one for one in subjects if one.name != subjects[-1].name] + [subjects[-1]]
+    metrics = preset.metrics
+    left_out: dict[str, str] = {}
+    if arguments.metrics == "all":
+        metrics, left_out = available(tuple(METRICS))
+    elif arguments.metrics is not None:
+        metrics = parse_metrics(arguments.metrics)
+    scorer = Scorer(metrics, preset, source.scale, device)
+    return _Job(source, subjects, preset, metrics, left_out, scorer, device)
+
+
+def _source(arguments: argparse.Namespace) -> EvaluationSource:
+    if arguments.data is not None:
+        return ShardSource(arguments.data, arguments.split, arguments.frames)
+    return PairSource(arguments.low, arguments.fake, arguments.real, arguments.frames)
+
+
+def _subject(arguments: argparse.Namespace, source: EvaluationSource, device: torch.device) -> Subject:
+    if arguments.fake is not None:
+        return Subject(RESULT, None, {"result": str(arguments.fake)})
+    if arguments.method is not None:
+        return open_method(arguments.method, source)
+    return open_checkpoint(arguments.checkpoint, source, device)
+
+
+def _report(arguments: argparse.Namespace, job: _Job, measured: Sequence[Measured]) -> Report:
+    rows = [row for one in measured for row in one.rows]
+    methods = [subject.name for subject in job.subjects]
+    comparisons = compare_in_one(rows, methods)
+    if arguments.against is not None and is_result(arguments.against):
+        digest = job.source.description.get("data_digest")
+        alike = {"protocol_name": job.preset.name, "data_digest": digest}
+        this = Result("this evaluation", rows, methods[-1], alike)
+        comparisons.insert(0, compare_with_result(this, arguments.against))
+    what = arguments.checkpoint or arguments.method or arguments.fake
+    pictures = [one.picture for one in measured if one.picture is not None]
+    title = f"{what} on {job.source.title}"
+    return Report(
+        title,
+        job.source,
+        job.subjects,
+        job.preset,
+        job.metrics,
+        job.left_out,
+        rows,
+        pictures,
+        comparisons,
+        arguments.frames,
     )
 
 

@@ -57,7 +57,7 @@ def test_warping_error_is_small_for_motion_and_sees_flicker():
     flicker = real.copy()
     flicker[1::2] = np.clip(flicker[1::2].astype(int) + 20, 0, 255).astype(np.uint8)
     steady = warping_error(real, real)
-    assert steady < 1e-4
+    assert steady < 2e-4
     assert warping_error(flicker, real) == pytest.approx((20 / 255) ** 2, rel=0.15)
     assert warping_error(np.zeros_like(real), real) == 0.0
 

@@ -1,4 +1,4 @@
-"""What is evaluated: a trained generator, or a method that needs no training."""
+"""What is evaluated: a trained generator, a method that needs no training, or a finished result."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ import torch
 
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.world import World
+from vsr_dist.evaluation.sources import EvaluationSource
 from vsr_dist.inference.generator_io import load_generator
-from vsr_dist.inference.sequence import BicubicUpscaler, GeneratorUpscaler, SequenceUpscaler
+from vsr_dist.inference.named_methods import NAMED_METHODS, make_method
+from vsr_dist.inference.sequence import GeneratorUpscaler, SequenceUpscaler
+
+OURS, OTHER, RESULT = "ours", "other", "result"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a name for the tables, the upscaler, and where it comes from."""
+    """One column of the tables. The upscaler is None for a finished result, which the source itself brings."""
 
     name: str
-    upscaler: SequenceUpscaler
+    upscaler: SequenceUpscaler | None
     description: dict[str, Any]
 
 
@@ -35,14 +39,29 @@ def open_device(name: str, world: World) -> torch.device:
         raise BadConfigError(f"--device {name} cannot be used ({reason}); expected cpu, or cuda on a GPU") from error
 
 
-def open_subject(method: str | None, checkpoint: Path, scale: int, data: Path, device: torch.device) -> Subject:
-    """The network or method to be measured on a set of that scale. BadConfigError if they do not fit."""
-    if method == "bicubic":
-        return Subject("bicubic", BicubicUpscaler(scale), {"method": "bicubic"})
-    generator, description = load_generator(checkpoint)
-    if generator.scale != scale:
+def baseline(source: EvaluationSource) -> list[Subject]:
+    """What everything is measured beside: bicubic, or the input as it is where it is as large as the truth."""
+    if not source.has_low:
+        return []
+    return [open_method("identity" if source.scale == 1 else "bicubic", source)]
+
+
+def open_method(name: str, source: EvaluationSource) -> Subject:
+    """A method that needs no training. BadConfigError if it does not fit the source."""
+    if name == "identity" and source.scale != 1:
         raise BadConfigError(
-            f"the generator in {checkpoint} enlarges x{generator.scale}, but {data} is packed at "
-            f"scale {scale}; evaluate on a set of scale {generator.scale}"
+            f"--method identity leaves the input as it is, but the truth is x{source.scale} as large; choose another "
+            f"of {', '.join(NAMED_METHODS)}"
         )
-    return Subject("ours", GeneratorUpscaler(generator.to(device)), description)
+    return Subject(name, make_method(name, source.scale), {"method": name})
+
+
+def open_checkpoint(path: Path, source: EvaluationSource, device: torch.device, name: str = OURS) -> Subject:
+    """A trained generator. BadConfigError if its scale is not that of the source."""
+    generator, description = load_generator(path)
+    if generator.scale != source.scale:
+        raise BadConfigError(
+            f"the generator in {path} enlarges x{generator.scale}, but {source.title} has scale {source.scale}; "
+            f"evaluate on a set of scale {generator.scale}"
+        )
+    return Subject(name, GeneratorUpscaler(generator.to(device)), description)
