@@ -16,6 +16,7 @@ Axes: T frames, Y X rows and columns, C channels (RGB), N planes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -150,47 +151,78 @@ def _kernel() -> Float64Array:
     return kernel
 
 
-_KERNEL32 = _kernel().astype(np.float32)
+# OpenCV's type, kernel and how much a variance may be off, in units of the squared mean, for both precisions.
+_SINGLE = (cv2.CV_32F, _kernel().astype(np.float32), float(np.finfo(np.float32).eps) / 2.0)
+_DOUBLE = (cv2.CV_64F, _kernel(), float(np.finfo(np.float64).eps) / 2.0)
+_ALLOWED_ERROR = 8e-7
 
 
 def _ssim_plane(fake_YX: ByteArray | Float32Array, real_YX: ByteArray | Float32Array) -> float:
-    """Mean SSIM over the positions where the window lies inside, strip by strip in float32."""
-    height, width = fake_YX.shape
-    inside = slice(_RADIUS_PX, -_RADIUS_PX)
+    """Mean SSIM over the positions where the window lies inside, strip by strip.
+
+    In float32, and once more in float64 where that may not be exact enough: noise on large bright and dark areas.
+    """
+    height = fake_YX.shape[0]
     total = 0.0
     for top in range(_RADIUS_PX, height - _RADIUS_PX, _STRIP_ROWS):
         rows = slice(top - _RADIUS_PX, min(top + _STRIP_ROWS, height - _RADIUS_PX) + _RADIUS_PX)
-        total_YX = cv2.add(fake_YX[rows], real_YX[rows], dtype=cv2.CV_32F)
-        # The middle of the range: the smaller the numbers, the more digits are left for the variance.
-        total_YX -= PEAK
-        error_YX = cv2.subtract(fake_YX[rows], real_YX[rows], dtype=cv2.CV_32F)
-        maps = (total_YX, error_YX, total_YX * total_YX, error_YX * error_YX)
-        mean_s, mean_d, square_s, square_d = (
-            cv2.sepFilter2D(plane, -1, _KERNEL32, _KERNEL32)[inside, inside] for plane in maps
-        )
-        square_s -= mean_s * mean_s
-        mean_d *= mean_d
-        square_d -= mean_d
-        mean_s += PEAK
-        mean_s *= mean_s
-        total += _ssim_sum(mean_s, mean_d, square_s, square_d)
-    return float(total / ((height - 2 * _RADIUS_PX) * (width - 2 * _RADIUS_PX)))
+        mean, error = _ssim_strip(fake_YX[rows], real_YX[rows], _SINGLE)
+        if error > _ALLOWED_ERROR:
+            mean, _ = _ssim_strip(fake_YX[rows], real_YX[rows], _DOUBLE)
+        total += mean * (rows.stop - rows.start - 2 * _RADIUS_PX)
+    return float(total / (height - 2 * _RADIUS_PX))
 
 
-def _ssim_sum(mean_s2: Float32Array, mean_d2: Float32Array, var_s: Float32Array, var_d: Float32Array) -> float:
-    """Sum of Wang et al. 2004, equation 13, in the terms of the module docstring, each factor times 2."""
+def _ssim_strip(
+    fake_YX: ByteArray | Float32Array, real_YX: ByteArray | Float32Array, precision: tuple[int, npt.NDArray[Any], float]
+) -> tuple[float, float]:
+    """(mean SSIM of a strip, about how much it may be off by rounding)."""
+    kind, kernel, digit = precision
+    inside = slice(_RADIUS_PX, -_RADIUS_PX)
+    total_YX = cv2.add(fake_YX, real_YX, dtype=kind)
+    error_YX = cv2.subtract(fake_YX, real_YX, dtype=kind)
+    # The smaller the numbers, the more digits are left for the variance, which no shift changes.
+    shift_s, shift_d = (float(round(cv2.mean(plane)[0])) for plane in (total_YX, error_YX))
+    total_YX -= shift_s
+    error_YX -= shift_d
+    maps = (total_YX, error_YX, total_YX * total_YX, error_YX * error_YX)
+    mean_s, mean_d, var_s, var_d = (cv2.sepFilter2D(plane, -1, kernel, kernel)[inside, inside] for plane in maps)
+    square_s, square_d = mean_s * mean_s, mean_d * mean_d
+    var_s -= square_s
+    var_d -= square_d
+    error = digit * _sensitivity(*(plane[::4, ::4] for plane in (var_s, var_d, square_s, square_d)))
+    mean_s += shift_s
+    mean_s *= mean_s
+    mean_d += shift_d
+    mean_d *= mean_d
+    return _mean_ssim(mean_s, mean_d, var_s, var_d), error
+
+
+def _sensitivity(
+    var_s: npt.NDArray[Any], var_d: npt.NDArray[Any], square_s: npt.NDArray[Any], square_d: npt.NDArray[Any]
+) -> float:
+    """By how much the mean SSIM moves if each variance moves by its squared mean: derivatives of the last factor."""
+    structure = var_s + 2 * _C2
+    moved = (var_d * square_s + structure * square_d) / np.square(structure + var_d)
+    return 2.0 * float(np.abs(moved).mean())
+
+
+def _mean_ssim(
+    mean_s2: npt.NDArray[Any], mean_d2: npt.NDArray[Any], var_s: npt.NDArray[Any], var_d: npt.NDArray[Any]
+) -> float:
+    """Mean of Wang et al. 2004, equation 13, in the terms of the module docstring, each factor times 2. In place."""
     above = mean_s2 - mean_d2
-    above += np.float32(2 * _C1)
+    above += 2 * _C1
     mean_s2 += mean_d2
-    mean_s2 += np.float32(2 * _C1)
+    mean_s2 += 2 * _C1
     structure = var_s - var_d
-    structure += np.float32(2 * _C2)
+    structure += 2 * _C2
     var_s += var_d
-    var_s += np.float32(2 * _C2)
+    var_s += 2 * _C2
     above *= structure
     mean_s2 *= var_s
     above /= mean_s2
-    return float(above.sum(dtype=np.float64))
+    return float(above.mean(dtype=np.float64))
 
 
 def _luma_tensor(rgb_CYX: Tensor, rounded: bool) -> Tensor:
