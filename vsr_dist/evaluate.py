@@ -63,6 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", help=f"comma-separated, or all that can be measured here; known: {', '.join(METRICS)}"
     )
+    parser.add_argument(
+        "--scale", type=int, help="for --fake without --low: what it was enlarged by, for the border (default: 1)"
+    )
     parser.add_argument("--frames", type=int, help="measure the first FRAMES of each sequence only")
     parser.add_argument("--out", type=Path, required=True, help="folder for metrics, pictures, videos and report")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
@@ -121,6 +124,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise BadConfigError(
             "--checkpoint and --method need --low, what they shall enlarge; or give a result as --fake"
         )
+    if arguments.scale is not None and arguments.data is not None:
+        raise BadConfigError("--scale is for --real; a shard set knows its own scale")
     if arguments.frames is not None and arguments.frames < 2:
         raise BadConfigError(f"--frames is {arguments.frames}; expected at least 2")
 
@@ -157,7 +162,7 @@ def _open(arguments: argparse.Namespace, world: World) -> _Job:
 def _source(arguments: argparse.Namespace) -> EvaluationSource:
     if arguments.data is not None:
         return ShardSource(arguments.data, arguments.split, arguments.frames)
-    return PairSource(arguments.low, arguments.fake, arguments.real, arguments.frames)
+    return PairSource(arguments.low, arguments.fake, arguments.real, arguments.frames, arguments.scale)
 
 
 def _subject(arguments: argparse.Namespace, source: EvaluationSource, device: torch.device) -> Subject:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from metric_references import scikit_fidelity
 
 from vsr_dist.core.errors import BadInputError
 from vsr_dist.metrics.fidelity import PSNR_CAP_DB
@@ -34,25 +34,6 @@ def _frames(kind):
     return tuple(np.clip(np.round(frame), 0, 255).astype(np.uint8) for frame in found)
 
 
-def _luma(frame, rounded):
-    luma = frame.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255 + 16
-    return np.rint(luma) if rounded else luma
-
-
-def _scikit(fake, real, rounded):
-    options = {"data_range": 255.0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    lumas = (_luma(real, rounded), _luma(fake, rounded))
-    wide = (real.astype(np.float64), fake.astype(np.float64))
-    with np.errstate(divide="ignore"):
-        psnr = [min(PSNR_CAP_DB, peak_signal_noise_ratio(*pair, data_range=255.0)) for pair in (lumas, wide)]
-    return {
-        "psnr_y": psnr[0],
-        "ssim_y": structural_similarity(*lumas, **options),
-        "psnr_rgb": psnr[1],
-        "ssim_rgb": structural_similarity(*wide, channel_axis=-1, **options),
-    }
-
-
 KINDS = ["texture", "noise", "black on white", "one level", "bright flicker", "one value", "no luma"]
 
 
@@ -60,7 +41,7 @@ KINDS = ["texture", "noise", "black on white", "one level", "bright flicker", "o
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_scikit_image(kind, rounded):
     fake, real = _frames(kind)
-    expected = _scikit(fake, real, rounded)
+    expected = scikit_fidelity(fake, real, rounded)
     assert frame_fidelity_fast(fake, real, FIDELITY, rounded) == pytest.approx(expected, abs=1e-6)
     tensors = [torch.from_numpy(np.stack([frame, frame[::-1]])) for frame in (fake, real)]
     found = fidelity_of_tensors(*tensors, FIDELITY, rounded)
@@ -85,7 +66,7 @@ def test_frames_larger_than_a_strip_and_parts_of_frames():
     fake = cv2.blur(real, (3, 3))
     inside = (slice(4, -4), slice(4, -4))
     found = frame_fidelity_fast(fake[inside], real[inside], FIDELITY)
-    assert found == pytest.approx(_scikit(fake[inside], real[inside], False), abs=1e-6)
+    assert found == pytest.approx(scikit_fidelity(fake[inside], real[inside], False), abs=1e-6)
 
 
 def test_mistakes_are_answered():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from metric_references import dists_by_hand, lpips_by_hand
 
 from vsr_dist.core.errors import BadConfigError, BadInputError, MissingExtraError
 from vsr_dist.metrics import dists, lpips
@@ -36,25 +36,10 @@ def alex(monkeypatch, tmp_path):
     return network, list(heads.values())
 
 
-def _lpips_by_hand(network, heads, first, second):
-    """Zhang et al. 2018, equation 1, with the layers taken out of torchvision's network."""
-    shift = torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1)
-    scale = torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1)
-    maps = [(image * 2 - 1 - shift) / scale for image in (first, second)]
-    total = torch.zeros(len(first))
-    for number, layer in enumerate(network.features):
-        maps = [layer.forward(m) if not isinstance(layer, torch.nn.ReLU) else F.relu(m) for m in maps]
-        if number in (1, 4, 7, 9, 11):
-            one, other = (m / (m.pow(2).sum(1, keepdim=True).sqrt() + 1e-10) for m in maps)
-            weight = heads[(1, 4, 7, 9, 11).index(number)]
-            total += ((one - other).pow(2) * weight).sum(1).mean((1, 2))
-    return total
-
-
 def test_lpips_equals_the_formula(alex):
     first, second = _pair()
     with torch.no_grad():
-        found, expected = lpips.Lpips()(first, second), _lpips_by_hand(*alex, first, second)
+        found, expected = lpips.Lpips()(first, second), lpips_by_hand(*alex, first, second)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     assert float(expected.min()) > 0.01
     assert torch.equal(lpips.Lpips()(first, first), torch.zeros(2))
@@ -74,42 +59,10 @@ def vgg(monkeypatch, tmp_path):
     return network, weights
 
 
-def _dists_by_hand(network, weights, first, second):
-    """Ding et al. 2020, equations 5 to 7, one image and one channel's weights at a time, in float64 from the maps on."""
-    window = np.hanning(5)[1:-1]
-    kernel = torch.tensor(np.outer(window, window) / np.outer(window, window).sum(), dtype=torch.float32)
-    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
-    deviation = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
-    all_maps = []
-    for image in (first, second):
-        current, maps = (image - mean) / deviation, [image]
-        for number, layer in enumerate(network.features):
-            if isinstance(layer, torch.nn.MaxPool2d):
-                maps.append(current)
-                squares = current.pow(2).flatten(0, 1)[:, None]
-                pooled = F.conv2d(F.pad(squares, (1, 1, 1, 1)), kernel[None, None], stride=2)
-                current = (pooled[:, 0].unflatten(0, current.shape[:2]) + 1e-12).sqrt()
-            else:
-                current = F.relu(current) if number and isinstance(layer, torch.nn.ReLU) else layer.forward(current)
-        all_maps.append(maps)
-    total = (weights["alpha"].sum() + weights["beta"].sum()).double()
-    score = torch.zeros(len(first), dtype=torch.float64)
-    begin = 0
-    for one, other in zip(*all_maps, strict=True):
-        x, y = one.double().flatten(2), other.double().flatten(2)
-        alpha, beta = (weights[n][0, begin : begin + x.shape[1], 0, 0].double() / total for n in ("alpha", "beta"))
-        mx, my, vx, vy = x.mean(2), y.mean(2), x.var(2, unbiased=False), y.var(2, unbiased=False)
-        covariance = ((x - mx[..., None]) * (y - my[..., None])).mean(2)
-        score += (alpha * (2 * mx * my + 1e-6) / (mx**2 + my**2 + 1e-6)).sum(1)
-        score += (beta * (2 * covariance + 1e-6) / (vx + vy + 1e-6)).sum(1)
-        begin += x.shape[1]
-    return 1 - score
-
-
 def test_dists_equals_the_formula(vgg):
     first, second = _pair(40)
     with torch.no_grad():
-        found, expected = dists.Dists()(first, second), _dists_by_hand(*vgg, first, second)
+        found, expected = dists.Dists()(first, second), dists_by_hand(*vgg, first, second)
     torch.testing.assert_close(found.double(), expected, atol=2e-3, rtol=0.0)
     assert float(expected.min()) > 0.02
     assert dists.Dists()(first, first).abs().max() < 1e-5

@@ -39,8 +39,13 @@ class _Sequence:
 class PairSource:
     """Sequences with the same names on every side. Everything that does not fit is an error before the first frame."""
 
-    def __init__(self, low: Path | None, fake: Path | None, real: Path, max_frames: int | None = None) -> None:
-        """Each side: a video, a folder of images, or a folder of such, one per sequence."""
+    def __init__(
+        self, low: Path | None, fake: Path | None, real: Path, max_frames: int | None = None, scale: int | None = None
+    ) -> None:
+        """Each side: a video, a folder of images, or a folder of such, one per sequence.
+
+        `scale`: what the input must be enlarged by; without an input, what a result was enlarged by, 1 if unknown.
+        """
         roots = {"low": low, "fake": fake, "real": real}
         self._roots = {side: root for side, root in roots.items() if root is not None}
         named = {side: _find_sequences(side, root) for side, root in self._roots.items()}
@@ -53,7 +58,9 @@ class PairSource:
             _open(name, {side: found[name] for side, found in named.items()}, max_frames) for name in named["real"]
         ]
         self._max_frames = max_frames
-        self.scale = self._one_scale()
+        self.scale = self._one_scale() if self.has_low else scale or 1
+        if scale not in (None, self.scale):
+            raise BadInputError(f"--scale is {scale}, but {real} is x{self.scale} as large as {low}; leave --scale out")
         self.title = f"`{real}`"
         self.description: dict[str, Any] = {"kind": "pairs", **{s: str(root) for s, root in self._roots.items()}}
 

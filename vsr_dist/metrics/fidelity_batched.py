@@ -15,6 +15,7 @@ Axes: T frames, Y X rows and columns, C channels (RGB), N planes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ FIDELITY = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
 _SIGMA = 1.5
 _RADIUS_PX = SSIM_WINDOW_PX // 2
 _C1, _C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
-_STRIP_ROWS = 48
+_STRIP_ROWS, _STRIP_COLUMNS = 64, 1280
 _LUMA = np.array([BT601_RED, BT601_GREEN, BT601_BLUE]) / 255.0
 
 Float32Array = npt.NDArray[np.float32]
@@ -152,77 +153,83 @@ def _kernel() -> Float64Array:
 
 
 # OpenCV's type, kernel and how much a variance may be off, in units of the squared mean, for both precisions.
-_SINGLE = (cv2.CV_32F, _kernel().astype(np.float32), float(np.finfo(np.float32).eps) / 2.0)
-_DOUBLE = (cv2.CV_64F, _kernel(), float(np.finfo(np.float64).eps) / 2.0)
+_Precision = tuple[int, npt.NDArray[Any], float]
+_SINGLE: _Precision = (cv2.CV_32F, _kernel().astype(np.float32), float(np.finfo(np.float32).eps) / 2.0)
+_DOUBLE: _Precision = (cv2.CV_64F, _kernel(), float(np.finfo(np.float64).eps) / 2.0)
 _ALLOWED_ERROR = 8e-7
 
 
 def _ssim_plane(fake_YX: ByteArray | Float32Array, real_YX: ByteArray | Float32Array) -> float:
-    """Mean SSIM over the positions where the window lies inside, strip by strip.
+    """Mean SSIM over the positions where the window lies inside, tile by tile.
 
-    In float32, and once more in float64 where that may not be exact enough: noise on large bright and dark areas.
+    In float32; where that may not be exact enough (noise on large bright and dark areas), the tiles that are most in
+    doubt once more in float64.
     """
-    height = fake_YX.shape[0]
-    total = 0.0
-    for top in range(_RADIUS_PX, height - _RADIUS_PX, _STRIP_ROWS):
-        rows = slice(top - _RADIUS_PX, min(top + _STRIP_ROWS, height - _RADIUS_PX) + _RADIUS_PX)
-        mean, error = _ssim_strip(fake_YX[rows], real_YX[rows], _SINGLE)
-        if error > _ALLOWED_ERROR:
-            mean, _ = _ssim_strip(fake_YX[rows], real_YX[rows], _DOUBLE)
-        total += mean * (rows.stop - rows.start - 2 * _RADIUS_PX)
-    return float(total / (height - 2 * _RADIUS_PX))
-
-
-def _ssim_strip(
-    fake_YX: ByteArray | Float32Array, real_YX: ByteArray | Float32Array, precision: tuple[int, npt.NDArray[Any], float]
-) -> tuple[float, float]:
-    """(mean SSIM of a strip, about how much it may be off by rounding)."""
-    kind, kernel, digit = precision
-    inside = slice(_RADIUS_PX, -_RADIUS_PX)
-    total_YX = cv2.add(fake_YX, real_YX, dtype=kind)
-    error_YX = cv2.subtract(fake_YX, real_YX, dtype=kind)
+    rows, columns = (_cuts(side, step) for side, step in zip(fake_YX.shape, (_STRIP_ROWS, _STRIP_COLUMNS), strict=True))
     # The smaller the numbers, the more digits are left for the variance, which no shift changes.
-    shift_s, shift_d = (float(round(cv2.mean(plane)[0])) for plane in (total_YX, error_YX))
-    total_YX -= shift_s
-    error_YX -= shift_d
-    maps = (total_YX, error_YX, total_YX * total_YX, error_YX * error_YX)
-    mean_s, mean_d, var_s, var_d = (cv2.sepFilter2D(plane, -1, kernel, kernel)[inside, inside] for plane in maps)
-    square_s, square_d = mean_s * mean_s, mean_d * mean_d
-    var_s -= square_s
-    var_d -= square_d
-    error = digit * _sensitivity(*(plane[::4, ::4] for plane in (var_s, var_d, square_s, square_d)))
-    mean_s += shift_s
-    mean_s *= mean_s
-    mean_d += shift_d
-    mean_d *= mean_d
-    return _mean_ssim(mean_s, mean_d, var_s, var_d), error
+    means = [cv2.mean(plane)[0] for plane in (fake_YX, real_YX)]
+    shifts = (float(round(means[0] + means[1])), float(round(means[0] - means[1])))
+    tiles = list(itertools.product(rows, columns))
+    found = [_ssim_tile(fake_YX[tile], real_YX[tile], shifts, _SINGLE) for tile in tiles]
+    num_positions = (fake_YX.shape[0] - 2 * _RADIUS_PX) * (fake_YX.shape[1] - 2 * _RADIUS_PX)
+    total, error = (sum(column) for column in zip(*found, strict=True))
+    for number in sorted(range(len(tiles)), key=lambda number: -found[number][1]):
+        if error <= _ALLOWED_ERROR * num_positions:
+            break
+        exact, _ = _ssim_tile(fake_YX[tiles[number]], real_YX[tiles[number]], shifts, _DOUBLE)
+        total += exact - found[number][0]
+        error -= found[number][1]
+    return float(total / num_positions)
+
+
+def _cuts(size_px: int, step_px: int) -> list[slice]:
+    """Parts of a side with the window's radius around them; the positions inside come once."""
+    starts = range(_RADIUS_PX, size_px - _RADIUS_PX, step_px)
+    return [slice(start - _RADIUS_PX, min(start + step_px, size_px - _RADIUS_PX) + _RADIUS_PX) for start in starts]
+
+
+def _ssim_tile(
+    fake_YX: ByteArray | Float32Array,
+    real_YX: ByteArray | Float32Array,
+    shifts: tuple[float, float],
+    precision: _Precision,
+) -> tuple[float, float]:
+    """(sum of SSIM over a tile, about how much it may be off by rounding).
+
+    Wang et al. 2004, equation 13, in the terms of the module docstring: a and b are the sum and the difference of the
+    first factor's means, p and q the same of the second factor's variances, each with its constant.
+    """
+    kind, kernel, digit = precision
+    s = cv2.addWeighted(fake_YX, 1.0, real_YX, 1.0, -shifts[0], dtype=kind)
+    d = cv2.addWeighted(fake_YX, 1.0, real_YX, -1.0, -shifts[1], dtype=kind)
+    p, q = _blurred(cv2.multiply(s, s), kernel, 2 * _C2), _blurred(cv2.multiply(d, d), kernel, 0.0)
+    s, d = _blurred(s, kernel, 0.0), _blurred(d, kernel, 0.0)
+    square_s, square_d = cv2.multiply(s, s), cv2.multiply(d, d)
+    p -= square_s
+    q -= square_d
+    error = digit * _sensitivity(p, q, square_s, square_d)
+    a = cv2.addWeighted(square_s, 1.0, s, 2 * shifts[0], shifts[0] ** 2 + 2 * _C1, dst=s)
+    b = cv2.addWeighted(square_d, 1.0, d, 2 * shifts[1], shifts[1] ** 2, dst=d)
+    above = cv2.subtract(a, b, dst=square_s)
+    below = cv2.add(a, b, dst=square_d)
+    above *= cv2.subtract(p, q, dst=s)
+    below *= cv2.add(p, q, dst=d)
+    return float(cv2.sumElems(cv2.divide(above, below, dst=above))[0]), error * above.size
+
+
+def _blurred(plane_YX: npt.NDArray[Any], kernel: npt.NDArray[Any], added: float) -> npt.NDArray[Any]:
+    """The Gaussian, plus a constant, where the window lies inside."""
+    inside = slice(_RADIUS_PX, -_RADIUS_PX)
+    whole: npt.NDArray[Any] = cv2.sepFilter2D(plane_YX, -1, kernel, kernel, delta=added)
+    return whole[inside, inside]
 
 
 def _sensitivity(
-    var_s: npt.NDArray[Any], var_d: npt.NDArray[Any], square_s: npt.NDArray[Any], square_d: npt.NDArray[Any]
+    p: npt.NDArray[Any], q: npt.NDArray[Any], square_s: npt.NDArray[Any], square_d: npt.NDArray[Any]
 ) -> float:
     """By how much the mean SSIM moves if each variance moves by its squared mean: derivatives of the last factor."""
-    structure = var_s + 2 * _C2
-    moved = (var_d * square_s + structure * square_d) / np.square(structure + var_d)
-    return 2.0 * float(np.abs(moved).mean())
-
-
-def _mean_ssim(
-    mean_s2: npt.NDArray[Any], mean_d2: npt.NDArray[Any], var_s: npt.NDArray[Any], var_d: npt.NDArray[Any]
-) -> float:
-    """Mean of Wang et al. 2004, equation 13, in the terms of the module docstring, each factor times 2. In place."""
-    above = mean_s2 - mean_d2
-    above += 2 * _C1
-    mean_s2 += mean_d2
-    mean_s2 += 2 * _C1
-    structure = var_s - var_d
-    structure += 2 * _C2
-    var_s += var_d
-    var_s += 2 * _C2
-    above *= structure
-    mean_s2 *= var_s
-    above /= mean_s2
-    return float(above.mean(dtype=np.float64))
+    p, q, square_s, square_d = (plane[::8, ::8] for plane in (p, q, square_s, square_d))
+    return 2.0 * float(np.abs((q * square_s + p * square_d) / np.square(p + q)).mean())
 
 
 def _luma_tensor(rgb_CYX: Tensor, rounded: bool) -> Tensor:
