@@ -1,0 +1,170 @@
+"""Decoded frames to RGB and RGB to what encoders take, in the colours that the video is tagged with.
+
+The matrix and the range of the input lead to RGB, and the same lead back, so that nothing shifts. Primaries and
+transfer (PQ and HLG too) are not touched: the network sees the coded values, and the tags are passed on.
+
+Axis letters: H W low-resolution, Y X high-resolution rows and columns, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from sharding.video import EXACT
+from vsr_dist.inference.stream import Frame
+
+# Bicubic, not bilinear: with bilinear chroma FFmpeg 8 overflows at saturated 16-bit colours (white turns green).
+_FLAGS = Interpolation.BICUBIC | EXACT
+# ITU-T H.273 code points, as FFmpeg has them.
+RGB, BT709, UNSPECIFIED, BT601 = 0, 1, 2, 6
+STUDIO_RANGE, FULL_RANGE = 1, 2
+# H.273 matrix -> that of FFmpeg's converter. BT.2020's constant-luminance matrix (10) is read as the other one (9).
+_CONVERTER = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
+# Players take an untagged video of more than this for BT.709, below for BT.601 (mpv's rule).
+_MAX_SD_WIDTH_PX, _MAX_SD_HEIGHT_PX = 1279, 576
+
+
+@dataclass(frozen=True)
+class ColourTags:
+    """H.273 code points of a video; `guessed` if the matrix was not tagged and follows from the size."""
+
+    matrix: int
+    range: int
+    primaries: int
+    transfer: int
+    guessed: bool = False
+
+
+@dataclass(frozen=True)
+class PixelLayout:
+    """What a pixel format is made of. `subsampling` is 420, 422 or 444; grey counts as 420."""
+
+    name: str
+    bits: int
+    subsampling: int
+    is_grey: bool
+    is_rgb: bool
+    has_alpha: bool
+
+
+def layout_of(pixel_format: Any) -> PixelLayout:
+    """The layout of a `av.VideoFormat`."""
+    components = pixel_format.components
+    is_grey = not pixel_format.has_palette and not any(c.is_chroma for c in components) and not pixel_format.is_rgb
+    is_rgb = pixel_format.is_rgb or pixel_format.has_palette
+    subsampling = 420 if is_grey else 444
+    if not is_grey and not is_rgb:
+        halved = (pixel_format.chroma_width(1920) < 1920, pixel_format.chroma_height(1080) < 1080)
+        subsampling = {(True, True): 420, (True, False): 422}.get(halved, 444)
+    has_alpha = any(component.is_alpha for component in components)
+    return PixelLayout(pixel_format.name, components[0].bits, subsampling, is_grey, is_rgb, has_alpha)
+
+
+def tags_of(frame: av.VideoFrame) -> ColourTags:
+    """The tags of a decoded frame, with the matrix guessed as players do where there is none.
+
+    RGB video becomes BT.709, its range is what encoders of YUV expect: studio.
+    """
+    primaries, transfer = int(frame.color_primaries), int(frame.color_trc)
+    layout = layout_of(frame.format)
+    if layout.is_rgb:
+        return ColourTags(BT709, STUDIO_RANGE, primaries, transfer)
+    is_full = frame.color_range == FULL_RANGE or frame.format.name.startswith("yuvj")
+    matrix = int(frame.colorspace)
+    guessed = matrix not in _CONVERTER
+    if guessed:
+        is_sd = frame.width <= _MAX_SD_WIDTH_PX and frame.height <= _MAX_SD_HEIGHT_PX
+        matrix = BT601 if is_sd else BT709
+    return ColourTags(matrix, FULL_RANGE if is_full else STUDIO_RANGE, primaries, transfer, guessed)
+
+
+class ToRgb:
+    """Decoded frames to RGB, uint8 or, if `deep`, uint16 (H, W, 3) with white at 65535. Alpha is left out."""
+
+    def __init__(self, tags: ColourTags, *, deep: bool) -> None:
+        self._tags, self._deep = tags, deep
+        self._reformatter = VideoReformatter()
+        self._layouts: dict[str, PixelLayout] = {}
+
+    def __call__(self, frame: av.VideoFrame) -> Frame:
+        """One frame; it may differ in pixel format from those before."""
+        layout = self._layouts.setdefault(frame.format.name, layout_of(frame.format))
+        if layout.is_grey:
+            return self._grey(frame, layout)
+        if not layout.is_rgb:
+            frame.colorspace, frame.color_range = self._tags.matrix, self._tags.range
+        name = "rgb48le" if self._deep else "rgb24"
+        plain = self._reformatter.reformat(frame, format=name, interpolation=_FLAGS, threads=1)
+        rgb_HWC: Frame = plain.to_ndarray()
+        return rgb_HWC
+
+    def _grey(self, frame: av.VideoFrame, layout: PixelLayout) -> Frame:
+        # FFmpeg's converter takes grey for full range, whatever the tag says.
+        is_deep = layout.bits > 8
+        plain = self._reformatter.reformat(frame, format="gray16le" if is_deep else "gray", threads=1)
+        table = _grey_levels(16 if is_deep else 8, layout.bits, frame.color_range == STUDIO_RANGE, self._deep)
+        grey_HW = table[np.asarray(plain.to_ndarray())]
+        return np.repeat(grey_HW[:, :, None], 3, axis=2)
+
+
+_tables: dict[tuple[int, int, bool, bool], Frame] = {}
+
+
+def _grey_levels(bits: int, true_bits: int, studio: bool, deep: bool) -> Frame:
+    """Table from grey of `bits` bits (made from `true_bits`) to RGB levels."""
+    key = (bits, true_bits, studio, deep)
+    if key not in _tables:
+        levels = np.arange(2**bits, dtype=np.float64)
+        # The widening is by shifting, so that white of 10 bits, 1023, is 65472.
+        shift = 2 ** (bits - min(true_bits, bits))
+        white = 2**bits - shift
+        unit = (levels - 16 * 2 ** (bits - 8)) / (219 * 2 ** (bits - 8)) if studio else levels / white
+        full = 65535.0 if deep else 255.0
+        _tables[key] = (unit.clip(0, 1) * full).round().astype(np.uint16 if deep else np.uint8)
+    return _tables[key]
+
+
+class FromRgb:
+    """RGB frames, uint8 or uint16 (Y, X, 3), to frames of a pixel format in the colours of `tags`.
+
+    Where the format halves the chroma, an odd row or column is made even by repeating the last one.
+    """
+
+    def __init__(self, pixel_format: str, tags: ColourTags) -> None:
+        self._layout = layout_of(av.VideoFormat(pixel_format, 16, 16))
+        self._tags = tags
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame_YXC: Frame) -> av.VideoFrame:
+        """One frame, without a time."""
+        bottom, right = padding_px(self._layout, frame_YXC.shape[1], frame_YXC.shape[0])
+        if bottom or right:
+            frame_YXC = np.pad(frame_YXC, ((0, bottom), (0, right), (0, 0)), mode="edge")
+        name = "rgb48le" if frame_YXC.dtype == np.uint16 else "rgb24"
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_YXC), format=name)
+        if self._layout.is_rgb:
+            return self._reformatter.reformat(frame, format=self._layout.name, interpolation=_FLAGS, threads=1)
+        tags = self._tags
+        converted = self._reformatter.reformat(
+            frame,
+            format=self._layout.name,
+            dst_colorspace=_CONVERTER[tags.matrix],
+            dst_color_range=tags.range,
+            interpolation=_FLAGS,
+            threads=1,
+        )
+        converted.colorspace, converted.color_range = tags.matrix, tags.range
+        converted.color_primaries, converted.color_trc = tags.primaries, tags.transfer
+        return converted
+
+
+def padding_px(layout: PixelLayout, width: int, height: int) -> tuple[int, int]:
+    """(rows, columns) that a frame of this size lacks for the pixel format."""
+    rows = height % 2 if layout.subsampling == 420 and not layout.is_grey else 0
+    columns = width % 2 if layout.subsampling in (420, 422) and not layout.is_grey else 0
+    return rows, columns
