@@ -55,7 +55,8 @@ class PixelLayout:
 def layout_of(pixel_format: Any) -> PixelLayout:
     """The layout of a `av.VideoFormat`."""
     components = pixel_format.components
-    is_grey = not pixel_format.has_palette and not any(c.is_chroma for c in components) and not pixel_format.is_rgb
+    # `is_chroma` of PyAV 18 is false for chroma of full size, so colour shows in the number of components.
+    is_grey = not pixel_format.has_palette and sum(not component.is_alpha for component in components) == 1
     is_rgb = pixel_format.is_rgb or pixel_format.has_palette
     subsampling = 420 if is_grey else 444
     if not is_grey and not is_rgb:
@@ -121,7 +122,7 @@ def _grey_levels(bits: int, true_bits: int, studio: bool, deep: bool) -> Frame:
     if key not in _tables:
         levels = np.arange(2**bits, dtype=np.float64)
         # The widening is by shifting, so that white of 10 bits, 1023, is 65472.
-        shift = 2 ** (bits - min(true_bits, bits))
+        shift = 2 ** max(bits - max(true_bits, 8), 0)
         white = 2**bits - shift
         unit = (levels - 16 * 2 ** (bits - 8)) / (219 * 2 ** (bits - 8)) if studio else levels / white
         full = 65535.0 if deep else 255.0

@@ -1,0 +1,225 @@
+"""The last step of a job: the segments of all parts become one file, with the other tracks of the input beside them."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.container import InputContainer, OutputContainer
+from numpy.typing import NDArray
+
+from sharding.images import list_images
+from sharding.video import open_video
+from vsr_dist.core.errors import BadConfigError, BadInputError
+from vsr_dist.inference.codecs import EncoderSettings, set_up
+from vsr_dist.inference.media_facts import MediaFacts
+from vsr_dist.inference.tracks import Track, TrackCopier, fresh_tags
+from vsr_dist.inference.work_folder import Part
+
+# Without times, random numbers and version names the same job writes the same bytes.
+_BITEXACT = {"fflags": "+bitexact"}
+
+
+@dataclass(frozen=True)
+class Trim:
+    """The result begins at the input's `start_s` and ends before `end_s` (None: with it)."""
+
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+@dataclass(frozen=True)
+class JoinJob:
+    """What is put together: parts in time order, into the container `target` at `path`, which is not the final name."""
+
+    facts: MediaFacts
+    parts: list[Part]
+    target: str
+    settings: EncoderSettings
+    tracks: list[Track]
+    path: Path
+    trim: Trim = Trim()
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times of all packets in decoding order, in units of the time base."""
+
+    pts: NDArray[np.int64]
+    dts: NDArray[np.int64]
+    durations: NDArray[np.int64]
+
+
+def timing(pts: Iterable[int], last_duration: int) -> Timing:
+    """Decoding times for packets whose presentation times are given in decoding order.
+
+    Each encoder counts from its own beginning, so with uneven times its decoding times may lie before the end of the
+    segment before. Anew over all: packet k is decoded at the k-th of the presentation times in order, `d` places
+    earlier, where d is the deepest reordering. That grows strictly and is never after the packet's own presentation.
+    """
+    shown = np.asarray(pts, dtype=np.int64)
+    if shown.size == 0:
+        return Timing(shown, shown, shown)
+    order = np.argsort(shown, kind="stable")
+    ranks = np.empty_like(order)
+    ranks[order] = np.arange(len(shown))
+    ordered = shown[order]
+    delay = int((np.arange(len(shown)) - ranks).max())
+    early = ordered[0] - (ordered[delay] - ordered[:delay])
+    steps = np.append(np.diff(ordered), max(1, last_duration))
+    return Timing(shown, np.concatenate([early, ordered[: len(ordered) - delay]]), steps[ranks])
+
+
+def check_output(facts: MediaFacts, target: str, settings: EncoderSettings, tracks: list[Track]) -> None:
+    """Write the head of the result to nowhere. Raises BadConfigError if the container does not take what it shall hold."""
+    with open_video(facts.path) if facts.is_video else _nothing() as source, io.BytesIO() as nowhere:
+        try:
+            with av.open(nowhere, "w", format=target, options=_BITEXACT) as output:
+                _begin(output, source, target, settings, tracks)
+                output.start_encoding()
+        except (av.error.FFmpegError, ValueError) as error:
+            raise BadConfigError(
+                f"a {target} file with {settings.codec} cannot be written: {getattr(error, 'strerror', None) or error}; "
+                "choose another --codec, another --pixel-format or another suffix, such as .mkv, which takes most"
+            ) from error
+
+
+class _nothing:  # noqa: N801 - a context manager in place of a container
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+
+def _begin(
+    output: OutputContainer, source: InputContainer | None, target: str, settings: EncoderSettings, tracks: list[Track]
+) -> tuple[Any, TrackCopier | None]:
+    """Metadata, chapters and streams of the result: (the film's stream, the others)."""
+    video = output.add_stream(settings.codec, rate=settings.rate)
+    set_up(video.codec_context, settings)
+    video.time_base = settings.time_base
+    if settings.codec == "libx265" and target in ("mp4", "mov"):
+        # The form of HEVC that Apple's players take.
+        video.codec_context.codec_tag = "hvc1"
+    if source is None:
+        return video, None
+    output.metadata.update(fresh_tags(source.metadata))
+    from_stream = next(stream for stream in source.streams.video if not stream.disposition & _ATTACHED)
+    video.metadata.update(fresh_tags(from_stream.metadata))
+    video.disposition = from_stream.disposition
+    chapters = source.chapters()
+    if chapters:
+        output.set_chapters(chapters)
+    return video, TrackCopier(source, output, tracks)
+
+
+_ATTACHED = av.stream.Disposition.attached_pic
+
+
+def join_video(job: JoinJob) -> int:
+    """Write the result; returns its number of frames. Memory: 40 bytes for each frame."""
+    shown, last_duration = _collect(job.parts, job.settings)
+    times = timing(shown, last_duration)
+    if times.pts.size == 0:
+        raise BadInputError(f"{job.facts.path}: no frame could be decoded; get it again")
+    shift = int(times.pts.min()) if job.trim.start_s is not None else 0
+    with (
+        open_video(job.facts.path) if job.facts.is_video else _nothing() as source,
+        av.open(str(job.path), "w", format=job.target, options=_BITEXACT) as output,
+    ):
+        video, copier = _begin(output, source, job.target, job.settings, job.tracks)
+        others: Iterator[av.Packet] = iter(())
+        if copier is not None:
+            shift_s = float(shift * job.settings.time_base)
+            start_s = -np.inf if job.trim.start_s is None else shift_s
+            others = copier.packets(start_s, job.trim.end_s, shift_s)
+        waiting = next(others, None)
+        for packet in _video_packets(job.parts, times, shift, job.settings.time_base):
+            while waiting is not None and _time(waiting) <= packet.dts * packet.time_base:
+                output.mux(waiting)
+                waiting = next(others, None)
+            packet.stream = video
+            output.mux(packet)
+        while waiting is not None:
+            output.mux(waiting)
+            waiting = next(others, None)
+    return int(times.pts.size)
+
+
+def _time(packet: av.Packet) -> Fraction:
+    time: Fraction = (packet.dts if packet.dts is not None else packet.pts) * packet.time_base
+    return time
+
+
+def _collect(parts: list[Part], settings: EncoderSettings) -> tuple[array[int], int]:
+    """Presentation times of all packets, and the duration of the last frame. The heads of all encoders must agree."""
+    shown, last_duration, heads = array("q"), 1, set()
+    for part in parts:
+        for record in part.records():
+            shown.extend(record.pts)
+            last_duration = record.last_duration
+            if record.pts:
+                heads.add(record.extradata)
+    if len(heads) > 1:
+        raise BadInputError(
+            f"the segments of this job come from different builds of {settings.codec}; run it anew, on one machine"
+        )
+    return shown, last_duration
+
+
+def _video_packets(parts: list[Part], times: Timing, shift: int, time_base: Fraction) -> Iterator[av.Packet]:
+    number = 0
+    for part in parts:
+        for record in part.records():
+            with part.packets_path(record.number).open("rb") as file:
+                for size, key in zip(record.sizes, record.keys, strict=True):
+                    packet = av.Packet(file.read(size))
+                    packet.time_base = time_base
+                    packet.pts, packet.dts = int(times.pts[number]) - shift, int(times.dts[number]) - shift
+                    packet.duration = int(times.durations[number])
+                    packet.is_keyframe = bool(key)
+                    yield packet
+                    number += 1
+
+
+def join_frames(facts: MediaFacts, parts: list[Part], folder: Path) -> int:
+    """Gather the PNG frames of all parts in a new folder; returns their number.
+
+    Images keep the names of the folder that they come from; frames of a video are numbered from 0, and `timestamps.txt`
+    (version 2, milliseconds, as mkvmerge reads it) says when each is shown.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    stems = [] if facts.is_video else [path.stem for path in list_images(facts.path)]
+    if len(set(stems)) < len(stems):
+        stems = []
+    number = 0
+    lines = ["# timestamp format v2"]
+    for part in parts:
+        for record in part.records():
+            paths = sorted(part.frames_path(record.number).iterdir())
+            for path, pts in zip(paths, record.pts, strict=True):
+                name = stems[pts] if stems else f"{number:08d}"
+                _place(path, folder / f"{name}.png")
+                lines.append(f"{float(pts * facts.time_base * 1000):.3f}")
+                number += 1
+    if facts.is_video:
+        (folder / "timestamps.txt").write_text("\n".join(lines) + "\n")
+    return number
+
+
+def _place(path: Path, target: Path) -> None:
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
