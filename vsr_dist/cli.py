@@ -36,6 +36,11 @@ VERBS: dict[str, Verb] = {
         "measure a generator beside bicubic, with pictures and videos",
         "vsr-dist evaluate --checkpoint demo/run --data demo/data --out demo/evaluation",
     ),
+    "upscale": Verb(
+        "vsr_dist.upscale",
+        "enlarge a video, or a folder of images",
+        "vsr-dist upscale in.mp4 out.mp4 --quality 18 --compare comparison.mp4",
+    ),
     "config": Verb(
         "vsr_dist.config_cli",
         "show a resolved configuration, or check one",

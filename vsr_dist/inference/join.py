@@ -30,16 +30,12 @@ _BITEXACT = {"fflags": "+bitexact"}
 
 
 @dataclass(frozen=True)
-class Trim:
-    """The result begins at the input's `start_s` and ends before `end_s` (None: with it)."""
-
-    start_s: float | None = None
-    end_s: float | None = None
-
-
-@dataclass(frozen=True)
 class JoinJob:
-    """What is put together: parts in time order, into the container `target` at `path`, which is not the final name."""
+    """What is put together: parts in time order, into the container `target` at `path`, which is not the final name.
+
+    cut_start, cut_end: the result begins behind the input's beginning, or ends before its end, and so do its tracks;
+    a cut beginning becomes time 0.
+    """
 
     facts: MediaFacts
     parts: list[Part]
@@ -47,7 +43,8 @@ class JoinJob:
     settings: EncoderSettings
     tracks: list[Track]
     path: Path
-    trim: Trim = Trim()
+    cut_start: bool = False
+    cut_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,9 +114,6 @@ def _begin(
     from_stream = next(stream for stream in source.streams.video if not stream.disposition & _ATTACHED)
     video.metadata.update(fresh_tags(from_stream.metadata))
     video.disposition = from_stream.disposition
-    chapters = source.chapters()
-    if chapters:
-        output.set_chapters(chapters)
     return video, TrackCopier(source, output, tracks)
 
 
@@ -132,7 +126,9 @@ def join_video(job: JoinJob) -> int:
     times = timing(shown, last_duration)
     if times.pts.size == 0:
         raise BadInputError(f"{job.facts.path}: no frame could be decoded; get it again")
-    shift = int(times.pts.min()) if job.trim.start_s is not None else 0
+    time_base = job.settings.time_base
+    first, end = int(times.pts.min()), int((times.pts + times.durations).max())
+    shift = first if job.cut_start else 0
     with (
         open_video(job.facts.path) if job.facts.is_video else _nothing() as source,
         av.open(str(job.path), "w", format=job.target, options=_BITEXACT) as output,
@@ -140,11 +136,12 @@ def join_video(job: JoinJob) -> int:
         video, copier = _begin(output, source, job.target, job.settings, job.tracks)
         others: Iterator[av.Packet] = iter(())
         if copier is not None:
-            shift_s = float(shift * job.settings.time_base)
-            start_s = -np.inf if job.trim.start_s is None else shift_s
-            others = copier.packets(start_s, job.trim.end_s, shift_s)
+            begin_s = float(first * time_base) if job.cut_start else -np.inf
+            end_s = float(end * time_base) if job.cut_end else np.inf
+            output.set_chapters(_chapters(source, begin_s, end_s, float(shift * time_base)))
+            others = copier.packets(begin_s, end_s, float(shift * time_base))
         waiting = next(others, None)
-        for packet in _video_packets(job.parts, times, shift, job.settings.time_base):
+        for packet in _video_packets(job.parts, times, shift, time_base):
             while waiting is not None and _time(waiting) <= packet.dts * packet.time_base:
                 output.mux(waiting)
                 waiting = next(others, None)
@@ -154,6 +151,18 @@ def join_video(job: JoinJob) -> int:
             output.mux(waiting)
             waiting = next(others, None)
     return int(times.pts.size)
+
+
+def _chapters(source: InputContainer, begin_s: float, end_s: float, shift_s: float) -> list[dict[str, Any]]:
+    """The chapters of the input that touch [begin_s, end_s), cut to that and moved earlier by `shift_s`."""
+    kept = []
+    for chapter in source.chapters():
+        base = chapter["time_base"]
+        start, end = float(chapter["start"] * base), float(chapter["end"] * base)
+        if start < end_s and end > begin_s:
+            moved = {"start": max(start, begin_s) - shift_s, "end": min(end, end_s) - shift_s}
+            kept.append({**chapter, **{name: round(time_s / base) for name, time_s in moved.items()}})
+    return kept
 
 
 def _time(packet: av.Packet) -> Fraction:

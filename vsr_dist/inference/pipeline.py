@@ -221,9 +221,9 @@ class PartRun:
     def _record(self, number: int, num_frames: int, pushed: int, last: MediaFrame | None) -> SegmentRecord:
         report = self.report
         report.num_new += num_frames
-        # The counts of a stream and of a reader begin with this process; the report goes on from the last segment.
+        # The counts of a reader begin with this process; the report goes on from the last segment.
         before = self._last
-        report.num_cuts = self._stream.num_cuts + (0 if before is None else before.num_cuts)
+        report.num_cuts = self._stream.num_cuts
         report.damage = self._reader.damage.after(Damage() if before is None else Damage(**before.damage))
         report.facts = self._stream.facts()
         last_pts = None if before is None else before.last_pts

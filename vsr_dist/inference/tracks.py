@@ -112,9 +112,7 @@ def _holds(target: str, stream: Stream) -> bool:
 def _cannot_hold(stream: Stream, target: str, option: str) -> str:
     able = [suffix for suffix, name in CONTAINERS.items() if _holds(name, stream)]
     advice = f"name the output {' or '.join(able)}" if able else "no container known here can"
-    return (
-        f"{target} cannot hold the {_name(stream)}, which is {_codec_name(stream)}; {advice}, or leave it out with {option}"
-    )
+    return f"{target} cannot hold the {_name(stream)}, which is {_codec_name(stream)}; {advice}, or leave it out with {option}"
 
 
 class TrackCopier:
@@ -140,12 +138,7 @@ class TrackCopier:
             if track.index in self._streams:
                 self._streams[track.index].metadata.update(fresh_tags(template.metadata))
 
-    @property
-    def num_streams(self) -> int:
-        """Tracks that have packets."""
-        return len(self._streams)
-
-    def packets(self, start_s: float = 0.0, end_s: float | None = None, shift_s: float = 0.0) -> Iterator[av.Packet]:
+    def packets(self, start_s: float, end_s: float, shift_s: float) -> Iterator[av.Packet]:
         """Packets that begin in [start_s, end_s), earlier by `shift_s`, ready to be muxed. Ends early at damage."""
         if not self._streams:
             return
@@ -159,7 +152,7 @@ class TrackCopier:
                 continue
             begin_s = float((packet.pts if packet.pts is not None else packet.dts) * packet.time_base)
             is_cover = bool(packet.stream.disposition & Disposition.attached_pic)
-            if not is_cover and (begin_s < start_s or (end_s is not None and begin_s >= end_s)):
+            if not is_cover and not start_s <= begin_s < end_s:
                 continue
             yield from self._ready(packet, 0.0 if is_cover else shift_s)
 

@@ -1,0 +1,92 @@
+"""What a user reads at the end of an upscaling job."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import Any
+
+import torch
+
+from vsr_dist.core.console import format_duration, say
+from vsr_dist.inference.media_facts import MediaFacts
+from vsr_dist.inference.media_in import Damage
+from vsr_dist.inference.pipeline import PartReport
+from vsr_dist.inference.upscale_job import PreparedJob, Result
+
+
+def tell(job: PreparedJob, result: Result, own: PartReport, wall_s: float) -> None:
+    """Say what was written and what it took, and warn of what was lost."""
+    say("\n".join(summary(job, result, own, wall_s)))
+    for text in [*job.notes, *(track.note for track in job.tracks if track.note)]:
+        say(f"note: {text}")
+    for text in losses(job.facts, result.damage, result.num_frames):
+        sys.stderr.write(f"warning: {text}\n")
+
+
+def summary(job: PreparedJob, result: Result, own: PartReport, wall_s: float) -> list[str]:
+    """The lines of the summary. `own` is this process's part, `wall_s` all of its time."""
+    facts, scale = job.facts, job.generator.scale
+    rate = f"{own.num_new / wall_s:.1f} frames/s" if own.num_new else "nothing left to do but to join"
+    share = f", {own.network_s / wall_s:.0%} of it in the network" if own.num_new else ""
+    size = f"{facts.width} x {facts.height} to {facts.width * scale} x {facts.height * scale} px"
+    lines = [
+        f"{result.num_frames} frames, {size}, in {format_duration(wall_s)} ({rate}{share}), "
+        f"peak memory {_peak_memory(job.options.device)}",
+        f"network: {_name(job)}, {_words(result.facts)}, {result.num_cuts} scene cuts",
+    ]
+    if job.settings is not None:
+        kept = {kind: 0 for kind in ("audio", "subtitle")}
+        for track in job.tracks:
+            if track.action != "drop" and track.kind in kept:
+                kept[track.kind] += 1
+        lines.append(
+            f"video: {job.settings.codec} {job.settings.pixel_format}, {float(facts.rate):.6g} frames/s; kept "
+            f"{kept['audio']} audio and {kept['subtitle']} subtitle tracks"
+        )
+    lines.append(f"output: {job.options.output}")
+    if job.options.compare is not None:
+        lines.append(f"comparison: {job.options.compare}")
+    return lines
+
+
+def _name(job: PreparedJob) -> str:
+    return str(job.options.checkpoint or "the generator that comes with this package")
+
+
+def _words(facts: dict[str, Any]) -> str:
+    left_out = ("scene_cuts", "warm_up_frames")
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items() if key not in left_out)
+
+
+def _peak_memory(device: torch.device) -> str:
+    # Linux counts in KiB.
+    main = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6:.0f} MB"
+    if device.type != "cuda":
+        return main
+    return f"{main}, on the GPU {torch.cuda.max_memory_allocated(device) / 1e6:.0f} MB"
+
+
+def losses(facts: MediaFacts, damage: Damage, num_frames: int) -> list[str]:
+    """One line for what the input has lost, one for each other thing that a user should know; mostly none."""
+    lost = []
+    if damage.broke_off:
+        lost.append(f"it breaks off ({damage.broke_off})")
+    if damage.undecodable:
+        lost.append(f"{damage.undecodable} packets cannot be decoded")
+    if damage.patched:
+        lost.append(f"{damage.patched} frames are damaged and shown as the decoder patched them")
+    if damage.missing_s:
+        lost.append(f"its last {damage.missing_s:.2f} s are missing")
+    if damage.missing_frames:
+        lost.append(f"its header states {damage.missing_frames + num_frames} frames")
+    lines = []
+    if lost:
+        kept_s = float(num_frames / facts.rate)
+        stated = f" of {facts.num_frames}" if facts.num_frames else ""
+        lines.append(f"{facts.path} is damaged: {'; '.join(lost)}. Kept {num_frames}{stated} frames, {kept_s:.2f} s")
+    if damage.interlaced:
+        lines.append(f"{damage.interlaced} frames say that they are interlaced; try --deinterlace")
+    if damage.moved_times:
+        lines.append(f"{damage.moved_times} frames had a time not behind that of the frame before, and got one")
+    return lines
