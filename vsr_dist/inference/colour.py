@@ -9,6 +9,7 @@ Axis letters: H W low-resolution, Y X high-resolution rows and columns, C channe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import av
@@ -23,6 +24,8 @@ _FLAGS = Interpolation.BICUBIC | EXACT
 # ITU-T H.273 code points, as FFmpeg has them.
 RGB, BT709, UNSPECIFIED, BT601 = 0, 1, 2, 6
 STUDIO_RANGE, FULL_RANGE = 1, 2
+# White in FFmpeg's 16-bit RGB, where it comes from or goes to studio range: 255 of 8 bits moved to the top.
+_STUDIO_WHITE = 255 << 8
 # H.273 matrix -> that of FFmpeg's converter. BT.2020's constant-luminance matrix (10) is read as the other one (9).
 _CONVERTER = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 # Players take an untagged video of more than this for BT.709, below for BT.601 (mpv's rule).
@@ -94,40 +97,47 @@ class ToRgb:
 
     def __call__(self, frame: av.VideoFrame) -> Frame:
         """One frame; it may differ in pixel format from those before."""
-        layout = self._layouts.setdefault(frame.format.name, layout_of(frame.format))
+        name = frame.format.name
+        if name not in self._layouts:
+            self._layouts[name] = layout_of(frame.format)
+        layout = self._layouts[name]
         if layout.is_grey:
             return self._grey(frame, layout)
         if not layout.is_rgb:
             frame.colorspace, frame.color_range = self._tags.matrix, self._tags.range
-        name = "rgb48le" if self._deep else "rgb24"
-        plain = self._reformatter.reformat(frame, format=name, interpolation=_FLAGS, threads=1)
+        plain = self._reformatter.reformat(
+            frame, format="rgb48le" if self._deep else "rgb24", interpolation=_FLAGS, threads=1
+        )
         rgb_HWC: Frame = plain.to_ndarray()
-        return rgb_HWC
+        if not self._deep:
+            return rgb_HWC
+        is_studio = not layout.is_rgb and self._tags.range == STUDIO_RANGE
+        white = _STUDIO_WHITE if is_studio else _shifted_white(layout.bits)
+        return _scaling(0, white, 65535, 16)[rgb_HWC]
 
     def _grey(self, frame: av.VideoFrame, layout: PixelLayout) -> Frame:
         # FFmpeg's converter takes grey for full range, whatever the tag says.
-        is_deep = layout.bits > 8
-        plain = self._reformatter.reformat(frame, format="gray16le" if is_deep else "gray", threads=1)
-        table = _grey_levels(16 if is_deep else 8, layout.bits, frame.color_range == STUDIO_RANGE, self._deep)
-        grey_HW = table[np.asarray(plain.to_ndarray())]
-        return np.repeat(grey_HW[:, :, None], 3, axis=2)
+        bits = 16 if layout.bits > 8 else 8
+        plain = self._reformatter.reformat(frame, format="gray16le" if bits > 8 else "gray", threads=1)
+        # It widens by shifting.
+        black, white = 0, _shifted_white(layout.bits) if bits > 8 else 255
+        if frame.color_range == STUDIO_RANGE:
+            black, white = 16 << (bits - 8), 235 << (bits - 8)
+        table = _scaling(black, white, 65535 if self._deep else 255, bits)
+        return np.repeat(table[plain.to_ndarray()][:, :, None], 3, axis=2)
 
 
-_tables: dict[tuple[int, int, bool, bool], Frame] = {}
+def _shifted_white(bits: int) -> int:
+    """White of `bits` bits, moved to the top of 16."""
+    return ((1 << bits) - 1) << (16 - bits)
 
 
-def _grey_levels(bits: int, true_bits: int, studio: bool, deep: bool) -> Frame:
-    """Table from grey of `bits` bits (made from `true_bits`) to RGB levels."""
-    key = (bits, true_bits, studio, deep)
-    if key not in _tables:
-        levels = np.arange(2**bits, dtype=np.float64)
-        # The widening is by shifting, so that white of 10 bits, 1023, is 65472.
-        shift = 2 ** max(bits - max(true_bits, 8), 0)
-        white = 2**bits - shift
-        unit = (levels - 16 * 2 ** (bits - 8)) / (219 * 2 ** (bits - 8)) if studio else levels / white
-        full = 65535.0 if deep else 255.0
-        _tables[key] = (unit.clip(0, 1) * full).round().astype(np.uint16 if deep else np.uint8)
-    return _tables[key]
+@cache
+def _scaling(black: int, white: int, top: int, bits: int, rise: int = 0) -> Frame:
+    """Table from levels of `bits` bits, in which `black` becomes `rise` and `white` `top`, clipped to what `top` needs."""
+    levels = (np.arange(1 << bits, dtype=np.float64) - black) / (white - black) * (top - rise) + rise
+    highest = 255 if top <= 255 else 65535 if top > 4095 else 1023 if top <= 1023 else 4095
+    return levels.round().clip(0, highest).astype(np.uint8 if top <= 255 else np.uint16)
 
 
 class FromRgb:
@@ -146,22 +156,42 @@ class FromRgb:
         bottom, right = padding_px(self._layout, frame_YXC.shape[1], frame_YXC.shape[0])
         if bottom or right:
             frame_YXC = np.pad(frame_YXC, ((0, bottom), (0, right), (0, 0)), mode="edge")
-        name = "rgb48le" if frame_YXC.dtype == np.uint16 else "rgb24"
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_YXC), format=name)
+        is_deep = frame_YXC.dtype == np.uint16
+        if is_deep and not self._layout.is_rgb:
+            frame_YXC = _scaling(0, 65535, _STUDIO_WHITE, 16)[frame_YXC]
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_YXC), format="rgb48le" if is_deep else "rgb24")
         if self._layout.is_rgb:
             return self._reformatter.reformat(frame, format=self._layout.name, interpolation=_FLAGS, threads=1)
         tags = self._tags
+        is_full = tags.range == FULL_RANGE and not self._layout.is_grey
         converted = self._reformatter.reformat(
             frame,
-            format=self._layout.name,
+            format=f"yuv{self._layout.subsampling}p16le" if is_full else self._layout.name,
             dst_colorspace=_CONVERTER[tags.matrix],
-            dst_color_range=tags.range,
+            dst_color_range=STUDIO_RANGE,
             interpolation=_FLAGS,
             threads=1,
         )
+        if is_full:
+            converted = _to_full_range(converted, self._layout)
         converted.colorspace, converted.color_range = tags.matrix, tags.range
         converted.color_primaries, converted.color_trc = tags.primaries, tags.transfer
         return converted
+
+
+def _to_full_range(studio: av.VideoFrame, layout: PixelLayout) -> av.VideoFrame:
+    """From 16 bits of studio range, since FFmpeg's own conversion to full range is off by half a level."""
+    full = av.VideoFrame(studio.width, studio.height, layout.name)
+    unit, top = 1 << (layout.bits - 8), (1 << layout.bits) - 1
+    # BT.601 and BT.709: luma from 16 to 235 and chroma from 16 to 240 of 255, around 128.
+    luma = _scaling(16 << 8, 235 << 8, top, 16)
+    chroma = _scaling(128 << 8, 240 << 8, 128 * unit + top // 2, 16, 128 * unit)
+    for number, (source, target) in enumerate(zip(studio.planes, full.planes, strict=True)):
+        levels = np.frombuffer(source, np.uint16).reshape(source.height, -1)[:, : source.width]
+        table = chroma if number else luma
+        into = np.frombuffer(target, table.dtype).reshape(target.height, -1)
+        into[:, : target.width] = table[levels]
+    return full
 
 
 def padding_px(layout: PixelLayout, width: int, height: int) -> tuple[int, int]:

@@ -17,16 +17,17 @@ import numpy as np
 from av.container import InputContainer, OutputContainer
 from numpy.typing import NDArray
 
+from sharding.damage import stated_end_s
 from sharding.images import list_images
-from sharding.video import open_video
+from sharding.video import film_stream, open_video
 from vsr_dist.core.errors import BadConfigError, BadInputError
 from vsr_dist.inference.codecs import EncoderSettings, set_up
 from vsr_dist.inference.media_facts import MediaFacts
 from vsr_dist.inference.tracks import Track, TrackCopier, fresh_tags
 from vsr_dist.inference.work_folder import Part
 
-# Without times, random numbers and version names the same job writes the same bytes.
-_BITEXACT = {"fflags": "+bitexact"}
+# mp4 counts the film's time at least this fine; the muxer doubles the units until it does.
+_LEAST_TIMESCALE = 10_000
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def timing(pts: Iterable[int], last_duration: int) -> Timing:
     Each encoder counts from its own beginning, so with uneven times its decoding times may lie before the end of the
     segment before. Anew over all: packet k is decoded at the k-th of the presentation times in order, `d` places
     earlier, where d is the deepest reordering. That grows strictly and is never after the packet's own presentation.
+    The first d lie before the first presentation, as far as makes the sum of all steps the length that is shown: mp4
+    keeps only that sum. With even times all is as x264 itself has it.
     """
     shown = np.asarray(pts, dtype=np.int64)
     if shown.size == 0:
@@ -70,17 +73,32 @@ def timing(pts: Iterable[int], last_duration: int) -> Timing:
     ranks = np.empty_like(order)
     ranks[order] = np.arange(len(shown))
     ordered = shown[order]
+    durations = np.append(np.diff(ordered), max(1, last_duration))[ranks]
     delay = int((np.arange(len(shown)) - ranks).max())
-    early = ordered[0] - (ordered[delay] - ordered[:delay])
-    steps = np.append(np.diff(ordered), max(1, last_duration))
-    return Timing(shown, np.concatenate([early, ordered[: len(ordered) - delay]]), steps[ranks])
+    ahead = int(ordered[-1] + max(1, last_duration) - ordered[len(shown) - 1 - delay] - durations[-1])
+    early = ordered[0] - ahead + np.arange(delay) * ahead // max(1, delay)
+    return Timing(shown, np.concatenate([early, ordered[: len(shown) - delay]]), durations)
+
+
+def _muxer(target: str, settings: EncoderSettings) -> dict[str, str]:
+    """Options of the container."""
+    # Without dates, random numbers and version names the same job writes the same bytes. Sound that begins before 0, as
+    # AAC does in mp4, shall not move the film.
+    options = {"fflags": "+bitexact", "avoid_negative_ts": "disabled"}
+    if target in ("mp4", "mov"):
+        scale = settings.time_base.denominator
+        while scale < _LEAST_TIMESCALE:
+            scale *= 2
+        # The start and the length of the film are else rounded to milliseconds.
+        options["movie_timescale"] = str(scale)
+    return options
 
 
 def check_output(facts: MediaFacts, target: str, settings: EncoderSettings, tracks: list[Track]) -> None:
     """Write the head of the result to nowhere. Raises BadConfigError if the container does not take what it shall hold."""
     with open_video(facts.path) if facts.is_video else _nothing() as source, io.BytesIO() as nowhere:
         try:
-            with av.open(nowhere, "w", format=target, options=_BITEXACT) as output:
+            with av.open(nowhere, "w", format=target, options=_muxer(target, settings)) as output:
                 _begin(output, source, target, settings, tracks)
                 output.start_encoding()
         except (av.error.FFmpegError, ValueError) as error:
@@ -111,31 +129,30 @@ def _begin(
     if source is None:
         return video, None
     output.metadata.update(fresh_tags(source.metadata))
-    from_stream = next(stream for stream in source.streams.video if not stream.disposition & _ATTACHED)
+    from_stream = film_stream(source)
     video.metadata.update(fresh_tags(from_stream.metadata))
     video.disposition = from_stream.disposition
     return video, TrackCopier(source, output, tracks)
 
 
-_ATTACHED = av.stream.Disposition.attached_pic
-
-
 def join_video(job: JoinJob) -> int:
     """Write the result; returns its number of frames. Memory: 40 bytes for each frame."""
     shown, last_duration = _collect(job.parts, job.settings)
-    times = timing(shown, last_duration)
-    if times.pts.size == 0:
+    if not shown:
         raise BadInputError(f"{job.facts.path}: no frame could be decoded; get it again")
     time_base = job.settings.time_base
-    first, end = int(times.pts.min()), int((times.pts + times.durations).max())
-    shift = first if job.cut_start else 0
     with (
         open_video(job.facts.path) if job.facts.is_video else _nothing() as source,
-        av.open(str(job.path), "w", format=job.target, options=_BITEXACT) as output,
+        av.open(str(job.path), "w", format=job.target, options=_muxer(job.target, job.settings)) as output,
     ):
+        if source is not None and not job.cut_end:
+            last_duration = _last_duration(source, shown, last_duration, time_base)
+        times = timing(shown, last_duration)
+        first, end = int(times.pts.min()), int((times.pts + times.durations).max())
+        shift = first if job.cut_start else 0
         video, copier = _begin(output, source, job.target, job.settings, job.tracks)
         others: Iterator[av.Packet] = iter(())
-        if copier is not None:
+        if source is not None and copier is not None:
             begin_s = float(first * time_base) if job.cut_start else -np.inf
             end_s = float(end * time_base) if job.cut_end else np.inf
             output.set_chapters(_chapters(source, begin_s, end_s, float(shift * time_base)))
@@ -150,7 +167,24 @@ def join_video(job: JoinJob) -> int:
         while waiting is not None:
             output.mux(waiting)
             waiting = next(others, None)
-    return int(times.pts.size)
+    return len(shown)
+
+
+def _last_duration(source: InputContainer, shown: array[int], decoded: int, time_base: Fraction) -> int:
+    """How long the last frame is shown, in units of the time base.
+
+    `decoded` is the decoder's word, which is that of another frame where frames are reordered. The header's word counts
+    unless it speaks of frames that are missing.
+    """
+    ordered = np.sort(np.asarray(shown, dtype=np.int64))
+    longest = max(decoded, int(np.diff(ordered).max(initial=0)))
+    stated_s = stated_end_s(film_stream(source), source)
+    stated = 0 if stated_s is None else round(stated_s / time_base) - int(ordered[-1])
+    # mp4 states ends in milliseconds.
+    slack = round(Fraction(1, 1000) / time_base) + 1
+    if not 0 < stated <= longest + slack:
+        return decoded
+    return decoded if abs(stated - decoded) <= slack else stated
 
 
 def _chapters(source: InputContainer, begin_s: float, end_s: float, shift_s: float) -> list[dict[str, Any]]:

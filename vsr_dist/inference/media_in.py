@@ -21,6 +21,10 @@ from vsr_dist.inference.media_facts import MediaFacts, read_image
 from vsr_dist.inference.stream import Frame
 
 
+# Containers that state the length of each track, from which a loss of few frames shows.
+_EXACT_FORMATS, _EXACT_TOLERANCE_S = ("mov", "matroska"), 0.25
+
+
 @dataclass
 class Damage:
     """What was lost on the way.
@@ -69,6 +73,7 @@ class MediaReader:
         self.damage = Damage()
         self._nominal = max(1, round(1 / (facts.rate * facts.time_base)))
         self._end_s: float | None = None
+        self._longest_s = 0.0
         # Whether every frame had a time of its own, so that a time says which frame it is.
         self.seekable = facts.is_video and not deinterlace
 
@@ -149,6 +154,8 @@ class MediaReader:
                 self.damage.moved_times += pts is not None
                 self.seekable = False
                 pts = 0 if last is None else last + self._nominal
+            if last is not None:
+                self._longest_s = max(self._longest_s, float((pts - last) * facts.time_base))
             last = pts
             self.damage.patched += bool(frame.is_corrupt)
             self.damage.interlaced += bool(frame.interlaced_frame)
@@ -162,10 +169,12 @@ class MediaReader:
             self._end_s = float((pts + duration) * facts.time_base)
 
     def _check_end(self, container: InputContainer, num_frames: int | None = None) -> None:
-        """Compare with the length that the header states."""
+        """Compare with the length that the header states; the last frame may be as long as the longest before it."""
         stream = film_stream(container)
         stated_s = stated_end_s(stream, container)
-        if stated_s is not None and self._end_s is not None and self._end_s < stated_s - END_TOLERANCE_S:
+        is_exact = any(name in container.format.name for name in _EXACT_FORMATS)
+        tolerance_s = max(_EXACT_TOLERANCE_S if is_exact else END_TOLERANCE_S, self._longest_s)
+        if stated_s is not None and self._end_s is not None and self._end_s < stated_s - tolerance_s:
             self.damage.missing_s = stated_s - self._end_s
         if num_frames is not None and "mov" in container.format.name and stream.frames > num_frames:
             self.damage.missing_frames = stream.frames - num_frames

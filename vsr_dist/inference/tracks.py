@@ -148,13 +148,15 @@ class TrackCopier:
                 packet = next(demuxed)
             except (StopIteration, av.error.FFmpegError):
                 return
-            if packet.size == 0 or packet.pts is None and packet.dts is None:
+            if packet.size == 0:
                 continue
-            begin_s = float((packet.pts if packet.pts is not None else packet.dts) * packet.time_base)
-            is_cover = bool(packet.stream.disposition & Disposition.attached_pic)
-            if not is_cover and not start_s <= begin_s < end_s:
+            if packet.stream.disposition & Disposition.attached_pic:
+                packet.pts = packet.dts = 0
+                yield from self._ready(packet, 0.0)
                 continue
-            yield from self._ready(packet, 0.0 if is_cover else shift_s)
+            time = packet.dts if packet.pts is None else packet.pts
+            if time is not None and start_s <= float(time * packet.time_base) < end_s:
+                yield from self._ready(packet, shift_s)
 
     def _ready(self, packet: av.Packet, shift_s: float) -> Iterator[av.Packet]:
         index = packet.stream.index

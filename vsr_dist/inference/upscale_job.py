@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from sharding.video import open_video
+from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadConfigError, BadInputError, LostRankError
 from vsr_dist.core.files import write_json
 from vsr_dist.core.world import World
@@ -212,6 +213,8 @@ def run_part(job: PreparedJob, plan: Plan, world: World) -> PartReport:
         return PartReport()
     options, part, frames = job.options, job.work.part(world.rank), plan.parts[world.rank]
     done, _ = part.look()
+    if done and world.is_main:
+        say(f"going on: {done} of {plan.num_frames} frames are done" + (" by this process" if world.size > 1 else ""))
     reader = MediaReader(job.facts, ToRgb(job.facts.tags, deep=job.facts.deep), deinterlace=options.deinterlace)
     stream = open_stream(job.generator, options.stream(), options.device)
     others = [job.work.part(rank) for rank in range(len(plan.parts)) if rank != world.rank]
@@ -284,7 +287,8 @@ def finish(job: PreparedJob, plan: Plan) -> Result:
 
 
 def _gather(parts: list[Part], num_frames: int) -> Result:
-    num_cuts, damage, facts = 0, Damage(), {}
+    num_cuts, damage = 0, Damage()
+    facts: dict[str, Any] = {}
     for part in parts:
         *_, last = part.records()
         num_cuts += last.num_cuts

@@ -36,7 +36,7 @@ def summary(job: PreparedJob, result: Result, own: PartReport, wall_s: float) ->
         f"network: {_name(job)}, {_words(result.facts)}, {result.num_cuts} scene cuts",
     ]
     if job.settings is not None:
-        kept = {kind: 0 for kind in ("audio", "subtitle")}
+        kept = dict.fromkeys(("audio", "subtitle"), 0)
         for track in job.tracks:
             if track.action != "drop" and track.kind in kept:
                 kept[track.kind] += 1
