@@ -36,6 +36,11 @@ VERBS: dict[str, Verb] = {
         "measure a generator beside bicubic, with pictures and videos",
         "vsr-dist evaluate --checkpoint demo/run --data demo/data --out demo/evaluation",
     ),
+    "export": Verb(
+        "vsr_dist.export",
+        "write a generator as ONNX, or as a program of torch.export",
+        "vsr-dist export --checkpoint demo/run --format onnx --out demo/generator.onnx",
+    ),
     "config": Verb(
         "vsr_dist.config_cli",
         "show a resolved configuration, or check one",
