@@ -158,6 +158,7 @@ def _is_film(stream: VideoStream) -> bool:
 
 
 def film_stream(container: InputContainer) -> VideoStream:
+    """The video stream that is decoded: the first that is no cover picture."""
     return next(stream for stream in container.streams.video if _is_film(stream))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+
 from vsr_dist.core.collectives import from_main, join_ranks, shutdown, together
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadConfigError, OneLineParser, run_cli
@@ -26,12 +27,14 @@ from vsr_dist.inference.upscale_job import (
     PreparedJob,
     UpscaleOptions,
     begin,
+    check_paths,
     finish,
     prepare,
     run_part,
     wait_for_others,
 )
 from vsr_dist.inference.upscale_report import tell
+from vsr_dist.upscaler import find_device, find_generator
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,8 +79,7 @@ def _add_track_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_network_options(group: argparse._ArgumentGroup) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    group.add_argument("--device", default=device, help="cpu or cuda (default here: %(default)s)")
+    group.add_argument("--device", metavar="NAME", help="cpu or cuda (default: a GPU if there is one)")
     group.add_argument("--tile", type=int, metavar="PX", help="largest side of the input that the network sees at once "
                        "(default: what fits into the free memory)")  # fmt: skip
     group.add_argument(
@@ -106,9 +108,10 @@ def run(arguments: argparse.Namespace) -> int:
     world = join_ranks()
     try:
         with ExitStack() as stack:
-            options = together(lambda: _options(arguments, world))
-            job = together(lambda: prepare(options))
-            plan = from_main(together(lambda: begin(job, world.size, stack) if world.is_main else []))
+            job = together(lambda: _prepare(arguments, world))
+            planned = together(lambda: begin(job, world.size, stack) if world.is_main else None)
+            plan = from_main(planned)
+            assert plan is not None, "rank 0 has made it"
             together(lambda: job.hold_part(world.rank, stack))
             try:
                 report = run_part(job, plan, world)
@@ -129,6 +132,13 @@ def _say_how_to_go_on(job: PreparedJob, world: World) -> None:
         say(f"stopped; the same command goes on at the last finished segment ({job.work.path} keeps the work)")
 
 
+def _prepare(arguments: argparse.Namespace, world: World) -> PreparedJob:
+    options = _options(arguments, world)
+    check_paths(options)
+    generator, _ = find_generator(arguments.checkpoint, arguments.tracking_uri)
+    return prepare(options, generator)
+
+
 def _options(arguments: argparse.Namespace, world: World) -> UpscaleOptions:
     for name, least in (
         ("segment_frames", 1),
@@ -147,8 +157,7 @@ def _options(arguments: argparse.Namespace, world: World) -> UpscaleOptions:
     return UpscaleOptions(
         source=arguments.input,
         output=arguments.output,
-        checkpoint=arguments.checkpoint,
-        tracking_uri=arguments.tracking_uri,
+        checkpoint=arguments.checkpoint or "the generator that comes with this package",
         overwrite=arguments.overwrite,
         codec=arguments.codec,
         quality=arguments.quality,
@@ -172,15 +181,12 @@ def _options(arguments: argparse.Namespace, world: World) -> UpscaleOptions:
     )
 
 
-def _device(name: str, world: World) -> torch.device:
+def _device(name: str | None, world: World) -> torch.device:
     """The device that was asked for; with several processes on a machine with GPUs, each takes its own."""
-    if name == "cuda" and world.size > 1 and torch.cuda.is_available():
-        name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise BadConfigError(f"--device {name} cannot be used ({reason}); expected cpu, or cuda on a GPU") from error
+    device = find_device(name)
+    if device.type != "cuda" or device.index is not None or world.size == 1:
+        return device
+    return find_device(f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

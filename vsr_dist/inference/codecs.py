@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 
@@ -17,7 +16,18 @@ from vsr_dist.inference.media_facts import MediaFacts
 
 # Suffix -> FFmpeg's name of the container.
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov", ".webm": "webm"}
-_X26X_PRESETS = tuple("ultrafast superfast veryfast faster fast medium slow slower veryslow placebo".split())
+_X26X_PRESETS = (
+    "ultrafast",
+    "superfast",
+    "veryfast",
+    "faster",
+    "fast",
+    "medium",
+    "slow",
+    "slower",
+    "veryslow",
+    "placebo",
+)
 # svtav1 tells its life on stderr; errors are enough.
 os.environ.setdefault("SVT_LOG", "1")
 
@@ -77,8 +87,8 @@ def container_of(output: Path) -> str | None:
         return None
     if output.suffix.lower() not in CONTAINERS:
         raise BadConfigError(
-            f"OUTPUT {output} ends in {output.suffix!r}; expected {', '.join(CONTAINERS)}, or a name without suffix for "
-            f"a folder of PNG frames{nearest_hint(output.suffix, CONTAINERS)}"
+            f"OUTPUT {output} ends in {output.suffix!r}; expected {', '.join(CONTAINERS)}, or a name without suffix "
+            f"for a folder of PNG frames{nearest_hint(output.suffix, CONTAINERS)}"
         )
     return CONTAINERS[output.suffix.lower()]
 
@@ -186,8 +196,8 @@ def _depths(bits: int) -> Sequence[int]:
     return [depth for depth in (12, 10) if depth <= bits] or [10]
 
 
-def set_up(context: Any, settings: EncoderSettings) -> None:
-    """Give an `av.VideoCodecContext` that is not open yet, or a stream with one, the settings."""
+def set_up(context: av.VideoCodecContext, settings: EncoderSettings) -> None:
+    """Give an encoder that is not open yet the settings."""
     context.width, context.height = settings.width, settings.height
     context.pix_fmt = settings.pixel_format
     context.time_base, context.framerate = settings.time_base, settings.rate

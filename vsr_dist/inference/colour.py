@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import av
 import numpy as np
@@ -55,8 +54,8 @@ class PixelLayout:
     has_alpha: bool
 
 
-def layout_of(pixel_format: Any) -> PixelLayout:
-    """The layout of a `av.VideoFormat`."""
+def layout_of(pixel_format: av.VideoFormat) -> PixelLayout:
+    """What a pixel format is made of."""
     components = pixel_format.components
     # `is_chroma` of PyAV 18 is false for chroma of full size, so colour shows in the number of components.
     is_grey = not pixel_format.has_palette and sum(not component.is_alpha for component in components) == 1
@@ -134,7 +133,7 @@ def _shifted_white(bits: int) -> int:
 
 @cache
 def _scaling(black: int, white: int, top: int, bits: int, rise: int = 0) -> Frame:
-    """Table from levels of `bits` bits, in which `black` becomes `rise` and `white` `top`, clipped to what `top` needs."""
+    """Table from levels of `bits` bits, in which `black` becomes `rise` and `white` `top`; clipped to `top`'s range."""
     levels = (np.arange(1 << bits, dtype=np.float64) - black) / (white - black) * (top - rise) + rise
     highest = 255 if top <= 255 else 65535 if top > 4095 else 1023 if top <= 1023 else 4095
     return levels.round().clip(0, highest).astype(np.uint8 if top <= 255 else np.uint16)

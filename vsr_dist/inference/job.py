@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def _split(
 ) -> list[Range]:
     bounds = [first + (end - first) * part // num_parts for part in range(num_parts + 1)]
     parts = []
-    for begin, until in zip(bounds, bounds[1:], strict=False):
+    for begin, until in pairwise(bounds):
         if until == begin:
             continue
         # The beginning of a selection is the beginning of a film; only what lies inside has a past.
@@ -155,7 +156,7 @@ def _split(
 
 
 def frame_times(facts: MediaFacts) -> list[int]:
-    """The times of all frames in the order in which they are shown, from the packets. BadInputError if some have none."""
+    """The times of all frames, ascending, from the packets. BadInputError if some have none."""
     if not facts.is_video:
         return list(range(facts.num_frames or 0))
     times = set()

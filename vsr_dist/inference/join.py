@@ -95,7 +95,7 @@ def _muxer(target: str, settings: EncoderSettings) -> dict[str, str]:
 
 
 def check_output(facts: MediaFacts, target: str, settings: EncoderSettings, tracks: list[Track]) -> None:
-    """Write the head of the result to nowhere. Raises BadConfigError if the container does not take what it shall hold."""
+    """Write the head of the result to nowhere. Raises BadConfigError if the container does not take what is planned."""
     with open_video(facts.path) if facts.is_video else _nothing() as source, io.BytesIO() as nowhere:
         try:
             with av.open(nowhere, "w", format=target, options=_muxer(target, settings)) as output:

@@ -148,7 +148,7 @@ def read_image(path: Path, like: Frame | None) -> Frame:
     if like is not None and (frame.shape, frame.dtype) != (like.shape, like.dtype):
         raise BadInputError(
             f"{path} is {frame.shape[1]} x {frame.shape[0]} px of {frame.dtype}, the images before it are "
-            f"{like.shape[1]} x {like.shape[0]} of {like.dtype}; expected one size and depth: put each in its own folder"
+            f"{like.shape[1]} x {like.shape[0]} of {like.dtype}; expected one size and depth: put each in a folder of its own"
         )
     return frame
 

@@ -32,15 +32,21 @@ class Need:
     results: float
 
 
-class _LiveBytes(TorchDispatchMode):
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the tensors that exist at the same time, from the operators that make them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: dict[int, int] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # PyTorch calls it with whatever an operator takes
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: Any = (),  # noqa: ANN401
+        kwargs: Any = None,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
@@ -88,7 +94,8 @@ def free_bytes(device: torch.device) -> float:
         # What PyTorch has from the driver and does not use can be used, too.
         return _CUDA_SHARE * (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     available = min(psutil.virtual_memory().available, _room_of_the_container())
-    return min(_CPU_SHARE * available / int(os.environ.get("LOCAL_WORLD_SIZE", "1")), _CPU_CAP_BYTES)
+    room: float = min(_CPU_SHARE * available / int(os.environ.get("LOCAL_WORLD_SIZE", "1")), _CPU_CAP_BYTES)
+    return room
 
 
 def _room_of_the_container() -> float:

@@ -43,9 +43,9 @@ def to_network(frame_HWC: Frame, device: torch.device) -> Tensor:
     return integers.to(torch.float32).div_(FULL_SCALE[frame_HWC.dtype]).permute(2, 0, 1)[None]
 
 
-def from_network(fake_CYX: Tensor, dtype: Any) -> Frame:
+def from_network(fake_CYX: Tensor, dtype: np.dtype[Any]) -> Frame:
     """Float RGB (3, Y, X), nominally in [0, 1], clamped and rounded (halves to even) to a frame (Y, X, 3)."""
-    full = FULL_SCALE[np.dtype(dtype)]
+    full = FULL_SCALE[dtype]
     # In float32: bfloat16 cannot tell 254 from 255.
     levels_YXC = fake_CYX.float().clamp(0.0, 1.0).mul_(full).round_().permute(1, 2, 0)
     kind = torch.uint8 if full == 255.0 else torch.uint16

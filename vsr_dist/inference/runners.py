@@ -114,7 +114,7 @@ def _at_least(low: Tensor, side_px: int) -> Tensor:
         return low
     padding = (0, max(0, side_px - width), 0, max(0, side_px - height))
     flat = F.pad(low.flatten(0, -4), padding, mode="replicate")
-    return flat.unflatten(0, low.shape[:-3])
+    return torch.unflatten(flat, 0, low.shape[:-3])
 
 
 class StepRunner:

@@ -72,7 +72,7 @@ class Axis:
         return cls(tuple(starts), length_px, size_px)
 
     def weights(self, scale: int, overlap: Overlap) -> list[Tensor]:
-        """The weight of each tile (length_px * scale,) on pixels `scale` times as fine; over all tiles they sum to 1."""
+        """Of each tile (length_px * scale,), on pixels `scale` times as fine; over all tiles they sum to 1."""
         total_L = torch.zeros(self.size_px * scale)
         raw = []
         for start in self.starts:

@@ -34,7 +34,6 @@ from vsr_dist.inference.media_in import Damage, MediaReader
 from vsr_dist.inference.pipeline import PartReport, PartRun
 from vsr_dist.inference.segments import PacketSink, PngSink, SegmentSink, new_encoder
 from vsr_dist.inference.tracks import Track, plan_tracks
-from vsr_dist.inference.upscaler import find_generator
 from vsr_dist.inference.work_folder import Part, WorkFolder, hold, is_held
 from vsr_dist.models.base import Generator
 
@@ -43,13 +42,12 @@ _LOOK_EVERY_S = 1.0
 
 @dataclass(frozen=True)
 class UpscaleOptions:
-    """What the command line says; see `vsr-dist upscale --help`."""
+    """What the command line says; see `vsr-dist upscale --help`. checkpoint: the generator's name, for people."""
 
     source: Path
     output: Path
     device: torch.device
-    checkpoint: str | None = None
-    tracking_uri: str | None = None
+    checkpoint: str
     overwrite: bool = False
     codec: str | None = None
     quality: int | None = None
@@ -82,7 +80,6 @@ class PreparedJob:
     options: UpscaleOptions
     facts: MediaFacts
     generator: Generator
-    description: dict[str, Any]
     target: str | None
     settings: EncoderSettings | None
     tracks: list[Track]
@@ -98,16 +95,15 @@ class PreparedJob:
         )
 
 
-def prepare(options: UpscaleOptions) -> PreparedJob:
-    """Read what the input says, load the generator, choose the output's form. Raises UserError for what cannot be."""
-    target = _check_paths(options)
+def prepare(options: UpscaleOptions, generator: Generator) -> PreparedJob:
+    """Read what the input says and choose the output's form. Raises UserError for what cannot be."""
+    target = check_paths(options)
     facts = read_facts(options.source, options.image_rate)
     if facts.interlaced and not options.deinterlace:
         raise BadInputError(
             f"{options.source} is interlaced: its odd and even rows are of different moments; expected a progressive "
             "video: give --deinterlace"
         )
-    generator, description = find_generator(options.checkpoint, tracking_uri=options.tracking_uri)
     notes = ["the input has alpha, which is left out"] if facts.layout.has_alpha else []
     settings, tracks = None, []
     if target is not None:
@@ -131,10 +127,10 @@ def prepare(options: UpscaleOptions) -> PreparedJob:
     if target is not None and settings is not None:
         check_output(facts, target, settings, tracks)
     folder = options.work_dir or options.output.parent / f".{options.output.name}.work"
-    return PreparedJob(options, facts, generator, description, target, settings, tracks, notes, WorkFolder(folder))
+    return PreparedJob(options, facts, generator, target, settings, tracks, notes, WorkFolder(folder))
 
 
-def _check_paths(options: UpscaleOptions) -> str | None:
+def check_paths(options: UpscaleOptions) -> str | None:
     """The output's container, after a look at all places that are written to."""
     target = container_of(options.output)
     if options.output.exists():

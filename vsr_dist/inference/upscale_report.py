@@ -33,7 +33,7 @@ def summary(job: PreparedJob, result: Result, own: PartReport, wall_s: float) ->
     lines = [
         f"{result.num_frames} frames, {size}, in {format_duration(wall_s)} ({rate}{share}), "
         f"peak memory {_peak_memory(job.options.device)}",
-        f"network: {_name(job)}, {_words(result.facts)}, {result.num_cuts} scene cuts",
+        f"network: {job.options.checkpoint}, {_words(result.facts)}, {result.num_cuts} scene cuts",
     ]
     if job.settings is not None:
         kept = dict.fromkeys(("audio", "subtitle"), 0)
@@ -48,10 +48,6 @@ def summary(job: PreparedJob, result: Result, own: PartReport, wall_s: float) ->
     if job.options.compare is not None:
         lines.append(f"comparison: {job.options.compare}")
     return lines
-
-
-def _name(job: PreparedJob) -> str:
-    return str(job.options.checkpoint or "the generator that comes with this package")
 
 
 def _words(facts: dict[str, Any]) -> str:
