@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-
 from vsr_dist.core.collectives import from_main, join_ranks, shutdown, together
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadConfigError, OneLineParser, run_cli
@@ -25,14 +24,13 @@ from vsr_dist.core.world import World
 from vsr_dist.inference.codecs import ENCODERS
 from vsr_dist.inference.upscale_job import (
     PreparedJob,
-    UpscaleOptions,
     begin,
-    check_paths,
     finish,
     prepare,
     run_part,
     wait_for_others,
 )
+from vsr_dist.inference.upscale_options import UpscaleOptions, check_paths
 from vsr_dist.inference.upscale_report import tell
 from vsr_dist.upscaler import find_device, find_generator
 
@@ -92,7 +90,7 @@ def _add_network_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_work_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--segment-frames", type=int, default=250, metavar="N", help="frames between two places at which "
+    group.add_argument("--segment-frames", type=int, default=250, metavar="N", help="frames between places where "
                        "an interrupted job can go on (default: %(default)s)")  # fmt: skip
     group.add_argument("--work-dir", type=Path, metavar="DIR", help="where unfinished work is kept "
                        "(default: .OUTPUT.work beside OUTPUT)")  # fmt: skip

@@ -68,7 +68,7 @@ def test_what_is_no_video_is_an_error(tmp_path, generator, capsys, content):
 
 
 def test_a_path_with_spaces_and_other_letters(tmp_path, generator):
-    folder = tmp_path / "Ünïcode ordner – 動画"
+    folder = tmp_path / "Ünïcode ordner 動画"
     folder.mkdir()
     source = write_video(folder / "mein Film 1.mp4", moving(3))
     assert upscale(generator, source, folder / "größer 2.mp4") == 0
@@ -217,7 +217,7 @@ def test_a_killed_job_goes_on_and_ends_in_the_same_bytes(tmp_path, capsys, outpu
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*command, str(network), *options], env=environment, stderr=subprocess.PIPE)
     work = tmp_path / f".{output}.work"
-    wait_for(lambda: (work / "part_000" / "000002.json").exists(), process)
+    wait_for((work / "part_000" / "000002.json").exists, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / output).exists()
@@ -250,7 +250,7 @@ def test_ctrl_c_ends_all_threads_and_says_how_to_go_on(tmp_path):
         [*command, str(network), "--segment-frames", "5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     work = tmp_path / ".out.mp4.work"
-    wait_for(lambda: (work / "part_000" / "000000.json").exists(), process)
+    wait_for((work / "part_000" / "000000.json").exists, process)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=20)
     assert process.returncode == 130

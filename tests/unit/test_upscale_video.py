@@ -138,7 +138,7 @@ def test_grey_stays_grey_and_as_bright(tmp_path, generator, full_range):
         ((0, True, False), lambda f: f[:, ::-1]),
         ((-90, False, False), lambda f: np.rot90(f, -1)),
         ((180, False, False), lambda f: f[::-1, ::-1]),
-        ((90, False, False), lambda f: np.rot90(f)),
+        ((90, False, False), np.rot90),
     ],
     ids=["mirrored", "clockwise", "half", "counter-clockwise"],
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import cast
 
 import av
 import numpy as np
@@ -107,7 +108,7 @@ class ToRgb:
         plain = self._reformatter.reformat(
             frame, format="rgb48le" if self._deep else "rgb24", interpolation=_FLAGS, threads=1
         )
-        rgb_HWC: Frame = plain.to_ndarray()
+        rgb_HWC = cast(Frame, plain.to_ndarray())
         if not self._deep:
             return rgb_HWC
         is_studio = not layout.is_rgb and self._tags.range == STUDIO_RANGE
@@ -136,7 +137,7 @@ def _scaling(black: int, white: int, top: int, bits: int, rise: int = 0) -> Fram
     """Table from levels of `bits` bits, in which `black` becomes `rise` and `white` `top`; clipped to `top`'s range."""
     levels = (np.arange(1 << bits, dtype=np.float64) - black) / (white - black) * (top - rise) + rise
     highest = 255 if top <= 255 else 65535 if top > 4095 else 1023 if top <= 1023 else 4095
-    return levels.round().clip(0, highest).astype(np.uint8 if top <= 255 else np.uint16)
+    return cast(Frame, levels.round().clip(0, highest).astype(np.uint8 if top <= 255 else np.uint16))
 
 
 class FromRgb:
@@ -154,7 +155,7 @@ class FromRgb:
         """One frame, without a time."""
         bottom, right = padding_px(self._layout, frame_YXC.shape[1], frame_YXC.shape[0])
         if bottom or right:
-            frame_YXC = np.pad(frame_YXC, ((0, bottom), (0, right), (0, 0)), mode="edge")
+            frame_YXC = cast(Frame, np.pad(frame_YXC, ((0, bottom), (0, right), (0, 0)), mode="edge"))
         is_deep = frame_YXC.dtype == np.uint16
         if is_deep and not self._layout.is_rgb:
             frame_YXC = _scaling(0, 65535, _STUDIO_WHITE, 16)[frame_YXC]

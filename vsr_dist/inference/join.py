@@ -95,15 +95,16 @@ def _muxer(target: str, settings: EncoderSettings) -> dict[str, str]:
 
 
 def check_output(facts: MediaFacts, target: str, settings: EncoderSettings, tracks: list[Track]) -> None:
-    """Write the head of the result to nowhere. Raises BadConfigError if the container does not take what is planned."""
+    """Write the head of the result to nowhere. Raises BadConfigError if the container does not take it."""
     with open_video(facts.path) if facts.is_video else _nothing() as source, io.BytesIO() as nowhere:
         try:
             with av.open(nowhere, "w", format=target, options=_muxer(target, settings)) as output:
                 _begin(output, source, target, settings, tracks)
                 output.start_encoding()
         except (av.error.FFmpegError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise BadConfigError(
-                f"a {target} file with {settings.codec} cannot be written: {getattr(error, 'strerror', None) or error}; "
+                f"a {target} file with {settings.codec} cannot be written: {reason}; "
                 "choose another --codec, another --pixel-format or another suffix, such as .mkv, which takes most"
             ) from error
 
@@ -191,7 +192,7 @@ def _chapters(source: InputContainer, begin_s: float, end_s: float, shift_s: flo
     """The chapters of the input that touch [begin_s, end_s), cut to that and moved earlier by `shift_s`."""
     kept = []
     for chapter in source.chapters():
-        base = chapter["time_base"]
+        base = chapter["time_base"] or Fraction(1, av.time_base)
         start, end = float(chapter["start"] * base), float(chapter["end"] * base)
         if start < end_s and end > begin_s:
             moved = {"start": max(start, begin_s) - shift_s, "end": min(end, end_s) - shift_s}

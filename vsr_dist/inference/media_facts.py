@@ -6,6 +6,7 @@ import struct
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import cv2
@@ -37,8 +38,7 @@ class Orientation:
         turned = frame_HWC.swapaxes(0, 1) if self.transpose else frame_HWC
         turned = turned[:, ::-1] if self.mirror_columns else turned
         turned = turned[::-1] if self.mirror_rows else turned
-        result: Frame = np.ascontiguousarray(turned)
-        return result
+        return cast(Frame, np.ascontiguousarray(turned))
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ def read_image(path: Path, like: Frame | None) -> Frame:
     frame: Frame = image
     if like is not None and (frame.shape, frame.dtype) != (like.shape, like.dtype):
         raise BadInputError(
-            f"{path} is {frame.shape[1]} x {frame.shape[0]} px of {frame.dtype}, the images before it are "
-            f"{like.shape[1]} x {like.shape[0]} of {like.dtype}; expected one size and depth: put each in a folder of its own"
+            f"{path} is {frame.shape[1]} x {frame.shape[0]} px of {frame.dtype}, those before are "
+            f"{like.shape[1]} x {like.shape[0]} of {like.dtype}; expected one size and depth: put each into a folder"
         )
     return frame
 

@@ -20,7 +20,6 @@ from vsr_dist.core.errors import BadInputError
 from vsr_dist.inference.media_facts import MediaFacts, read_image
 from vsr_dist.inference.stream import Frame
 
-
 # Containers that state the length of each track, from which a loss of few frames shows.
 _EXACT_FORMATS, _EXACT_TOLERANCE_S = ("mov", "matroska"), 0.25
 
@@ -29,8 +28,9 @@ _EXACT_FORMATS, _EXACT_TOLERANCE_S = ("mov", "matroska"), 0.25
 class Damage:
     """What was lost on the way.
 
-    undecodable: packets. patched: frames that the decoder repaired by guess. interlaced: frames that say so. moved_times:
-    frames whose time did not lie behind that of the frame before. missing_s, missing_frames: at the end, by the header.
+    undecodable: packets. patched: frames that the decoder repaired by guess. interlaced: frames that say so.
+    moved_times: frames whose time was not behind that of the frame before. missing_s, missing_frames: at the end, by
+    the header.
     """
 
     undecodable: int = 0

@@ -6,11 +6,12 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import av
 from av.container import InputContainer, OutputContainer
 from av.stream import Disposition, Stream
+from av.subtitles.codeccontext import SubtitleCodecContext
 from av.subtitles.subtitle import SubtitleSet
 
 from sharding.video import film_stream
@@ -55,37 +56,46 @@ def plan_tracks(container: InputContainer, target: str, *, audio: bool, subtitle
 
 
 def _plan_track(stream: Stream, target: str, *, audio: bool, subtitles: bool) -> Track:
-    kind, codec = stream.type, _codec_name(stream)
+    if stream.type == "audio":
+        return _plan_audio(stream, target) if audio else _dropped(stream, "--no-audio")
+    if stream.type == "subtitle":
+        return _plan_subtitle(stream, target) if subtitles else _dropped(stream, "--no-subtitles")
+    if stream.type == "video" and stream.disposition & Disposition.attached_pic:
+        return _plan_cover(stream, target)
+    if stream.type == "attachment" and target == "matroska":
+        return Track(stream.index, stream.type, "copy", _codec_name(stream))
+    is_film = stream.type == "video"
+    return _dropped(stream, "only the first is enlarged" if is_film else f"{target} output holds no such track")
 
-    def dropped(why: str) -> Track:
-        return Track(stream.index, kind, "drop", codec, f"{_name(stream)} dropped: {why}")
 
-    if kind == "audio":
-        if not audio:
-            return dropped("--no-audio")
-        if not _holds(target, stream):
-            raise BadConfigError(_cannot_hold(stream, target, "--no-audio"))
-        return Track(stream.index, kind, "copy", codec)
-    if kind == "subtitle":
-        if not subtitles:
-            return dropped("--no-subtitles")
-        if _holds(target, stream):
-            return Track(stream.index, kind, "copy", codec)
-        if codec not in _TEXT_CODECS or stream.codec_context is None:
-            raise BadConfigError(_cannot_hold(stream, target, "--no-subtitles"))
-        becomes = _TEXT_TARGETS[target]
-        return Track(stream.index, kind, "convert", becomes, f"{_name(stream)} converted from {codec} to {becomes}")
-    if kind == "video" and stream.disposition & Disposition.attached_pic:
-        if target == "matroska" and codec in _COVER_TYPES:
-            return Track(stream.index, "cover", "attach", codec)
-        if target in ("mp4", "mov") and _holds(target, stream):
-            return Track(stream.index, "cover", "copy", codec)
-        return Track(stream.index, "cover", "drop", codec, f"cover picture dropped: {target} holds none of this kind")
-    if kind == "video":
-        return dropped("only the first video track is enlarged")
-    if kind == "attachment" and target == "matroska":
-        return Track(stream.index, kind, "copy", codec)
-    return dropped(f"{target} output holds no such track")
+def _dropped(stream: Stream, why: str) -> Track:
+    return Track(stream.index, stream.type, "drop", _codec_name(stream), f"{_name(stream)} dropped: {why}")
+
+
+def _plan_audio(stream: Stream, target: str) -> Track:
+    if not _holds(target, stream):
+        raise BadConfigError(_cannot_hold(stream, target, "--no-audio"))
+    return Track(stream.index, "audio", "copy", _codec_name(stream))
+
+
+def _plan_subtitle(stream: Stream, target: str) -> Track:
+    codec = _codec_name(stream)
+    if _holds(target, stream):
+        return Track(stream.index, "subtitle", "copy", codec)
+    if codec not in _TEXT_CODECS or stream.codec_context is None:
+        raise BadConfigError(_cannot_hold(stream, target, "--no-subtitles"))
+    becomes = _TEXT_TARGETS[target]
+    note = f"{_name(stream)} converted from {codec} to {becomes}"
+    return Track(stream.index, "subtitle", "convert", becomes, note)
+
+
+def _plan_cover(stream: Stream, target: str) -> Track:
+    codec = _codec_name(stream)
+    if target == "matroska" and codec in _COVER_TYPES:
+        return Track(stream.index, "cover", "attach", codec)
+    if target in ("mp4", "mov") and _holds(target, stream):
+        return Track(stream.index, "cover", "copy", codec)
+    return Track(stream.index, "cover", "drop", codec, f"cover picture dropped: {target} holds none of this kind")
 
 
 def _codec_name(stream: Stream) -> str:
@@ -112,7 +122,7 @@ def _holds(target: str, stream: Stream) -> bool:
 def _cannot_hold(stream: Stream, target: str, option: str) -> str:
     able = [suffix for suffix, name in CONTAINERS.items() if _holds(name, stream)]
     advice = f"name the output {' or '.join(able)}" if able else "no container known here can"
-    return f"{target} cannot hold the {_name(stream)}, which is {_codec_name(stream)}; {advice}, or leave it out with {option}"
+    return f"{target} cannot hold {_name(stream)} of {_codec_name(stream)}; {advice}, or leave it out with {option}"
 
 
 class TrackCopier:
@@ -188,10 +198,12 @@ def _cover(source: InputContainer, stream: Stream) -> bytes:
 
 
 def _add_converted(output: OutputContainer, template: Stream, codec: str) -> Stream:
-    template.codec_context.open(strict=False)
+    decoder = cast(SubtitleCodecContext, template.codec_context)
+    decoder.open(strict=False)
     stream = output.add_stream(codec)
-    stream.codec_context.subtitle_header = template.codec_context.subtitle_header
-    stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+    encoder = cast(SubtitleCodecContext, stream.codec_context)
+    encoder.subtitle_header = decoder.subtitle_header
+    encoder.time_base = stream.time_base = Fraction(1, 1000)
     stream.disposition = template.disposition
     return stream
 

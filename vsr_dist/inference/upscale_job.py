@@ -11,21 +11,18 @@ import shutil
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sharding.video import open_video
 from vsr_dist.core.console import say
-from vsr_dist.core.errors import BadConfigError, BadInputError, LostRankError
+from vsr_dist.core.errors import BadInputError, LostRankError
 from vsr_dist.core.files import write_json
 from vsr_dist.core.world import World
 from vsr_dist.inference.codecs import EncoderSettings, choose_encoder, container_of
 from vsr_dist.inference.colour import ToRgb
 from vsr_dist.inference.compare import write_comparison
-from vsr_dist.inference.engine import StreamOptions, open_stream
+from vsr_dist.inference.engine import open_stream
 from vsr_dist.inference.frame_progress import FrameProgress
 from vsr_dist.inference.job import Plan, Selection, check_same, identity, make_plan, new_job, plan_of
 from vsr_dist.inference.join import JoinJob, check_output, join_frames, join_video
@@ -34,43 +31,11 @@ from vsr_dist.inference.media_in import Damage, MediaReader
 from vsr_dist.inference.pipeline import PartReport, PartRun
 from vsr_dist.inference.segments import PacketSink, PngSink, SegmentSink, new_encoder
 from vsr_dist.inference.tracks import Track, plan_tracks
+from vsr_dist.inference.upscale_options import UpscaleOptions, check_paths
 from vsr_dist.inference.work_folder import Part, WorkFolder, hold, is_held
 from vsr_dist.models.base import Generator
 
 _LOOK_EVERY_S = 1.0
-
-
-@dataclass(frozen=True)
-class UpscaleOptions:
-    """What the command line says; see `vsr-dist upscale --help`. checkpoint: the generator's name, for people."""
-
-    source: Path
-    output: Path
-    device: torch.device
-    checkpoint: str
-    overwrite: bool = False
-    codec: str | None = None
-    quality: int | None = None
-    preset: str | None = None
-    pixel_format: str | None = None
-    compare: Path | None = None
-    audio: bool = True
-    subtitles: bool = True
-    start_s: float | None = None
-    num_frames: int | None = None
-    deinterlace: bool = False
-    image_rate: Fraction = Fraction(25)
-    tile_px: int | None = None
-    overlap_px: int | None = None
-    precision: Any = "fp32"
-    compile: bool = False
-    cuts: bool = True
-    segment_frames: int = 250
-    work_dir: Path | None = None
-
-    def stream(self) -> StreamOptions:
-        """Those of the network."""
-        return StreamOptions(self.tile_px, self.overlap_px, self.precision, self.compile, self.cuts)
 
 
 @dataclass(frozen=True)
@@ -128,40 +93,6 @@ def prepare(options: UpscaleOptions, generator: Generator) -> PreparedJob:
         check_output(facts, target, settings, tracks)
     folder = options.work_dir or options.output.parent / f".{options.output.name}.work"
     return PreparedJob(options, facts, generator, target, settings, tracks, notes, WorkFolder(folder))
-
-
-def check_paths(options: UpscaleOptions) -> str | None:
-    """The output's container, after a look at all places that are written to."""
-    target = container_of(options.output)
-    if options.output.exists():
-        if options.source.exists() and os.path.samefile(options.source, options.output):
-            raise BadConfigError(f"OUTPUT {options.output} is the input; name another file")
-        is_free = options.output.is_dir() and not any(options.output.iterdir())
-        if not options.overwrite and not is_free:
-            raise BadConfigError(
-                f"OUTPUT {options.output} exists; name another file, or give --overwrite to replace it"
-            )
-    for path in (options.output, options.compare):
-        if path is not None:
-            _check_writable(path)
-    if options.compare is not None:
-        if container_of(options.compare) is None:
-            raise BadConfigError(f"--compare {options.compare}: expected a video file, such as comparison.mp4")
-        if options.compare.exists() and not options.overwrite:
-            raise BadConfigError(f"--compare {options.compare} exists; name another file, or give --overwrite")
-    return target
-
-
-def _check_writable(path: Path) -> None:
-    folder = path.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadConfigError(
-            f"{folder} cannot be made ({error.strerror}); choose another place for {path.name}"
-        ) from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise BadConfigError(f"{folder} cannot be written to; choose another place for {path.name}")
 
 
 def begin(job: PreparedJob, num_processes: int, stack: ExitStack) -> Plan:
