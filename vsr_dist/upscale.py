@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from vsr_dist.core.collectives import from_main, join_ranks, shutdown, together
+from vsr_dist.core.collectives import from_main, is_lost_rank, join_ranks, shutdown, together
 from vsr_dist.core.console import say
-from vsr_dist.core.errors import BadConfigError, OneLineParser, run_cli
+from vsr_dist.core.errors import BadConfigError, LostRankError, OneLineParser, run_cli
 from vsr_dist.core.world import World
 from vsr_dist.inference.codecs import ENCODERS
 from vsr_dist.inference.upscale_job import (
@@ -112,14 +112,19 @@ def run(arguments: argparse.Namespace) -> int:
             assert plan is not None, "rank 0 has made it"
             together(lambda: job.hold_part(world.rank, stack))
             try:
+                before = job.num_done(plan)
                 report = run_part(job, plan, world)
                 if world.is_main:
                     wait_for_others(job, plan)
                     result = finish(job, plan)
-                    tell(job, result, report, time.monotonic() - began_s)
+                    tell(job, result, report, result.num_frames - before, time.monotonic() - began_s)
             except KeyboardInterrupt:
                 _say_how_to_go_on(job, world)
                 raise
+    except RuntimeError as error:
+        if is_lost_rank(error):
+            raise LostRankError("another process of this job has ended; its own message says why") from error
+        raise
     finally:
         shutdown()
     return 0

@@ -51,6 +51,10 @@ class PreparedJob:
     notes: list[str]
     work: WorkFolder
 
+    def num_done(self, plan: Plan) -> int:
+        """Frames that earlier starts have finished."""
+        return sum(self.work.part(rank).look()[0] for rank in range(len(plan.parts)))
+
     def hold_part(self, rank: int, stack: ExitStack) -> None:
         """Show the others, as long as this process lives, that it works on its part."""
         folder = self.work.part(rank).folder

@@ -15,34 +15,38 @@ from vsr_dist.inference.pipeline import PartReport
 from vsr_dist.inference.upscale_job import PreparedJob, Result
 
 
-def tell(job: PreparedJob, result: Result, own: PartReport, wall_s: float) -> None:
-    """Say what was written and what it took, and warn of what was lost."""
-    say("\n".join(summary(job, result, own, wall_s)))
+def tell(job: PreparedJob, result: Result, own: PartReport, num_new: int, wall_s: float) -> None:
+    """Say what was written and what it took, and warn of what was lost.
+
+    own: this process's part; num_new: frames that this start of the job has done, in all processes.
+    """
+    say("\n".join(summary(job, result, own, num_new, wall_s)))
     for text in [*job.notes, *(track.note for track in job.tracks if track.note)]:
         say(f"note: {text}")
     for text in losses(job.facts, result.damage, result.num_frames):
         sys.stderr.write(f"warning: {text}\n")
 
 
-def summary(job: PreparedJob, result: Result, own: PartReport, wall_s: float) -> list[str]:
-    """The lines of the summary. `own` is this process's part, `wall_s` all of its time."""
+def summary(job: PreparedJob, result: Result, own: PartReport, num_new: int, wall_s: float) -> list[str]:
+    """The lines of the summary; see `tell`."""
     facts, scale = job.facts, job.generator.scale
-    rate = f"{own.num_new / wall_s:.1f} frames/s" if own.num_new else "nothing left to do but to join"
+    rate = f"{num_new / wall_s:.1f} frames/s" if num_new else "nothing was left to do but to join"
     share = f", {own.network_s / wall_s:.0%} of it in the network" if own.num_new else ""
     size = f"{facts.width} x {facts.height} to {facts.width * scale} x {facts.height * scale} px"
+    cuts = _counted(result.num_cuts, "scene cut")
     lines = [
-        f"{result.num_frames} frames, {size}, in {format_duration(wall_s)} ({rate}{share}), "
+        f"{result.num_frames} frames, {size}, in {format_duration(wall_s)} ({rate}{share})",
+        f"network: {job.options.checkpoint}, x{scale}, {_how(result.facts)}; {cuts}; "
         f"peak memory {_peak_memory(job.options.device)}",
-        f"network: {job.options.checkpoint}, {_words(result.facts)}, {result.num_cuts} scene cuts",
     ]
     if job.settings is not None:
         kept = dict.fromkeys(("audio", "subtitle"), 0)
         for track in job.tracks:
             if track.action != "drop" and track.kind in kept:
                 kept[track.kind] += 1
+        tracks = ", ".join(_counted(number, f"{kind} track") for kind, number in kept.items())
         lines.append(
-            f"video: {job.settings.codec} {job.settings.pixel_format}, {float(facts.rate):.6g} frames/s; kept "
-            f"{kept['audio']} audio and {kept['subtitle']} subtitle tracks"
+            f"video: {job.settings.codec} {job.settings.pixel_format}, {float(facts.rate):.6g} frames/s; kept {tracks}"
         )
     lines.append(f"output: {job.options.output}")
     if job.options.compare is not None:
@@ -50,9 +54,20 @@ def summary(job: PreparedJob, result: Result, own: PartReport, wall_s: float) ->
     return lines
 
 
-def _words(facts: dict[str, Any]) -> str:
-    left_out = ("scene_cuts", "warm_up_frames")
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items() if key not in left_out)
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}" + ("" if number == 1 else "s")
+
+
+def _how(facts: dict[str, Any]) -> str:
+    """How the network ran, from what its stream tells."""
+    words = f"{facts.get('precision')} on {facts.get('device')}" + (", compiled" if facts.get("compiled") else "")
+    num_tiles = facts.get("num_tiles") or 1
+    if num_tiles > 1:
+        words += f", {num_tiles} tiles of up to {facts.get('tile_px')} px that share {facts.get('overlap_px')} px"
+    else:
+        words += ", whole frames"
+    retries = facts.get("out_of_memory_retries")
+    return words + (f", {retries} smaller after memory ran out" if retries else "")
 
 
 def _peak_memory(device: torch.device) -> str:
