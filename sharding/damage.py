@@ -54,7 +54,7 @@ class DamageWatch:
 
     def check_end(self, container: InputContainer) -> None:
         """Compare the end of the last frame with the length that the container states for the stream."""
-        stated_s = _stated_end_s(self._stream, container)
+        stated_s = stated_end_s(self._stream, container)
         if stated_s is not None and self._end_s is not None and self._end_s < stated_s - END_TOLERANCE_S:
             raise self.broken_off(f"it ends at {self._end_s:.2f} s, and its header says {stated_s:.2f} s")
 
@@ -62,7 +62,7 @@ class DamageWatch:
         return f"{self._source.stem}_{word}.mkv"
 
 
-def _stated_end_s(stream: VideoStream, container: InputContainer) -> float | None:
+def stated_end_s(stream: VideoStream, container: InputContainer) -> float | None:
     """When the stream ends by its header, on the clock of its frames; None if that is not said."""
     if not any(name in _STATING_FORMATS for name in container.format.name.split(",")):
         return None

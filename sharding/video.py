@@ -76,8 +76,8 @@ def probe(source: Path) -> SourceInfo:
         paths = list_images(source)
         height, width = read_image(paths[0]).shape[:2]
         return SourceInfo(source.name, len(paths), None, width, height)
-    with _open(source) as container:
-        stream = _stream(container)
+    with open_video(source) as container:
+        stream = film_stream(container)
         first = next(_decoded(container, source, 1), None)
         if first is None:
             raise BadInputError(f"{source} is not a video that can be decoded: it holds no frame")
@@ -115,7 +115,7 @@ def iter_thumbnails(source: Path, num_threads: int = 1) -> Iterator[Thumbnail]:
         return
     reformatter = VideoReformatter()
     width, height = THUMBNAIL_SIZE_PX
-    with _open(source) as container:
+    with open_video(source) as container:
         for frame in _decoded(container, source, num_threads):
             small = reformatter.reformat(frame, width, height, "rgb24", interpolation=_SMALL, threads=1).to_ndarray()
             yield Thumbnail(np.asarray(small, np.uint8), *_upright_size(frame), frame.pts)
@@ -134,12 +134,12 @@ def _folder_frames(folder: Path, first_frame: int) -> Iterator[TimedFrame]:
         yield TimedFrame(image, None, None)
 
 
-def _open(source: Path) -> InputContainer:
+def open_video(source: Path) -> InputContainer:
     """An open PyAV container with a video stream."""
     if not source.exists():
         raise BadInputError(f"{source} does not exist; expected a video file or a folder of images")
     try:
-        container: InputContainer = av.open(str(source))
+        container: InputContainer = av.open(str(source), metadata_errors="replace")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise _no_video(source, getattr(error, "strerror", None) or str(error)) from error
     name = container.format.name
@@ -157,7 +157,8 @@ def _is_film(stream: VideoStream) -> bool:
     return not stream.disposition & Disposition.attached_pic
 
 
-def _stream(container: InputContainer) -> VideoStream:
+def film_stream(container: InputContainer) -> VideoStream:
+    """The video stream that is decoded: the first that is no cover picture."""
     return next(stream for stream in container.streams.video if _is_film(stream))
 
 
@@ -191,7 +192,7 @@ def _decoded(container: InputContainer, source: Path, num_threads: int) -> Itera
 
 
 def _set_threads(container: InputContainer, num_threads: int) -> VideoStream:
-    stream = _stream(container)
+    stream = film_stream(container)
     stream.codec_context.thread_type = "AUTO" if num_threads > 1 else "NONE"
     stream.codec_context.thread_count = num_threads
     return stream
@@ -199,7 +200,7 @@ def _set_threads(container: InputContainer, num_threads: int) -> VideoStream:
 
 def _video_frames(source: Path, first_frame: int, start_pts: int | None, num_threads: int) -> Iterator[TimedFrame]:
     reformatter = VideoReformatter()
-    with _open(source) as container:
+    with open_video(source) as container:
         frames = None if start_pts is None else _entered_at(container, start_pts, num_threads)
         if frames is not None:
             try:
@@ -210,7 +211,7 @@ def _video_frames(source: Path, first_frame: int, start_pts: int | None, num_thr
                     "that does not change while it is packed: run pack again"
                 ) from error
             return
-    with _open(source) as container:
+    with open_video(source) as container:
         for number, frame in enumerate(_decoded(container, source, num_threads)):
             if number >= first_frame:
                 yield _timed(frame, reformatter)

@@ -41,6 +41,16 @@ VERBS: dict[str, Verb] = {
         "put several runs and evaluations side by side, as a page and in MLflow",
         "vsr-dist report demo/report --runs demo/run demo/evaluation",
     ),
+    "upscale": Verb(
+        "vsr_dist.upscale",
+        "enlarge a video, or a folder of images",
+        "vsr-dist upscale in.mp4 out.mp4 --quality 18 --compare comparison.mp4",
+    ),
+    "export": Verb(
+        "vsr_dist.export",
+        "write a generator as ONNX, or as a program of torch.export",
+        "vsr-dist export --checkpoint demo/run --format onnx --out demo/generator.onnx",
+    ),
     "config": Verb(
         "vsr_dist.config_cli",
         "show a resolved configuration, or check one",

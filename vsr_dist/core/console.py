@@ -26,6 +26,11 @@ class Progress:
         on_terminal = enabled and bar and sys.stderr.isatty()
         self._bar = tqdm(total=total, initial=start, unit=unit, dynamic_ncols=True) if on_terminal else None
 
+    @property
+    def has_bar(self) -> bool:
+        """True if it draws, on a terminal."""
+        return self._bar is not None
+
     def advance(self, count: int = 1) -> None:
         """Say that `count` more units are done."""
         self.done += count

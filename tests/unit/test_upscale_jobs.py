@@ -1,0 +1,281 @@
+"""Jobs of `vsr-dist upscale`: damage, places that cannot be written, options, folders, a kill in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from upscale_media import decoded, generator, make_generator, moving, times_of, write_video
+
+from vsr_dist.cli import main
+
+__all__ = ["generator"]
+
+
+def upscale(generator, source, output, *options):
+    return main(["upscale", str(source), str(output), "--checkpoint", str(generator), *options])
+
+
+def said(capsys):
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def test_of_a_damaged_video_what_can_be_read_is_kept_and_the_loss_is_said(tmp_path, generator, capsys):
+    whole = write_video(tmp_path / "whole.mkv", moving(60, 48, 64), options={"g": "10", "crf": "1"})
+    data = whole.read_bytes()
+    source = tmp_path / "in.mkv"
+    source.write_bytes(data[: len(data) * 6 // 10])
+    assert upscale(generator, source, tmp_path / "out.mp4") == 0
+    _, error = said(capsys)
+    assert len(error.splitlines()) == 1
+    num_kept = len(times_of(tmp_path / "out.mp4"))
+    assert 20 < num_kept < 60
+    assert error.startswith("warning: ")
+    assert f"Kept {num_kept} of 60 frames" in error
+
+
+def test_packets_that_cannot_be_decoded_are_skipped(tmp_path, generator, capsys):
+    options = {"crf": "1", "g": "1", "bf": "0"}
+    source = write_video(tmp_path / "in.mp4", moving(20, 48, 64), options=options)
+    data = bytearray(source.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 4000] = bytes(4000)
+    source.write_bytes(data)
+    assert upscale(generator, source, tmp_path / "out.mp4") == 0
+    assert "is damaged" in said(capsys)[1]
+    assert 10 <= len(times_of(tmp_path / "out.mp4")) <= 20
+
+
+@pytest.mark.parametrize("content", [b"", b"no video at all", None])
+def test_what_is_no_video_is_an_error(tmp_path, generator, capsys, content):
+    source = tmp_path / "in.mp4"
+    if content is None:  # its index lies at its end
+        data = write_video(tmp_path / "whole.mp4", moving(20)).read_bytes()
+        content = data[: len(data) // 2]
+    source.write_bytes(content)
+    assert upscale(generator, source, tmp_path / "out.mp4") == 2
+    assert str(source) in said(capsys)[1]
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_a_path_with_spaces_and_other_letters(tmp_path, generator):
+    folder = tmp_path / "Ünïcode ordner 動画"
+    folder.mkdir()
+    source = write_video(folder / "mein Film 1.mp4", moving(3))
+    assert upscale(generator, source, folder / "größer 2.mp4") == 0
+    assert len(times_of(folder / "größer 2.mp4")) == 3
+
+
+def test_a_place_that_cannot_be_written_is_an_error_before_work_begins(tmp_path, generator, capsys, monkeypatch):
+    source = write_video(tmp_path / "in.mp4", moving(3))
+    (tmp_path / "file").write_text("")
+    assert upscale(generator, source, tmp_path / "file" / "out.mp4") == 2
+    assert "cannot be made" in said(capsys)[1]
+    folder = tmp_path / "read only"
+    folder.mkdir(mode=0o555)
+    if os.access(folder, os.W_OK):  # root may write anywhere
+        monkeypatch.setattr(os, "access", lambda path, mode: path != folder)
+    assert upscale(generator, source, folder / "out.mp4") == 2
+    out, error = said(capsys)
+    assert "cannot be written" in error
+    assert out == ""
+    assert upscale(generator, source, tmp_path / "out.mp4", "--work-dir", str(tmp_path / "file" / "work")) == 2
+    assert "--work-dir" in said(capsys)[1]
+
+
+def test_what_exists_is_not_overwritten_unless_asked(tmp_path, generator, capsys):
+    source = write_video(tmp_path / "in.mp4", moving(3))
+    output = tmp_path / "out.mp4"
+    output.write_text("old")
+    assert upscale(generator, source, output) == 2
+    assert "--overwrite" in said(capsys)[1]
+    assert output.read_text() == "old"
+    assert upscale(generator, source, source, "--overwrite") == 2
+    assert upscale(generator, source, output, "--overwrite") == 0
+    assert len(times_of(output)) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--codec", "libx264x"), ["did you mean 'libx264'", "ffv1"]),
+        (("--quality", "99"), ["0 to 51"]),
+        (("--preset", "fastt"), ["did you mean 'fast'"]),
+        (("--codec", "ffv1", "--quality", "3"), ["lossless"]),
+        (("--pixel-format", "yuv411p"), ["yuv420p"]),
+        (("--frames", "0"), ["--frames 0", "at least 1"]),
+        (("--codec", "prores_ks"), ["prores_ks", ".mkv"]),
+    ],
+)
+def test_options_that_cannot_be_are_errors_that_teach(tmp_path, generator, capsys, options, words):
+    source = write_video(tmp_path / "in.mp4", moving(2))
+    assert upscale(generator, source, tmp_path / "out.mp4", *options) == 2
+    error = said(capsys)[1]
+    assert len(error.splitlines()) == 1
+    for word in words:
+        assert word in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix", "name"),
+    [
+        ("libx265", ".mp4", "hevc"),
+        ("libsvtav1", ".webm", "av1"),
+        ("libvpx-vp9", ".webm", "vp9"),
+        ("prores_ks", ".mov", "prores"),
+        ("ffv1", ".mkv", "ffv1"),
+    ],
+)
+def test_other_codecs(tmp_path, generator, codec, suffix, name):
+    import av
+
+    source = write_video(tmp_path / "in.mp4", moving(5, 48, 64))
+    output = tmp_path / f"out{suffix}"
+    assert upscale(generator, source, output, "--codec", codec, "--segment-frames", "2") == 0
+    with av.open(str(output)) as container:
+        assert container.streams.video[0].codec_context.codec.canonical_name == name
+    assert np.abs(np.subtract(times_of(output), times_of(source))).max() <= 0.0005
+    _, inputs = decoded(source)
+    _, results = decoded(output)
+    mean = np.mean(results, axis=(0, 1, 2)) / (257 if results[0].dtype == np.uint16 else 1)
+    assert np.abs(mean - np.mean(inputs, axis=(0, 1, 2))).max() < 1.5
+
+
+def test_folders_of_images_in_and_out(tmp_path, generator, capsys):
+    frames = moving(5, 20, 30)
+    (tmp_path / "in").mkdir()
+    for number, frame in enumerate(frames):
+        cv2.imwrite(str(tmp_path / "in" / f"shot_{number + 8}.png"), frame[..., ::-1])
+    assert upscale(generator, tmp_path / "in", tmp_path / "out", "--segment-frames", "2") == 0
+    names = [f"shot_{number}.png" for number in range(8, 13)]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
+    for name, frame in zip(names, frames, strict=True):
+        result = cv2.imread(str(tmp_path / "out" / name))[..., ::-1]
+        assert np.abs(result.mean(axis=(0, 1)) - frame.mean(axis=(0, 1))).max() < 1
+    assert upscale(generator, tmp_path / "in", tmp_path / "out.mp4", "--fps", "30000/1001") == 0
+    assert [float(time) for time in times_of(tmp_path / "out.mp4")] == pytest.approx(
+        [n * 1001 / 30000 for n in range(5)]
+    )
+    assert upscale(generator, tmp_path / "in", tmp_path / "out") == 2
+    assert "--overwrite" in said(capsys)[1]
+
+
+def test_a_video_to_a_folder_of_frames_with_their_times(tmp_path, generator, capsys):
+    source = write_video(
+        tmp_path / "in.mkv", moving(3, dtype=np.uint16), pixel_format="yuv420p10le", pts=[0, 1, 5], audio="flac"
+    )
+    assert upscale(generator, source, tmp_path / "frames") == 0
+    assert "dropped" in said(capsys)[0]
+    lines = (tmp_path / "frames" / "timestamps.txt").read_text().splitlines()
+    assert [float(line) for line in lines[1:]] == pytest.approx([0, 33.3, 166.7], abs=0.5)
+    picture = cv2.imread(str(tmp_path / "frames" / "00000002.png"), cv2.IMREAD_UNCHANGED)
+    assert (picture.shape, picture.dtype) == ((48, 64, 3), np.uint16)
+
+
+def test_comparison_shows_bicubic_and_the_result(tmp_path):
+    network = make_generator(tmp_path / "run", noise=0.2)
+    source = write_video(tmp_path / "in.mp4", moving(4, 48, 160), pts=[0, 1, 4, 5])
+    compare = tmp_path / "compare.mp4"
+    assert upscale(network, source, tmp_path / "out.mp4", "--compare", str(compare)) == 0
+    assert times_of(compare) == times_of(source)
+    _, frames = decoded(compare)
+    assert frames[0].shape == (96 + 28, 2 * 320 + 4, 3)
+    left, right = frames[0][28:, :320].astype(float), frames[0][28:, -320:].astype(float)
+    bicubic = cv2.resize(decoded(source)[1][0], (320, 96), interpolation=cv2.INTER_CUBIC)
+    result = decoded(tmp_path / "out.mp4")[1][0]
+    assert np.abs(left - bicubic).mean() < 4 < np.abs(left - result).mean()
+    assert np.abs(right - result).mean() < 4
+
+
+def wait_for(done, process):
+    limit_s = time.monotonic() + 60
+    while not done():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit_s
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("output", ["out.mkv", "frames"])
+def test_a_killed_job_goes_on_and_ends_in_the_same_bytes(tmp_path, capsys, output):
+    network = make_generator(tmp_path / "run", noise=0.2)
+    # Two shots, so that the detector's memory counts, too.
+    frames = [*moving(60, 48, 64), *(255 - frame for frame in moving(60, 48, 64))]
+    source = write_video(tmp_path / "in.mp4", frames, pts=[3 * n + n % 3 for n in range(120)], audio="aac")
+    options = ["--segment-frames", "7", "--preset", "veryfast"] if output == "out.mkv" else ["--segment-frames", "7"]
+    assert upscale(network, source, tmp_path / "undisturbed" / output, *options) == 0
+    command = [sys.executable, "-m", "vsr_dist.upscale", str(source), str(tmp_path / output), "--checkpoint"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, str(network), *options], env=environment, stderr=subprocess.PIPE)
+    work = tmp_path / f".{output}.work"
+    wait_for((work / "part_000" / "000002.json").exists, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / output).exists()
+    capsys.readouterr()
+    assert upscale(network, source, tmp_path / output, *options, "--segment-frames", "8") == 2
+    error = said(capsys)[1]
+    assert "options.segment_frames was 7 and is 8" in error
+    assert str(work) in error
+    other = make_generator(tmp_path / "other", noise=0.1)
+    assert upscale(other, source, tmp_path / output, *options) == 2
+    assert "generator.digest" in said(capsys)[1]
+    assert upscale(network, source, tmp_path / output, *options) == 0
+    assert re.search(r"going on: (21|28|35|42|49) of 120 frames are done", said(capsys)[0])
+    assert not list(tmp_path.glob(".*"))
+    if output == "frames":
+        files = [
+            {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+            for name in ("undisturbed/frames", "frames")
+        ]
+        assert files[0] == files[1]
+    else:
+        assert (tmp_path / output).read_bytes() == (tmp_path / "undisturbed" / output).read_bytes()
+
+
+def test_ctrl_c_ends_all_threads_and_says_how_to_go_on(tmp_path):
+    network = make_generator(tmp_path / "run", noise=0.2)
+    source = write_video(tmp_path / "in.mp4", moving(400, 96, 128), options={"preset": "ultrafast"})
+    command = [sys.executable, "-m", "vsr_dist.upscale", str(source), str(tmp_path / "out.mp4"), "--checkpoint"]
+    process = subprocess.Popen(
+        [*command, str(network), "--segment-frames", "5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    work = tmp_path / ".out.mp4.work"
+    wait_for((work / "part_000" / "000000.json").exists, process)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "the same command goes on" in out
+    assert error == "error: interrupted\n"
+
+
+def test_two_jobs_for_one_output_do_not_mix(tmp_path, generator, capsys):
+    import fcntl
+
+    source = write_video(tmp_path / "in.mp4", moving(3))
+    work = tmp_path / ".out.mp4.work"
+    work.mkdir()
+    with (work / "lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert upscale(generator, source, tmp_path / "out.mp4") == 2
+        assert "another process" in said(capsys)[1]
+    assert upscale(generator, source, tmp_path / "out.mp4") == 0
+
+
+def test_the_plan_is_plain_to_read(tmp_path, generator, monkeypatch):
+    source = write_video(tmp_path / "in.mp4", moving(3))
+    kept = {}
+    monkeypatch.setattr("vsr_dist.inference.work_folder.shutil.rmtree", lambda path, **_: kept.update(path=Path(path)))
+    assert upscale(generator, source, tmp_path / "out.mp4") == 0
+    job = json.loads((kept["path"] / "job.json").read_text())
+    assert job["identity"]["input"]["name"] == "in.mp4"
+    assert job["plan"]["num_frames"] == 3

@@ -1,0 +1,187 @@
+"""What `vsr-dist upscale` keeps of a video: frames, times, colours, orientation, depth and shape."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+import pytest
+from upscale_media import decoded, generator, moving, stated_length_s, times_of, write_video
+
+from vsr_dist.cli import main
+
+__all__ = ["generator"]
+UNEVEN = [0, 1, 3, 4, 9, 10, 15, 16, 17, 30]
+
+
+def upscale(generator, source, output, *options):
+    return main(["upscale", str(source), str(output), "--checkpoint", str(generator), *options])
+
+
+def bicubic(frames, scale=2):
+    return [cv2.resize(f, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC) for f in frames]
+
+
+@pytest.mark.parametrize(("suffix", "length_s"), [(".mp4", 31 / 30), (".mkv", 1.033), (".mov", 31 / 30)])
+def test_uneven_times_are_kept_to_the_tick_over_segments(tmp_path, generator, suffix, length_s):
+    source = write_video(tmp_path / f"in{suffix}", moving(10), pts=UNEVEN)
+    output = tmp_path / f"out{suffix}"
+    assert upscale(generator, source, output, "--segment-frames", "3") == 0
+    assert times_of(output) == times_of(source)
+    assert len(times_of(output)) == 10
+    assert stated_length_s(output) == pytest.approx(length_s, abs=1e-3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, output.name])
+
+
+def test_a_rate_that_is_no_whole_number_and_a_late_start_are_kept(tmp_path, generator):
+    source = write_video(
+        tmp_path / "in.mp4",
+        moving(5),
+        pts=[n + 9 for n in range(5)],
+        time_base=Fraction(1001, 30000),
+        rate=Fraction(30000, 1001),
+    )
+    assert upscale(generator, source, tmp_path / "out.mp4") == 0
+    assert times_of(tmp_path / "out.mp4") == times_of(source)
+    assert float(times_of(source)[0]) == pytest.approx(0.3, abs=1e-3)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.streams.video[0].average_rate == Fraction(30000, 1001)
+
+
+@pytest.mark.parametrize("segment_frames", ["1", "2", "250"])
+def test_one_frame(tmp_path, generator, segment_frames):
+    source = write_video(tmp_path / "in.mkv", moving(1))
+    assert upscale(generator, source, tmp_path / "out.mp4", "--segment-frames", segment_frames) == 0
+    first, frames = decoded(tmp_path / "out.mp4")
+    assert (len(frames), first.width, first.height) == (1, 64, 48)
+
+
+@pytest.mark.parametrize(
+    ("tags", "matrix", "full_range"),
+    [
+        (None, 6, False),
+        ((1, 1, 1, 1), 1, False),
+        ((6, 2, 6, 6), 6, True),
+        ((9, 1, 9, 16), 9, False),
+        ((9, 1, 9, 18), 9, False),
+    ],
+    ids=["untagged", "bt709", "full-range bt601", "bt2020 pq", "bt2020 hlg"],
+)
+def test_colours_neither_shift_nor_lose_their_tags(tmp_path, generator, tags, matrix, full_range):
+    frames = moving(3, 48, 64)
+    source = write_video(
+        tmp_path / "in.mp4", frames, matrix=matrix, full_range=full_range, tags=tags, options={"crf": "1"},
+        pixel_format="yuv444p"
+    )  # fmt: skip
+    assert upscale(generator, source, tmp_path / "out.mp4", "--quality", "1") == 0
+    first, results = decoded(tmp_path / "out.mp4")
+    found = (first.colorspace, first.color_range, first.color_primaries, first.color_trc)
+    # What was not tagged is converted as players guess it for the small input, and tagged: they would guess otherwise
+    # for a result of another size.
+    assert found == (tags or (6, 1, 2, 2))
+    _, inputs = decoded(source)
+    shift = np.mean(results, axis=(0, 1, 2)) - np.mean(bicubic(inputs), axis=(0, 1, 2))
+    assert np.abs(shift).max() < 0.5
+    assert np.abs(np.mean(results, axis=(0, 1, 2)) - np.mean(bicubic(frames), axis=(0, 1, 2))).max() < 1
+
+
+def test_large_untagged_video_is_taken_for_bt709(tmp_path, generator):
+    source = write_video(tmp_path / "in.mp4", moving(1, 584, 32), matrix=1)
+    assert upscale(generator, source, tmp_path / "out.mp4") == 0
+    assert decoded(tmp_path / "out.mp4")[0].colorspace == 1
+
+
+@pytest.mark.parametrize("pixel_format", ["yuv420p10le", "yuv422p10le", "gray10le"])
+def test_ten_bits_stay_ten_bits(tmp_path, generator, pixel_format):
+    frames = moving(3, 32, 48, np.uint16)
+    source = write_video(
+        tmp_path / "in.mkv", frames, pixel_format=pixel_format, options={"crf": "1"}, tags=(6, 1, 2, 2)
+    )
+    assert upscale(generator, source, tmp_path / "out.mkv", "--quality", "1") == 0
+    first, results = decoded(tmp_path / "out.mkv")
+    assert first.format.name == pixel_format.replace("gray10le", "yuv420p10le")
+    wanted = bicubic(frames)
+    if pixel_format == "gray10le":
+        wanted = [np.repeat((f @ [0.299, 0.587, 0.114])[..., None], 3, axis=2) for f in wanted]
+    shift = np.mean(results, axis=(0, 1, 2)) - np.mean(wanted, axis=(0, 1, 2))
+    assert np.abs(shift).max() < 65535 / 255
+    # Finer than 8 bits can be: some levels between those that are multiples of 257.
+    assert len(np.unique(np.asarray(results) // 64)) > 256
+
+
+def test_ten_bits_are_not_lost_in_silence(tmp_path, generator, capsys):
+    source = write_video(tmp_path / "in.mkv", moving(1, dtype=np.uint16), pixel_format="yuv420p10le")
+    assert upscale(generator, source, tmp_path / "out.webm", "--codec", "libvpx-vp9") == 2
+    assert "10 bits" in capsys.readouterr().err
+    assert upscale(generator, source, tmp_path / "out.mp4", "--pixel-format", "yuv420p") == 0
+    assert decoded(tmp_path / "out.mp4")[0].format.name == "yuv420p"
+
+
+@pytest.mark.parametrize("full_range", [False, True])
+def test_grey_stays_grey_and_as_bright(tmp_path, generator, full_range):
+    frames = [np.repeat(f.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2) for f in moving(2, 32, 48)]
+    source = write_video(
+        tmp_path / "in.mkv", frames, pixel_format="gray", full_range=full_range, options={"crf": "1"},
+        tags=(6, 2 if full_range else 1, 2, 2),
+    )  # fmt: skip
+    assert upscale(generator, source, tmp_path / "out.mp4", "--quality", "1") == 0
+    _, results = decoded(tmp_path / "out.mp4")
+    assert np.abs(np.mean(results, axis=(0, 1, 2)) - np.mean(frames)).max() < 1
+    assert np.abs(np.ptp(np.asarray(results, int), axis=3)).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("turn", "upright"),
+    [
+        ((0, True, False), lambda f: f[:, ::-1]),
+        ((-90, False, False), lambda f: np.rot90(f, -1)),
+        ((180, False, False), lambda f: f[::-1, ::-1]),
+        ((90, False, False), np.rot90),
+    ],
+    ids=["mirrored", "clockwise", "half", "counter-clockwise"],
+)
+def test_the_result_is_upright_in_its_pixels(tmp_path, generator, turn, upright):
+    frames = moving(2, 32, 48)
+    source = write_video(tmp_path / "in.mp4", frames, rotation=turn, options={"crf": "1"}, pixel_format="yuv444p")
+    assert upscale(generator, source, tmp_path / "out.mp4", "--quality", "1") == 0
+    first, results = decoded(tmp_path / "out.mp4")
+    assert first.rotation == 0
+    wanted = upright(bicubic(frames[:1])[0]).astype(float)
+    assert results[0].shape == wanted.shape
+    assert np.abs(results[0] - wanted).mean() < 3
+
+
+def test_pixels_that_are_not_square_stay_so(tmp_path, generator):
+    source = tmp_path / "in.mp4"
+    with av.open(str(source), "w") as output:
+        stream = output.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(16, 15)
+        output.mux(stream.encode(av.VideoFrame.from_ndarray(moving(1)[0], format="rgb24")))
+        output.mux(stream.encode(None))
+    assert upscale(generator, source, tmp_path / "out.mkv") == 0
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 15)
+
+
+def test_odd_sizes(tmp_path, generator, capsys):
+    source = write_video(tmp_path / "in.mkv", moving(2, 23, 31), codec="ffv1", pixel_format="yuv444p")
+    assert upscale(generator, source, tmp_path / "out.mp4") == 0
+    assert decoded(tmp_path / "out.mp4")[1][0].shape == (46, 62, 3)
+    assert "note" not in capsys.readouterr().out
+
+
+def test_interlaced_video_is_refused_or_made_progressive(tmp_path, generator, capsys):
+    source = write_video(tmp_path / "in.mkv", moving(8, 32, 48), options={"x264-params": "tff=1:interlaced=1"})
+    assert upscale(generator, source, tmp_path / "out.mp4") == 2
+    assert "--deinterlace" in capsys.readouterr().err
+    assert upscale(generator, source, tmp_path / "out.mkv", "--deinterlace", "--segment-frames", "3") == 0
+    assert times_of(tmp_path / "out.mkv") == times_of(source)
+
+
+def test_alpha_is_left_out_and_that_is_said(tmp_path, generator, capsys):
+    source = write_video(tmp_path / "in.mkv", moving(2), codec="ffv1", pixel_format="yuva420p")
+    assert upscale(generator, source, tmp_path / "out.mp4") == 0
+    assert "alpha" in capsys.readouterr().out

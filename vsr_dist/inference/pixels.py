@@ -1,0 +1,53 @@
+"""Frames as they are decoded (integers, rows by columns by colours) to what networks take, and back.
+
+Axis letters: B batch, C channels, H W low-resolution, Y X high-resolution rows and columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vsr_dist.core.errors import BadInputError
+from vsr_dist.inference.stream import Frame
+
+# Integer that stands for 1.0.
+FULL_SCALE: dict[Any, float] = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
+
+
+def check_frame(frame_HWC: Frame, like_HWC: tuple[tuple[int, ...], Any] | None = None) -> None:
+    """Raise BadInputError unless this is a frame, and of the (shape, dtype) that the video has, where it is given."""
+    is_array = isinstance(frame_HWC, np.ndarray)
+    found = f"{frame_HWC.dtype} {frame_HWC.shape}" if is_array else type(frame_HWC).__name__
+    if not is_array or frame_HWC.dtype not in FULL_SCALE or frame_HWC.ndim != 3 or frame_HWC.shape[2] != 3:
+        raise BadInputError(f"expected RGB frames, uint8 or uint16 (rows, columns, 3), found {found}")
+    if 0 in frame_HWC.shape:
+        raise BadInputError(f"expected frames of at least one pixel, found {found}")
+    if like_HWC is not None and (frame_HWC.shape, frame_HWC.dtype) != like_HWC:
+        raise BadInputError(
+            f"a frame of {found} in a video of {like_HWC[1]} {like_HWC[0]}; a video has frames of one size and depth: "
+            "begin a new one, or convert the frames"
+        )
+
+
+def to_network(frame_HWC: Frame, device: torch.device) -> Tensor:
+    """One frame to float32 RGB in [0, 1], (1, 3, H, W) on the device, in channels-last memory as it was."""
+    # Only bytes travel to the device. Frames from a decoder may be read-only or upside down in memory.
+    array = np.ascontiguousarray(frame_HWC)
+    if not array.flags.writeable:
+        array = array.copy()
+    integers = torch.from_numpy(array).to(device)
+    return integers.to(torch.float32).div_(FULL_SCALE[frame_HWC.dtype]).permute(2, 0, 1)[None]
+
+
+def from_network(fake_CYX: Tensor, dtype: np.dtype[Any]) -> Frame:
+    """Float RGB (3, Y, X), nominally in [0, 1], clamped and rounded (halves to even) to a frame (Y, X, 3)."""
+    full = FULL_SCALE[dtype]
+    # In float32: bfloat16 cannot tell 254 from 255.
+    levels_YXC = fake_CYX.float().clamp(0.0, 1.0).mul_(full).round_().permute(1, 2, 0)
+    kind = torch.uint8 if full == 255.0 else torch.uint16
+    frame_YXC: Frame = levels_YXC.to(kind).contiguous().cpu().numpy()
+    return frame_YXC

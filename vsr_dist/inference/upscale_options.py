@@ -1,0 +1,82 @@
+"""The options of an upscaling job, and a look at the places that it writes to."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+
+from vsr_dist.core.errors import BadConfigError
+from vsr_dist.inference.codecs import container_of
+from vsr_dist.inference.engine import StreamOptions
+from vsr_dist.inference.runners import Precision
+
+
+@dataclass(frozen=True)
+class UpscaleOptions:
+    """What the command line says; see `vsr-dist upscale --help`. checkpoint: the generator's name, for people."""
+
+    source: Path
+    output: Path
+    device: torch.device
+    checkpoint: str
+    overwrite: bool = False
+    codec: str | None = None
+    quality: int | None = None
+    preset: str | None = None
+    pixel_format: str | None = None
+    compare: Path | None = None
+    audio: bool = True
+    subtitles: bool = True
+    start_s: float | None = None
+    num_frames: int | None = None
+    deinterlace: bool = False
+    image_rate: Fraction = Fraction(25)
+    tile_px: int | None = None
+    overlap_px: int | None = None
+    precision: Precision = "fp32"
+    compile: bool = False
+    cuts: bool = True
+    segment_frames: int = 250
+    work_dir: Path | None = None
+
+    def stream(self) -> StreamOptions:
+        """Those of the network."""
+        return StreamOptions(self.tile_px, self.overlap_px, self.precision, self.compile, self.cuts)
+
+
+def check_paths(options: UpscaleOptions) -> str | None:
+    """The output's container, after a look at all places that are written to."""
+    target = container_of(options.output)
+    if options.output.exists():
+        if options.source.exists() and os.path.samefile(options.source, options.output):
+            raise BadConfigError(f"OUTPUT {options.output} is the input; name another file")
+        is_free = options.output.is_dir() and not any(options.output.iterdir())
+        if not options.overwrite and not is_free:
+            raise BadConfigError(
+                f"OUTPUT {options.output} exists; name another file, or give --overwrite to replace it"
+            )
+    for path in (options.output, options.compare):
+        if path is not None:
+            _check_writable(path)
+    if options.compare is not None:
+        if container_of(options.compare) is None:
+            raise BadConfigError(f"--compare {options.compare}: expected a video file, such as comparison.mp4")
+        if options.compare.exists() and not options.overwrite:
+            raise BadConfigError(f"--compare {options.compare} exists; name another file, or give --overwrite")
+    return target
+
+
+def _check_writable(path: Path) -> None:
+    folder = path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadConfigError(
+            f"{folder} cannot be made ({error.strerror}); choose another place for {path.name}"
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadConfigError(f"{folder} cannot be written to; choose another place for {path.name}")
