@@ -76,7 +76,9 @@ class TiledNetwork:
         if grid is None or (grid.rows.size_px, grid.columns.size_px) != size:
             # A frame that fits needs no overlap, whose measurement costs time.
             fits = self.tile_px >= max(size)
-            grid = self._grid = Grid(height, width, self.tile_px, Overlap(0, 0) if fits else self.overlap)
+            overlap = Overlap(0, 0) if fits else self.overlap
+            exact = self.fixed_px is not None
+            grid = self._grid = Grid(height, width, self.tile_px, overlap, exact=exact)
         return grid
 
     def _choose(self, inputs: Sequence[Tensor], function: NetworkFunction) -> int:
