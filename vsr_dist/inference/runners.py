@@ -25,7 +25,10 @@ from vsr_dist.models.vsrnet import neighbour_flow
 from vsr_dist.ops.flow_classical import FlowMethod, estimate_flow
 
 Precision = Literal["fp32", "bf16"]
-# See docs/export.md, "Beginning in the middle".
+# How long the beginning of a recurrence shows. Measured on a trained ConvGRU of 32 channels (the configuration of the
+# generator that comes with the package, 1,400 steps) at many places of three sample clips: images of a stream that
+# began k frames ago differ from one that began long ago by at most 6.8 levels of 255 at the first frame, 1.9 after 4,
+# 0.6 after 8, 0.25 after 12 and 0.1 after 16: a factor of three every four frames.
 STATE_WARM_UP_FRAMES = 16
 
 
@@ -209,7 +212,7 @@ class WindowRunner:
         self._setting = _Setting(device, options)
         self.side_px = max(generator.min_px, generator.input_px or 1)
         with self._setting.active():
-            self.past, self.future = context_frames(generator, max(self.side_px, 24), device)
+            self.past, self.future = context_frames(generator, generator.input_px or max(self.side_px, 24), device)
         # Where frames do not see each other there is nothing to wait for.
         self.chunk = options.chunk_frames if self.past or self.future else 1
         self._forward = self._setting.compiled(generator)
