@@ -48,10 +48,13 @@ class ShiftTolerantLpips(nn.Module):
     deviation: Tensor
     kernel: Tensor
 
-    def __init__(self) -> None:
+    def __init__(
+        self, what: str = "train.perceptual_metric stlpips", instead: str = "set train.perceptual_metric=none"
+    ) -> None:
+        """`what` asked for it, and what to do `instead` of installing its weights: for the error without them."""
         super().__init__()
-        fix = 'run `pip install "vsr-dist[perceptual]"` or set train.perceptual_metric=none'
-        state = _read(distribution_file(STLPIPS, WEIGHTS_FILE, "train.perceptual_metric stlpips", fix))
+        fix = f'run `pip install "vsr-dist[perceptual]"` or {instead}'
+        state = _read(distribution_file(STLPIPS, WEIGHTS_FILE, what, fix))
         self.convs = nn.ModuleList(
             nn.Conv2d(num_in, num_out, size, padding=padding) for _, num_out, num_in, size, padding, _ in _CONVS
         )

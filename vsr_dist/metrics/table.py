@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from vsr_dist.core.files import write_whole
+from vsr_dist.metrics.registry import TABLE
 
 # Name -> (heading, decimals, +1 if higher is better or -1 if lower is).
 METRICS: dict[str, tuple[str, int, int]] = {
-    "psnr_y": ("PSNR-Y dB", 2, +1),
-    "ssim_y": ("SSIM-Y", 4, +1),
-    "psnr_rgb": ("PSNR-RGB dB", 2, +1),
-    "ssim_rgb": ("SSIM-RGB", 4, +1),
-    "tof": ("tOF px", 3, -1),
-    "tdiff": ("tdiff x1e4", 2, -1),
+    metric.name: (metric.heading, metric.decimals, metric.direction) for metric in TABLE
 }
-_FACTOR = {"tdiff": 1e4}
+_FACTOR = {metric.name: metric.factor for metric in TABLE}
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,11 @@ def plain_table(
         for scope, by_method in table.items()
         for method in methods
     ]
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Cells in columns, the first two to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -91,14 +96,26 @@ def plain_table(
     return "\n".join(lines)
 
 
-def write_csv(path: Path, rows: Sequence[FrameRow]) -> None:
-    """One line per frame and method; an absent score is an empty cell."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["source", "sequence", "frame", "method", *METRICS])
-        for row in rows:
-            cells = [repr(row.scores[name]) if name in row.scores else "" for name in METRICS]
-            writer.writerow([row.source, row.sequence, row.frame, row.method, *cells])
+def write_csv(path: Path, rows: Sequence[FrameRow], metrics: Sequence[str] = tuple(METRICS)) -> None:
+    """One line per frame and method, the file seen whole; an absent score is an empty cell."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["source", "sequence", "frame", "method", *metrics])
+    for row in rows:
+        cells = [repr(row.scores[name]) if name in row.scores else "" for name in metrics]
+        writer.writerow([row.source, row.sequence, row.frame, row.method, *cells])
+    write_whole(path, text.getvalue().encode())
+
+
+def write_sequence_csv(path: Path, sequences: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> None:
+    """One line per sequence and method, from the entries of metrics.json's `sequences`."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["source", "sequence", "frames", "method", *metrics])
+    for entry in sequences:
+        cells = [repr(entry["scores"][name]) if name in entry["scores"] else "" for name in metrics]
+        writer.writerow([entry["source"], entry["sequence"], entry["num_frames"], entry["method"], *cells])
+    write_whole(path, text.getvalue().encode())
 
 
 def _cell(by_method: Mapping[str, Mapping[str, float]], method: str, name: str, methods: Sequence[str]) -> str:
@@ -108,10 +125,13 @@ def _cell(by_method: Mapping[str, Mapping[str, float]], method: str, name: str, 
     return f"**{text}**" if best else text
 
 
+def shown(name: str, value: float, sign: str = "") -> str:
+    """A value of a metric as the tables show it; `sign` "+" for a difference."""
+    return f"{value * _FACTOR[name]:{sign}.{METRICS[name][1]}f}"
+
+
 def _number(scores: Mapping[str, float], name: str) -> str:
-    if name not in scores:
-        return "-"
-    return f"{scores[name] * _FACTOR.get(name, 1.0):.{METRICS[name][1]}f}"
+    return shown(name, scores[name]) if name in scores else "-"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -5,16 +5,17 @@ All take clips of uint8 RGB frames. Axes: T time, Y X rows and columns, C channe
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from vsr_dist.core.errors import BadInputError
+from vsr_dist.metrics.protocol import CROP_MARGIN_PX, CROP_MULTIPLE_PX, Region, centre_crop
 from vsr_dist.ops.color import ByteArray
-from vsr_dist.ops.motion import FlowArray, align_frames, estimate_motion
+from vsr_dist.ops.motion import FlowArray, estimate_motion
+from vsr_dist.ops.warp import backward_warp
 
-CROP_MULTIPLE_PX = 32
-CROP_MARGIN_PX = 16
+BoolArray = npt.NDArray[np.bool_]
 
 
 def tdiff(fake_TYXC: ByteArray, real_TYXC: ByteArray) -> float:
@@ -35,10 +36,10 @@ def tdiff(fake_TYXC: ByteArray, real_TYXC: ByteArray) -> float:
 def tof(fake_TYXC: ByteArray, real_TYXC: ByteArray, trim_frames: int = 2, crop_to_multiple: bool = True) -> float:
     """Mean length of the difference between the optical flows of two clips, in pixels. Lower is better.
 
-    As TecoGAN's metrics.py (github.com/thunil/TecoGAN): Farneback flow on 8-bit grey frames, `trim_frames`
-    cut at both ends of the clip, a centred crop to the largest multiple of 32 that leaves a margin of 16. Set
-    `trim_frames=0` for clips shorter than 6 frames and `crop_to_multiple=False` for images below 48 pixels,
-    and say so beside the number. BadInputError if too little is left.
+    As TecoGAN's metrics.py (github.com/thunil/TecoGAN): Farneback flow of whole 8-bit grey frames, `trim_frames`
+    cut at both ends of the clip, and of the flow the centred crop to the largest multiple of 32 that leaves a margin
+    of 16. Set `trim_frames=0` for clips shorter than 6 frames and `crop_to_multiple=False` for images below 48
+    pixels, and say so beside the number. BadInputError if too little is left.
     """
     num_frames = len(real_TYXC) - 2 * trim_frames
     if num_frames < 2:
@@ -47,59 +48,80 @@ def tof(fake_TYXC: ByteArray, real_TYXC: ByteArray, trim_frames: int = 2, crop_t
             f"{len(real_TYXC)}; use longer clips or trim_frames=0"
         )
     _check(fake_TYXC, real_TYXC, min_frames=2)
+    region: Region = (slice(None), slice(None))
+    if crop_to_multiple:
+        if min(real_TYXC.shape[1:3]) < CROP_MULTIPLE_PX + CROP_MARGIN_PX:
+            raise BadInputError(
+                f"tOF: expected images of at least {CROP_MULTIPLE_PX + CROP_MARGIN_PX} pixels, found "
+                f"{min(real_TYXC.shape[1:3])}; use crop_to_multiple=False"
+            )
+        region = centre_crop(*real_TYXC.shape[1:3])
     kept = slice(trim_frames, trim_frames + num_frames)
-    rows = _centre(real_TYXC.shape[1], crop_to_multiple)
-    columns = _centre(real_TYXC.shape[2], crop_to_multiple)
-    fake_flow = estimate_motion(np.ascontiguousarray(fake_TYXC[kept, rows, columns]))
-    real_flow = estimate_motion(np.ascontiguousarray(real_TYXC[kept, rows, columns]))
-    return float(np.linalg.norm((fake_flow - real_flow).astype(np.float64), axis=-1).mean())
+    flows = zip(estimate_motion(fake_TYXC[kept]), estimate_motion(real_TYXC[kept]), strict=True)
+    return float(np.mean([flow_distance(fake, real, region) for fake, real in flows]))
+
+
+def flow_distance(fake_YX2: FlowArray, real_YX2: FlowArray, region: Region) -> float:
+    """Mean Euclidean length of the difference of two flows inside a region, in pixels."""
+    difference = (fake_YX2[region] - real_YX2[region]).astype(np.float64)
+    return float(np.sqrt(np.square(difference).sum(axis=-1)).mean())
 
 
 def warping_error(fake_TYXC: ByteArray, real_TYXC: ByteArray) -> float:
     """Mean squared change of the fake clip along the real clip's motion, on [0, 1] images. Lower is steadier.
 
-    Frame t-1 is warped onto frame t by the real clip's backward flow; pixels where forward and backward flow
-    disagree (occlusions) are left out. Follows Lai et al. 2018 (arXiv:1808.00449), with Farneback flow in
-    place of a trained one, so numbers compare only with each other. Blur lowers it: read it beside the PSNR.
+    The mean over the pairs of `warp_pair`, with the whole frame as its region.
     """
     _check(fake_TYXC, real_TYXC, min_frames=2)
+    forward = estimate_motion(real_TYXC, "forward")
     backward = estimate_motion(real_TYXC, "backward")
-    visible = _visible(estimate_motion(real_TYXC, "forward"), backward)
-    history = align_frames(fake_TYXC, backward, "corrected")
-    errors = []
-    for t in range(1, len(fake_TYXC)):
-        change = np.subtract(fake_TYXC[t], history[t], dtype=np.float64) / 255.0
-        seen = visible[t - 1]
-        if seen.any():
-            errors.append(float(np.mean(change[seen] ** 2)))
-    if not errors:
-        raise BadInputError("warping error: no pixel of this clip has a motion that forward and backward agree on")
+    everywhere: Region = (slice(None), slice(None))
+    errors = [
+        warp_pair(fake_TYXC[t], fake_TYXC[t + 1], forward[t], visible(forward[t], backward[t]), everywhere)
+        for t in range(len(forward))
+    ]
     return float(np.mean(errors))
 
 
-def _visible(forward_TYX2: FlowArray, backward_TYX2: FlowArray) -> npt.NDArray[np.bool_]:
-    """Where the backward flow is undone by the forward flow it leads to: Sundaram et al. 2010."""
-    masks = []
-    for forward, backward in zip(forward_TYX2, backward_TYX2, strict=True):
-        row, column = np.mgrid[0 : backward.shape[0], 0 : backward.shape[1]].astype(np.float32)
-        there = cv2.remap(forward, column + backward[..., 0], row + backward[..., 1], cv2.INTER_LINEAR)
-        mismatch = np.sum((backward + there) ** 2, axis=-1)
-        length = np.sum(backward**2, axis=-1) + np.sum(there**2, axis=-1)
-        masks.append(mismatch <= 0.01 * length + 0.5)
-    return np.stack(masks)
+def warp_pair(
+    before_YXC: ByteArray, now_YXC: ByteArray, forward_YX2: FlowArray, visible_YX: BoolArray, region: Region
+) -> float:
+    """`sum(noc (W(V[t+1]) - V[t])^2) / sum(noc)` of one pair on [0, 1] RGB: evaluate_WarpError.py of Lai 2018.
+
+    The later frame is warped onto the earlier one's grid by the truth's forward flow, bilinearly, edge pixels
+    repeated; the sums run over pixels and channels inside the region. 0 where nothing is visible, as there. In
+    place of FlowNet2's flow it is given Farneback's, so that numbers compare only with each other. Blur lowers it:
+    read it beside the PSNR.
+    """
+    now_BCYX = torch.from_numpy(now_YXC).permute(2, 0, 1)[None].to(torch.float32) / 255.0
+    flow_B2YX = torch.from_numpy(forward_YX2).permute(2, 0, 1)[None]
+    warped_YXC = backward_warp(now_BCYX, flow_B2YX)[0].permute(1, 2, 0).numpy()[region]
+    change = warped_YXC - before_YXC[region].astype(np.float32) / np.float32(255.0)
+    seen = visible_YX[region]
+    if not seen.any():
+        return 0.0
+    return float(np.square(change[seen].astype(np.float64)).mean())
 
 
-def _centre(size_px: int, crop_to_multiple: bool) -> slice:
-    if not crop_to_multiple:
-        return slice(0, size_px)
-    kept_px = (size_px - CROP_MARGIN_PX) // CROP_MULTIPLE_PX * CROP_MULTIPLE_PX
-    if kept_px <= 0:
-        raise BadInputError(
-            f"tOF: expected images of at least {CROP_MULTIPLE_PX + CROP_MARGIN_PX} pixels, found {size_px}; "
-            "use crop_to_multiple=False"
-        )
-    start = (size_px - kept_px) // 2
-    return slice(start, start + kept_px)
+def visible(forward_YX2: FlowArray, backward_YX2: FlowArray) -> BoolArray:
+    """Where the earlier frame's pixels are seen in the later one, away from the edges of moving things.
+
+    `detect_occlusion` of fast_blind_video_consistency (Sundaram et al. 2010): a pixel is left out where the flow and
+    the flow back from where it leads do not cancel, `|w + w'|^2 > 0.01 (|w|^2 + |w'|^2) + 0.5`, and on motion
+    boundaries, `|grad w|^2 > 0.01 |w|^2 + 0.002`.
+    """
+    forward_B2YX, backward_B2YX = (torch.from_numpy(f).permute(2, 0, 1)[None] for f in (forward_YX2, backward_YX2))
+    back_YX2 = backward_warp(backward_B2YX, forward_B2YX)[0].permute(1, 2, 0).numpy()
+    length = np.square(forward_YX2).sum(axis=-1)
+    mismatch = np.square(forward_YX2 + back_YX2).sum(axis=-1)
+    occluded = mismatch > 0.01 * (length + np.square(back_YX2).sum(axis=-1)) + 0.5
+    slope = np.zeros_like(length)
+    slope[:, :-1] += np.square(forward_YX2[:, 1:, 0] - forward_YX2[:, :-1, 0])
+    slope[:-1] += np.square(forward_YX2[1:, :, 0] - forward_YX2[:-1, :, 0])
+    slope[:, :-1] += np.square(forward_YX2[:, 1:, 1] - forward_YX2[:, :-1, 1])
+    slope[:-1] += np.square(forward_YX2[1:, :, 1] - forward_YX2[:-1, :, 1])
+    mask: BoolArray = ~(occluded | (slope > 0.01 * length + 0.002))
+    return mask
 
 
 def _check(fake_TYXC: ByteArray, real_TYXC: ByteArray, min_frames: int) -> None:

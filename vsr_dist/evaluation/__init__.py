@@ -1,0 +1,1 @@
+"""Measuring results against their truth: what is measured, on what, how, and how sure the numbers are."""

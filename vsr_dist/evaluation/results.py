@@ -1,0 +1,156 @@
+"""Per-frame scores as a result: tables, intervals and comparisons, and reading them back."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vsr_dist.core.errors import BadInputError
+from vsr_dist.metrics.registry import METRICS, in_order
+from vsr_dist.metrics.table import FrameRow
+from vsr_dist.metrics.uncertainty import (
+    LEVEL,
+    Difference,
+    Interval,
+    compare,
+    interval_over_frames,
+    interval_over_sequences,
+)
+
+FORMAT_VERSION = 2
+_FIXED_COLUMNS = ("source", "sequence", "frame", "method")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluation: rows of every frame and method, and what its metrics.json says. `name` is for messages."""
+
+    name: str
+    rows: list[FrameRow]
+    main: str
+    measured_alike: dict[str, Any]
+
+
+class Columns:
+    """Values of one metric under one method, per sequence, with each sequence's share in `overall`."""
+
+    def __init__(self, rows: Sequence[FrameRow], method: str, metric: str) -> None:
+        self.frames: dict[str, list[float]] = {}
+        sources: dict[str, str] = {}
+        for row in rows:
+            if row.method == method and metric in row.scores:
+                self.frames.setdefault(row.sequence, []).append(row.scores[metric])
+                sources[row.sequence] = row.source
+        totals: dict[str, int] = {}
+        for name, values in self.frames.items():
+            totals[sources[name]] = totals.get(sources[name], 0) + len(values)
+        self.means = {name: sum(values) / len(values) for name, values in self.frames.items()}
+        # `overall` is the mean of the videos' means over frames.
+        self.weights = {name: len(values) / totals[sources[name]] for name, values in self.frames.items()}
+
+    def interval(self) -> Interval | None:
+        """Over sequences if there are three, else over blocks of frames."""
+        names, weights = list(self.frames), list(self.weights.values())
+        found = interval_over_sequences([self.means[name] for name in names], weights)
+        return found or interval_over_frames(list(self.frames.values()), weights)
+
+
+def metrics_of(rows: Sequence[FrameRow]) -> tuple[str, ...]:
+    """The metrics that any row has."""
+    return in_order(tuple({name for row in rows for name in row.scores}))
+
+
+def sequence_table(rows: Sequence[FrameRow], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """Per sequence and method: how many frames, and the mean of each metric."""
+    table = []
+    groups: dict[tuple[str, str], list[FrameRow]] = {}
+    for row in rows:
+        groups.setdefault((row.sequence, row.method), []).append(row)
+    for sequence in dict.fromkeys(row.sequence for row in rows):
+        for method in methods:
+            group = groups.get((sequence, method), [])
+            if group:
+                means = {name: Columns(group, method, name).means[sequence] for name in metrics_of(group)}
+                entry = {"sequence": sequence, "source": group[0].source, "method": method}
+                table.append({**entry, "num_frames": len(group), "scores": means})
+    return table
+
+
+def intervals(rows: Sequence[FrameRow], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Method -> metric -> interval of `overall`; metrics with too few values are absent."""
+    found: dict[str, dict[str, Any]] = {}
+    for method in methods:
+        for metric in metrics_of([row for row in rows if row.method == method]):
+            interval = Columns(rows, method, metric).interval()
+            if interval is not None:
+                found.setdefault(method, {})[metric] = {**asdict(interval), "level": LEVEL}
+    return found
+
+
+def compare_methods(
+    this_rows: Sequence[FrameRow], this: str, other_rows: Sequence[FrameRow], other: str
+) -> dict[str, Difference]:
+    """Metric -> verdict on `this` against `other`, for the metrics of both, paired over sequences."""
+    wanted = [name for name in metrics_of(this_rows) if name in metrics_of(other_rows)]
+    found = {}
+    for metric in wanted:
+        ours, theirs = Columns(this_rows, this, metric), Columns(other_rows, other, metric)
+        names = [name for name in ours.means if name in theirs.means]
+        if names:
+            found[metric] = compare(
+                [ours.means[name] for name in names],
+                [theirs.means[name] for name in names],
+                [ours.weights[name] for name in names],
+                METRICS[metric].direction,
+            )
+    return found
+
+
+def comparison_data(this: str, other: str, differences: dict[str, Difference]) -> dict[str, Any]:
+    """One entry of metrics.json's `comparisons`."""
+    return {"this": this, "other": other, "metrics": {name: asdict(found) for name, found in differences.items()}}
+
+
+def read_result(path: Path) -> Result:
+    """A finished evaluation, by its folder or by its metrics.json or metrics.csv. BadInputError if it is not whole."""
+    folder = path if path.is_dir() else path.parent
+    try:
+        data = json.loads((folder / "metrics.json").read_text())
+        with (folder / "metrics.csv").open(newline="") as file:
+            rows = [_row(line) for line in csv.DictReader(file)]
+        methods = list(data.get("methods") or next(iter(data["table"].values())))
+        alike = {key: data.get(key) for key in ("protocol_name", "data_digest")}
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise BadInputError(
+            f"{path} is not a finished evaluation ({error}); expected the folder of one, with metrics.json and "
+            "metrics.csv in it"
+        ) from error
+    return Result(str(path), rows, methods[-1], alike)
+
+
+def check_comparable(this: Result, other: Result) -> None:
+    """BadInputError unless both were measured on the same frames in the same way."""
+    for key, name in (("protocol_name", "protocol"), ("data_digest", "data set")):
+        mine, theirs = this.measured_alike.get(key), other.measured_alike.get(key)
+        if mine != theirs:
+            raise BadInputError(
+                f"{this.name} and {other.name} do not compare: {name} {mine} and {theirs}; evaluate both alike"
+            )
+    mine_frames, theirs_frames = ({(row.sequence, row.frame) for row in side.rows} for side in (this, other))
+    if mine_frames != theirs_frames:
+        odd = sorted(mine_frames ^ theirs_frames)
+        raise BadInputError(
+            f"{this.name} and {other.name} do not compare: {len(odd)} frames are in one only, first frame {odd[0][1]} "
+            f"of {odd[0][0]}; evaluate both on the same frames"
+        )
+
+
+def _row(line: dict[str, str]) -> FrameRow:
+    scores = {
+        name: float(value) for name, value in line.items() if name not in _FIXED_COLUMNS and value and name in METRICS
+    }
+    return FrameRow(line["source"], line["sequence"], int(line["frame"]), line["method"], scores)
