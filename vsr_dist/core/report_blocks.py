@@ -83,7 +83,7 @@ li { overflow-wrap: anywhere; }
   figure { overflow-x: auto; } figure img { max-width: none; width: max(100%, 44rem); } }
 """
 _LONG_CELL_CHARS = 60
-_NO_DIGITS = str.maketrans("", "", ".-+e,*() ")
+_NO_DIGITS = str.maketrans("", "", ".-+e,*() to")
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -158,7 +158,7 @@ def _head(text: str, colour: str) -> str:
 def _cell(text: str) -> str:
     """A cell; numbers to the right, and what is met or missed in its colour."""
     kinds = []
-    # Also in bold, with separators, and with a second number in brackets.
+    # Also in bold, with separators, and with another number or an interval in brackets.
     if text.translate(_NO_DIGITS).isdigit():
         kinds.append("number")
     if text == "yes" or text.endswith(" met"):
