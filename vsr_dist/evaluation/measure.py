@@ -20,7 +20,7 @@ from vsr_dist.core.world import World
 from vsr_dist.data.stream import share_sequences
 from vsr_dist.evaluation.scoring import HostFrame, Scorer, Scores
 from vsr_dist.evaluation.sources import EvaluationSource, Piece, SequenceInfo
-from vsr_dist.evaluation.subject import Subject
+from vsr_dist.evaluation.subject import OURS, Subject
 from vsr_dist.inference.sequence_show import SequenceShow
 from vsr_dist.inference.showcase import FrameSet
 from vsr_dist.metrics.registry import in_order
@@ -145,7 +145,8 @@ class Measurement:
     def _shown(self, low_HWC: ByteArray, fakes: Mapping[str, ByteArray], real_YXC: ByteArray) -> FrameSet:
         """Baseline and what is measured beside it; a second network is measured, but not shown."""
         names = [subject.name for subject in self.subjects]
-        return FrameSet(low_HWC, fakes[names[0]], fakes[names[1]] if len(names) > 1 else None, real_YXC)
+        shown = (names[0], names[1] if len(names) > 1 else OURS)
+        return FrameSet(low_HWC, fakes[names[0]], fakes[names[1]] if len(names) > 1 else None, real_YXC, shown)
 
     def _add_vmaf(self, known: Mapping[str, list[float]]) -> None:
         """Values that became known late go to the frames that wait for them."""
