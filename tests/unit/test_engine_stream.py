@@ -12,6 +12,7 @@ from vsr_dist.core.errors import BadConfigError, BadInputError
 from vsr_dist.inference.engine import StreamOptions
 from vsr_dist.inference.sequence import GeneratorUpscaler
 from vsr_dist.inference.shots import CONTEXT_FRAMES
+from vsr_dist.models.recurrent import RecurrentConfig
 from vsr_dist.ops.color import from_uint8, to_uint8
 
 
@@ -135,9 +136,8 @@ def test_bfloat16_differs_by_little(walk):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["gru", "bidirectional"])
-def test_compiled_differs_by_rounding_only(kind, walk):
-    generator = make(ALL[kind])
+def test_compiled_differs_by_rounding_only(walk):
+    generator = make(RecurrentConfig(channels=4, num_blocks=1))
     found = run(stream_of(generator, compile=True), walk[:20])
     assert difference(found, run(stream_of(generator), walk[:20])) <= 1
 

@@ -33,7 +33,7 @@ STATE_WARM_UP_FRAMES = 16
 
 
 class Runner(Protocol):
-    """Enlarges the frames of one video in order, told where shots begin."""
+    """Enlarges the frames of one video in order, told where shots begin; `state` and `facts` as of a FrameStream."""
 
     warm_up_frames: int
     network: TiledNetwork
@@ -46,17 +46,9 @@ class Runner(Protocol):
         """The rest; afterwards another video may begin."""
         ...
 
-    def state(self) -> dict[str, Tensor]:
-        """Everything that shapes later results, on the CPU."""
-        ...
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on as the runner whose state this was."""
-        ...
-
-    def facts(self) -> dict[str, Any]:
-        """What was chosen, for people to read."""
-        ...
+    def state(self) -> dict[str, Tensor]: ...  # noqa: D102
+    def restore(self, state: dict[str, Tensor]) -> None: ...  # noqa: D102
+    def facts(self) -> dict[str, Any]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -133,6 +125,7 @@ class StepRunner:
         side_px = max(generator.min_px, 24)
         with self._setting.active():
             _, state = generator.step(moving_texture(1, side_px, side_px, device)[:, 0], None)
+        self._has_state = bool(state)
         self.warm_up_frames = STATE_WARM_UP_FRAMES if state else 0
 
     def _measure_context(self) -> int:
@@ -155,7 +148,9 @@ class StepRunner:
         """Frame, flow if there is one, state if there is one, to image and new state."""
         flow = rest[0] if has_flow else None
         state = rest[1:] if has_flow else rest
-        fake_BCYX, state = self._step(low_BCHW, state or None, flow)
+        # Without a state the step is another program, needed once per shot: not worth its compilation.
+        step = self._step if state or not self._has_state else self.generator.step
+        fake_BCYX, state = step(low_BCHW, state or None, flow)
         return [fake_BCYX, *(state or ())]
 
     def take(self, frame_HWC: Frame, starts_shot: bool) -> list[Frame]:
