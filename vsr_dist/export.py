@@ -13,15 +13,8 @@ from pathlib import Path
 
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadConfigError, OneLineParser, run_cli
-from vsr_dist.inference.exported import (
-    TOLERANCE,
-    Exportable,
-    ExportError,
-    largest_difference,
-    need_onnx,
-    write_onnx,
-    write_torch,
-)
+from vsr_dist.inference.exportable import Exportable, ExportError
+from vsr_dist.inference.exported import TOLERANCE, largest_difference, need_onnx, write_onnx, write_torch
 from vsr_dist.upscaler import find_generator
 
 _SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}

@@ -1,25 +1,21 @@
-"""A generator as a graph that runs without this package: one streaming step, or one window of frames.
-
-The step is `(frame, state...) -> (image, next state...)`: whoever runs it feeds each state back, and all zeros at the
-beginning of a shot. Axis letters: B batch, T time, C channels, H W low-resolution, Y X high-resolution.
-"""
+"""Writing a generator as ONNX or as a program of torch.export, and checking what was written."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch import Tensor
+from torch.export import Dim
 
-from vsr_dist.core.errors import BadConfigError, MissingExtraError, UserError
-from vsr_dist.inference.probe import context_frames, moving_texture
-from vsr_dist.models.base import Generator, RecurrentGenerator
+from vsr_dist.core.errors import MissingExtraError
+from vsr_dist.inference.exportable import Exportable, ExportError, play, some
 
 Format = Literal["onnx", "torch"]
 FORMAT_VERSION = 1
@@ -35,192 +31,39 @@ _MAX_BYTES = 1_900_000_000
 _MAX_SIDE_PX = 16384
 
 
-class ExportError(UserError):
-    """This generator cannot become a graph."""
+def _sizes(exportable: Exportable) -> Iterator[tuple[Any, int]]:
+    """(Free sizes as torch.export takes them, what they are multiples of), in the order in which they are tried.
 
-
-@dataclass(frozen=True)
-class Contract:
-    """What goes in and comes out, for whoever runs the graph.
-
-    inputs and outputs: name -> shape, a number or the name of a free size; float32. multiple_px: what free sizes must
-    be multiples of. rule: in words.
+    First any size, then multiples of 4, which networks that halve the image twice need.
     """
-
-    scale: int
-    inputs: dict[str, list[int | str]]
-    outputs: dict[str, list[int | str]]
-    states: dict[str, str]
-    multiple_px: int
-    rule: str
-
-
-class _Step(nn.Module):
-    def __init__(self, generator: RecurrentGenerator) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def forward(self, frame: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        image_BCYX, following = self.generator.step(frame, tuple(states) or None)
-        return (image_BCYX.clamp(0.0, 1.0), *(following or ()))
-
-
-class _Window(nn.Module):
-    def __init__(self, generator: Generator) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def forward(self, frames: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        del states
-        return (self.generator(frames).clamp(0.0, 1.0),)
-
-
-class Exportable:
-    """A generator with everything that its export needs, checked. Raises ExportError with the reason if it cannot be.
-
-    size: (H, W) of the frames, None for free ones. num_frames: T of the window of a generator that has no step.
-    """
-
-    def __init__(self, generator: Generator, size: tuple[int, int] | None, num_frames: int | None) -> None:
-        self.generator = generator.eval().requires_grad_(False)
-        self.is_step = isinstance(generator, RecurrentGenerator)
-        _refuse_opencv(generator)
-        if self.is_step and num_frames is not None:
-            raise BadConfigError("--frames is for generators that run on windows; this one is exported as a step")
-        fixed_px = generator.input_px
-        if fixed_px is not None and size not in (None, (fixed_px, fixed_px)):
-            raise BadConfigError(f"this generator takes {fixed_px} x {fixed_px} px only, found {size[0]} x {size[1]}")  # type: ignore[index]
-        self.size = size if fixed_px is None else (fixed_px, fixed_px)
-        if self.size is not None and min(self.size) < generator.min_px:
-            raise BadConfigError(f"this generator takes sides of at least {generator.min_px} px, found {self.size}")
-        self.num_frames = 1 if self.is_step else num_frames or self._window_frames()
-        self.module: nn.Module = _Step(generator) if isinstance(generator, RecurrentGenerator) else _Window(generator)
-        self.module.eval()
-        self.states = self._zero_states()
-
-    def _window_frames(self) -> int:
-        """As the engine runs it: 8 images and what they depend on, or a single one if frames are independent."""
-        side_px = max(self.generator.min_px, self.generator.input_px or 24)
-        with torch.no_grad():
-            past, future = context_frames(self.generator, side_px, torch.device("cpu"))
-        return past + 8 + future if past or future else 1
-
-    def frames(self, count: int, size: tuple[int, int] | None = None) -> list[Tensor]:
-        """Inputs that follow one another: (1, 3, H, W) each, or (1, T, 3, H, W) of a window."""
-        height, width = size or self.example_size
-        clip_BTCHW = moving_texture(count * self.num_frames, height, width, torch.device("cpu"))
-        return list(clip_BTCHW.unbind(dim=1)) if self.is_step else list(clip_BTCHW.split(self.num_frames, dim=1))
-
-    @property
-    def example_size(self) -> tuple[int, int]:
-        """The frame for tracing; no two sizes in it are alike, so that none is taken for another."""
-        side_px = max(self.generator.min_px, 24)
-        return self.size or (-(-side_px // 4) * 4 + 16, -(-side_px // 4) * 4 + 32)
-
-    def _zero_states(self) -> tuple[Tensor, ...]:
-        """The state that is all zeros, if the generator takes it for the beginning of a shot."""
-        if not isinstance(self.generator, RecurrentGenerator):
-            return ()
-        frames = self.frames(3)
-        with torch.no_grad():
-            _, state = self.generator.step(frames[0], None)
-            zeros = tuple(torch.zeros_like(tensor) for tensor in state or ())
-            from_none = list(_play(self.module, frames, ()))
-            from_zeros = list(_play(self.module, frames, zeros))
-        worst = max(float((a[0] - b[0]).abs().max()) for a, b in zip(from_none, from_zeros, strict=True))
-        if worst > 1e-6:
-            raise ExportError(
-                "a step of this generator cannot be exported: its state at the beginning of a shot is not all zeros "
-                f"(images would differ by {worst:.1e}), as with an alignment whose flow is smoothed over time; train "
-                "with smoothing none"
-            )
-        return zeros
-
-    def state_names(self) -> list[str]:
-        """Of the inputs; the outputs are called `next_` and the same."""
-        return [f"state_{number}" for number in range(len(self.states))]
-
-    def contract(self, multiple_px: int) -> Contract:
-        """See `Contract`."""
-        height, width = self.size or ("height", "width")
-        scale = self.generator.scale
-        tall, wide = (side * scale if isinstance(side, int) else f"{scale}*{side}" for side in (height, width))
-        middle = [] if self.is_step else [self.num_frames]
-        first, image = ("frame", "image") if self.is_step else ("frames", "images")
-        inputs: dict[str, list[int | str]] = {first: [1, *middle, 3, height, width]}
-        outputs: dict[str, list[int | str]] = {image: [1, *middle, 3, tall, wide]}
-        for name, zeros in zip(self.state_names(), self.states, strict=True):
-            inputs[name] = outputs[f"next_{name}"] = [*zeros.shape[:-2], height, width]
-        about = "float32 RGB in [0, 1]"
-        if self.is_step:
-            rule = (
-                f"One frame of a shot after another, {about}; each next_state_N goes back in as state_N. At the "
-                "beginning of a shot all states are zeros."
-            )
-        else:
-            rule = (
-                f"{self.num_frames} consecutive frames of one shot, {about}; those at the ends lack their neighbours."
-            )
-        return Contract(scale, inputs, outputs, _describe(self), multiple_px, rule)
-
-
-def _describe(exportable: Exportable) -> dict[str, str]:
-    """What each state is, as far as the generator tells."""
-    generator = exportable.generator
-    num_hidden = getattr(getattr(generator, "memory", None), "num_states", 0)
-    known = ["hidden state of the recurrence", "cell state of the recurrence"][:num_hidden]
-    if getattr(generator, "aligner", None) is not None:
-        known.append("the frame before")
-    names = exportable.state_names()
-    return dict(zip(names, [*known, *["state"] * len(names)][: len(names)], strict=True))
-
-
-def _refuse_opencv(generator: Generator) -> None:
-    if generator.flow_method is not None or getattr(generator, "alignment", "none") != "none":
-        raise ExportError(
-            "this generator cannot be exported: its optical flow is OpenCV's, which is no part of a network; train "
-            "with alignment learned or none"
-        )
-
-
-def _play(run: Callable[..., Any], frames: Sequence[Tensor], states: Sequence[Tensor]) -> Any:  # noqa: ANN401
-    """All results, frame after frame, with the states fed back."""
-    for frame in frames:
-        results = run(frame, tuple(states))
-        states = results[1:]
-        yield results
-
-
-def trace(exportable: Exportable) -> tuple[ExportedProgram, Any, int]:
-    """(Graph, the free sizes that it was traced with, what they must be multiples of).
-
-    Free sizes are tried first as any, then as multiples of 4, which networks that halve the image twice need.
-    """
-    arguments = (exportable.frames(1)[0], exportable.states)
     if exportable.size is not None:
-        return _export(exportable.module, arguments, None), None, 1
-    reasons = []
+        yield None, 1
+        return
     for multiple in (1, 4):
         least = -(-max(exportable.generator.min_px, 8) // multiple)
         sides = [Dim(name, min=least, max=_MAX_SIDE_PX // multiple) for name in ("height", "width")]
         rows, columns = sides if multiple == 1 else [multiple * side for side in sides]
-        free = lambda tensor, y=rows, x=columns: {tensor.dim() - 2: y, tensor.dim() - 1: x}  # noqa: E731
-        shapes = (free(arguments[0]), tuple(free(state) for state in arguments[1]))
+        tensors = (exportable.example[0], *exportable.states)
+        free = [{tensor.dim() - 2: rows, tensor.dim() - 1: columns} for tensor in tensors]
+        yield (free[0], *some(free[1:])), multiple
+
+
+def _first_that_works(exportable: Exportable, write: Callable[[Any, int], None]) -> int:
+    """Call `write(free sizes, multiple)` until one is not refused; returns the multiple."""
+    failure: Exception | None = None
+    for shapes, multiple_px in _sizes(exportable):
         try:
-            return _export(exportable.module, arguments, shapes), shapes, multiple
-        except ExportError as error:
-            reasons.append(str(error))
-    raise ExportError(f"this generator cannot be exported for free sizes; give --height and --width ({reasons[-1]})")
-
-
-def _export(module: nn.Module, arguments: Any, shapes: Any) -> ExportedProgram:  # noqa: ANN401
-    try:
-        with torch.no_grad():
-            return torch.export.export(module, arguments, dynamic_shapes=shapes, strict=False)
-    # torch.export has no common base for what it raises: guards, unsupported operators, Python that it cannot follow.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"torch.export cannot trace this generator: {reason}") from error
+            with torch.no_grad(), warnings.catch_warnings():
+                # They speak to whoever writes exporters: names of axes, buffers of LSTMs.
+                warnings.simplefilter("ignore")
+                write(shapes, multiple_px)
+            return multiple_px
+        # torch.export has no common base for what it raises: guards, unsupported operators, Python it cannot follow.
+        except Exception as error:  # noqa: BLE001
+            failure = error
+    reason = " ".join(str(failure.__cause__ or failure).split())[:300] if failure else ""
+    advice = "give --height and --width" if exportable.size is None else "its code does what a graph cannot"
+    raise ExportError(f"torch.export cannot trace this generator; {advice} ({reason})") from failure
 
 
 def _metadata(exportable: Exportable, multiple_px: int, description: dict[str, Any]) -> str:
@@ -231,9 +74,12 @@ def _metadata(exportable: Exportable, multiple_px: int, description: dict[str, A
 
 def write_torch(exportable: Exportable, path: Path, description: dict[str, Any]) -> int:
     """Write a `.pt2` for `torch.export.load`; returns what free sizes must be multiples of."""
-    program, _, multiple_px = trace(exportable)
-    torch.export.save(program, path, extra_files={METADATA_NAME: _metadata(exportable, multiple_px, description)})
-    return multiple_px
+
+    def write(shapes: Any, multiple_px: int) -> None:  # noqa: ANN401
+        program = torch.export.export(exportable.module, exportable.example, dynamic_shapes=shapes, strict=False)
+        torch.export.save(program, path, extra_files={METADATA_NAME: _metadata(exportable, multiple_px, description)})
+
+    return _first_that_works(exportable, write)
 
 
 def write_onnx(exportable: Exportable, path: Path, description: dict[str, Any]) -> int:
@@ -241,26 +87,27 @@ def write_onnx(exportable: Exportable, path: Path, description: dict[str, Any]) 
     need_onnx()
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in exportable.module.state_dict().values())
     if num_bytes > _MAX_BYTES:
-        raise ExportError(
-            f"an ONNX file ends at 2 GiB, and this generator has {num_bytes:,} bytes; export --format torch"
+        raise ExportError(f"ONNX files end at 2 GiB, and this generator has {num_bytes:,} bytes; use --format torch")
+
+    def write(shapes: Any, multiple_px: int) -> None:  # noqa: ANN401
+        contract = exportable.contract(multiple_px)
+        program = torch.onnx.export(
+            exportable.module,
+            exportable.example,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=list(contract.inputs),
+            output_names=list(contract.outputs),
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
         )
-    _, shapes, multiple_px = trace(exportable)
-    contract = exportable.contract(multiple_px)
-    program = torch.onnx.export(
-        exportable.module,
-        (exportable.frames(1)[0], exportable.states),
-        dynamo=True,
-        dynamic_shapes=shapes,
-        input_names=list(contract.inputs),
-        output_names=list(contract.outputs),
-        opset_version=OPSET,
-        external_data=False,
-        verbose=False,
-    )
-    assert program is not None, "dynamo=True returns the program"
-    program.model.metadata_props[METADATA_NAME.removesuffix(".json")] = _metadata(exportable, multiple_px, description)
-    program.save(str(path))
-    return multiple_px
+        assert program is not None, "dynamo=True returns the program"
+        name = METADATA_NAME.removesuffix(".json")
+        program.model.metadata_props[name] = _metadata(exportable, multiple_px, description)
+        program.save(str(path))
+
+    return _first_that_works(exportable, write)
 
 
 def need_onnx() -> None:
@@ -289,7 +136,7 @@ def largest_difference(exportable: Exportable, format: Format, path: Path, multi
     run = _onnx_runner(path) if format == "onnx" else torch.export.load(path).module()
     worst = 0.0
     with torch.no_grad():
-        pairs = zip(_play(exportable.module, frames, states), _play(run, frames, states), strict=True)
+        pairs = zip(play(exportable.module, frames, states), play(run, frames, states), strict=True)
         for ours, theirs in pairs:
             worst = max(worst, *(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)))
     return worst
@@ -301,7 +148,7 @@ def _onnx_runner(path: Path) -> Callable[..., tuple[Tensor, ...]]:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
 
-    def run(frame: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def run(frame: Tensor, states: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
         arrays = [np.ascontiguousarray(tensor.numpy()) for tensor in (frame, *states)]
         return tuple(torch.from_numpy(result) for result in session.run(None, dict(zip(names, arrays, strict=True))))
 

@@ -34,13 +34,16 @@ def check_frame(frame_HWC: Frame, like_HWC: tuple[tuple[int, ...], Any] | None =
 
 
 def to_network(frame_HWC: Frame, device: torch.device) -> Tensor:
-    """One frame to float32 RGB in [0, 1], (1, 3, H, W) on the device, in channels-last memory as it was."""
-    # Only bytes travel to the device. Frames from a decoder may be read-only or upside down in memory.
+    """One frame to float32 RGB in [0, 1], (1, 3, H, W) on the device."""
+    # Frames from a decoder may be read-only or upside down in memory, which tensors cannot be.
     array = np.ascontiguousarray(frame_HWC)
     if not array.flags.writeable:
         array = array.copy()
-    integers = torch.from_numpy(array).to(device)
-    return integers.to(torch.float32).div_(FULL_SCALE[frame_HWC.dtype]).permute(2, 0, 1)[None]
+    # Only bytes travel to the device. Planes and not channels last: a step of 32 channels on a CPU takes 130 ms against
+    # 160 ms, since the recurrence makes planes of its features anyway.
+    integers_CHW = torch.from_numpy(array).to(device).permute(2, 0, 1)
+    full_CHW = integers_CHW.to(torch.float32, memory_format=torch.contiguous_format)
+    return full_CHW.div_(FULL_SCALE[frame_HWC.dtype])[None]
 
 
 def from_network(fake_CYX: Tensor, dtype: np.dtype[Any]) -> Frame:

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_LEVEL = 1.0 / 255.0
 # A quarter of the smallest step of 8 bits: rounding hides it but for a value that lies on the edge.
-VISIBLE = 1.0 / 255.0
-_NEGLIGIBLE = VISIBLE / 4
+_NEGLIGIBLE = _LEVEL / 4
 # States have no unit: relative to their largest value.
 _NEGLIGIBLE_STATE = 1e-3
 MAX_CONTEXT_PX = 64
@@ -70,13 +70,13 @@ def context_frames(function: Callable[[Tensor], Tensor], side_px: int, device: t
     """(past, future): from how many frames before and behind the image of a frame still changes visibly.
 
     function: a clip (1, T, 3, H, W) to its images. The frame in the middle of a clip is exchanged for its negative,
-    the largest of changes, and the images that change by more than a level of 8 bits are counted.
+    the largest of changes, and the images that change by more than half a level of 8 bits are counted.
     """
     low_BTCHW = moving_texture(2 * MAX_CONTEXT_FRAMES + 1, side_px, side_px, device)
     other_BTCHW = low_BTCHW.clone()
     other_BTCHW[:, MAX_CONTEXT_FRAMES] = 1.0 - other_BTCHW[:, MAX_CONTEXT_FRAMES]
     change_T = (function(low_BTCHW) - function(other_BTCHW)).float().abs().amax(dim=(0, 2, 3, 4))
-    touched = (change_T > VISIBLE).nonzero().flatten().tolist()
+    touched = (change_T > _LEVEL / 2).nonzero().flatten().tolist()
     if not touched:
         return 0, 0
     # A later image that changes depends on the past, an earlier one on the future.

@@ -57,12 +57,11 @@ class TiledNetwork:
     def run(self, inputs: Sequence[Tensor], function: NetworkFunction) -> list[Tensor]:
         """`function(*inputs)`; the first input is laid out over the frame. See `run_in_tiles`."""
         height, width = inputs[0].shape[-2:]
-        if self.tile_px is None:
-            self.tile_px = self._choose(inputs, function)
         while True:
-            grid = self._grid_of(height, width)
             try:
-                return run_in_tiles(grid, self.scale, inputs, function)
+                if self.tile_px is None:
+                    self.tile_px = self._choose(inputs, function)
+                return run_in_tiles(self._grid_of(height, width), self.scale, inputs, function)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -76,7 +75,9 @@ class TiledNetwork:
         if grid is None or (grid.rows.size_px, grid.columns.size_px) != size:
             # A frame that fits needs no overlap, whose measurement costs time.
             fits = self.tile_px >= max(size)
-            grid = self._grid = Grid(height, width, self.tile_px, Overlap(0, 0) if fits else self.overlap)
+            overlap = Overlap(0, 0) if fits else self.overlap
+            exact = self.fixed_px is not None
+            grid = self._grid = Grid(height, width, self.tile_px, overlap, exact=exact)
         return grid
 
     def _choose(self, inputs: Sequence[Tensor], function: NetworkFunction) -> int:
@@ -96,15 +97,21 @@ class TiledNetwork:
         return max(side_px, self.min_tile_px)
 
     def _halve(self, height: int, width: int, message: str) -> None:
-        assert self.tile_px is not None, "chosen before the first frame"
-        current_px = min(self.tile_px, max(height, width))
-        if self.fixed_px is not None or current_px <= self.min_tile_px:
+        current_px = min(self.tile_px or max(height, width), max(height, width))
+        try:
+            smallest_px = self.min_tile_px
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # Not even the measurement of the overlap fits, on a frame smaller than most.
+            smallest_px = current_px
+        if self.fixed_px is not None or current_px <= smallest_px:
             raise TooLittleMemoryError(
                 f"{self.device} has too little memory for a tile of {current_px} x {current_px} px, the smallest that "
-                f"this generator can use ({message}); free memory, take --precision bf16, a smaller generator or "
+                f"this generator can use ({message}); free memory, take precision bf16, a smaller generator or "
                 "another device"
             )
-        self.tile_px = max(current_px // 2, self.min_tile_px)
+        self.tile_px = max(current_px // 2, smallest_px)
         self._grid = None
         self.num_retries += 1
         if self.device.type == "cuda":

@@ -57,18 +57,18 @@ class Axis:
     size_px: int
 
     @classmethod
-    def cover(cls, size_px: int, tile_px: int, overlap: Overlap) -> Axis:
+    def cover(cls, size_px: int, tile_px: int, overlap: Overlap, align_px: int = ALIGN_PX) -> Axis:
         """The fewest tiles of at most `tile_px` that cover `size_px`, evenly spread; one if the frame fits."""
         if tile_px >= size_px:
             return cls((0,), size_px, size_px)
-        # The last tile ends with the frame and begins, as every other, at a multiple of ALIGN_PX.
-        length_px = tile_px - (tile_px - size_px) % ALIGN_PX
-        stride_px = (length_px - overlap.shared_px) // ALIGN_PX * ALIGN_PX
-        if stride_px < ALIGN_PX:
+        # The last tile ends with the frame and begins, as every other, at a multiple of align_px.
+        length_px = tile_px - (tile_px - size_px) % align_px
+        stride_px = (length_px - overlap.shared_px) // align_px * align_px
+        if stride_px < align_px:
             raise ValueError(f"tiles of {tile_px} px with {overlap.shared_px} px shared leave nothing to contribute")
         last_start = size_px - length_px
         num_gaps = -(-last_start // stride_px)
-        starts = (last_start * number // num_gaps // ALIGN_PX * ALIGN_PX for number in range(num_gaps + 1))
+        starts = (last_start * number // num_gaps // align_px * align_px for number in range(num_gaps + 1))
         return cls(tuple(starts), length_px, size_px)
 
     def weights(self, scale: int, overlap: Overlap) -> list[Tensor]:
@@ -95,11 +95,12 @@ def _rise(distance_L: Tensor, overlap: Overlap) -> Tensor:
 
 
 class Grid:
-    """All tiles of a frame (H, W), row by row."""
+    """All tiles of a frame (H, W), row by row; with `exact` each has `tile_px`, wherever it then begins."""
 
-    def __init__(self, height: int, width: int, tile_px: int, overlap: Overlap) -> None:
-        self.rows = Axis.cover(height, tile_px, overlap)
-        self.columns = Axis.cover(width, tile_px, overlap)
+    def __init__(self, height: int, width: int, tile_px: int, overlap: Overlap, *, exact: bool = False) -> None:
+        align_px = 1 if exact else ALIGN_PX
+        self.rows = Axis.cover(height, tile_px, overlap, align_px)
+        self.columns = Axis.cover(width, tile_px, overlap, align_px)
         self.overlap = overlap
         self._weights: dict[tuple[int, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
 
