@@ -150,8 +150,8 @@ class StepRunner:
         state = rest[1:] if has_flow else rest
         # Without a state the step is another program, needed once per shot: not worth its compilation.
         step = self._step if state or not self._has_state else self.generator.step
-        fake_BCYX, state = step(low_BCHW, state or None, flow)
-        return [fake_BCYX, *(state or ())]
+        fake_BCYX, following = step(low_BCHW, state or None, flow)
+        return [fake_BCYX, *(following or ())]
 
     def take(self, frame_HWC: Frame, starts_shot: bool) -> list[Frame]:
         """See `Runner`: the image is there at once."""
