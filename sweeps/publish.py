@@ -34,6 +34,7 @@ def publish_report(config: StudyConfig) -> tuple[ReportFiles, str | None]:
         name=config.name,
         token=study_token(config, trials),
         tags={**tracking.tags, **study_tags(Findings(config, trials))},
+        source="vsr-dist study",
     )
     return files, run_id
 

@@ -15,13 +15,13 @@ from optuna.trial import FrozenTrial, TrialState
 from sharding.index import write_bytes
 from sweeps.findings import Findings
 from sweeps.importance import importances
-from sweeps.report_blocks import Block, Heading, Picture, to_html, to_markdown
 from sweeps.report_parallel import parallel_figure
 from sweeps.report_plots import drift_figure, history_figure, importance_figure, pareto_figure
 from sweeps.report_text import best_blocks, ending_blocks, importance_blocks, labels_of, space_blocks, summary_blocks
 from sweeps.storage import load_trials
 from sweeps.study_config import StudyConfig
 from vsr_dist.core.errors import UserError
+from vsr_dist.core.report_blocks import Block, Heading, Picture, to_html, to_markdown
 
 MARKDOWN_NAME, HTML_NAME, CSV_NAME = "report.md", "report.html", "report.csv"
 _DPI = 110

@@ -8,8 +8,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.findings import Findings
 from sweeps.importance import BEST_SHARE, METHODS, Importances
-from sweeps.report_blocks import Block, Heading, Items, Paragraph, Picture, Table
 from sweeps.space import Categorical, Dimension, format_value, stored
+from vsr_dist.core.report_blocks import Block, Heading, Items, Paragraph, Picture, Table
 
 _NUM_BEST, _NUM_COLUMNS = 10, 4
 _STATE_NAMES = {

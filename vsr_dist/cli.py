@@ -36,6 +36,11 @@ VERBS: dict[str, Verb] = {
         "measure a generator beside bicubic, with pictures and videos",
         "vsr-dist evaluate --checkpoint demo/run --data demo/data --out demo/evaluation",
     ),
+    "report": Verb(
+        "vsr_dist.report",
+        "put several runs and evaluations side by side, as a page and in MLflow",
+        "vsr-dist report demo/report --runs demo/run demo/evaluation",
+    ),
     "config": Verb(
         "vsr_dist.config_cli",
         "show a resolved configuration, or check one",

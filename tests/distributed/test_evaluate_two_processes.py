@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -59,7 +60,8 @@ def test_any_number_of_processes_writes_the_same_files(tmp_path, pack_films, che
         found = json.loads(files[name].pop("metrics.json"))
         files[name]["metrics.json"] = {**found, "command": ""}
     assert {"metrics.csv", "report.md", "comparison.png", "table.txt", "metrics.json"} < files["one"].keys()
-    assert sum(name.startswith("videos") for name in files["one"]) == 2
+    kinds = Counter(name.partition("/")[0] for name in files["one"] if "/" in name)
+    assert kinds == {"crops": 2, "profiles": 2, "differences": 2, "videos": 4}
     for name in LAUNCHERS:
         assert files[name].keys() == files["one"].keys()
         assert [key for key in files["one"] if files[name][key] != files["one"][key]] == [], name

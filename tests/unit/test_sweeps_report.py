@@ -17,10 +17,10 @@ from sweeps_results import CONSTRAINTS, Results, climbing, full_study, parameter
 from sweeps.findings import Findings
 from sweeps.importance import importances
 from sweeps.report import write_report
-from sweeps.report_blocks import Items, Paragraph, Table, to_html, to_markdown
 from sweeps.report_text import answer, labels_of
 from sweeps.storage import load_trials
 from vsr_dist.core.errors import UserError
+from vsr_dist.core.report_blocks import Items, Paragraph, Table, to_html, to_markdown
 
 TWO = [
     {"metric": "val/psnr_y"},

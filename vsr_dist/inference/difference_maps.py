@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from vsr_dist.inference.showcase import TRUTH, ErrorMap, FrameSet
 from vsr_dist.ops.picture import Picture
@@ -37,21 +38,20 @@ class DifferenceMaps:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, ErrorMap] = {}
+        self._sums: dict[str, NDArray[np.float32]] = {}
         self._num_frames = 0
         self._worst: _Worst | None = None
 
     def add(self, frame: FrameSet, number: int, differences: Mapping[str, Picture]) -> None:
         """Look at one frame; `differences` are its `FrameSet.differences`."""
-        maps = {title: cv2.transform(d.astype(np.float32), _MEAN_OF_CHANNELS) for title, d in differences.items()}
-        for title, map_YX in maps.items():
-            if title in self._sums:
-                self._sums[title] += map_YX
-            else:
-                self._sums[title] = map_YX.copy()
+        for title, picture in differences.items():
+            if title not in self._sums:
+                self._sums[title] = np.zeros(picture.shape, np.float32)
+            cv2.accumulate(picture, self._sums[title])
         self._num_frames += 1
-        error = float(np.mean([map_YX.mean() for map_YX in maps.values()]))
+        error = float(np.mean([cv2.mean(picture)[:3] for picture in differences.values()]))
         if self._worst is None or error > self._worst.error:
+            maps = {title: _mean_of_channels(picture) for title, picture in differences.items()}
             self._worst = _Worst(error, number, frame.real_YXC.copy(), maps)
 
     @property
@@ -65,7 +65,7 @@ class DifferenceMaps:
 
     def mean(self) -> dict[str, ErrorMap]:
         """Title of a method -> (Y, X) absolute difference, mean over the channels and over all frames."""
-        return {title: total / np.float32(self._num_frames) for title, total in self._sums.items()}
+        return {title: _mean_of_channels(total) / np.float32(self._num_frames) for title, total in self._sums.items()}
 
     def top(self) -> float:
         """The upper end of the scale that all maps share, in 8-bit levels; at least 1."""
@@ -86,7 +86,7 @@ class DifferenceMaps:
         top = self.top()
         for row, (label, maps) in zip(grid, rows.items(), strict=True):
             for axes, (title, map_YX) in zip(row[1:], maps.items(), strict=True):
-                image = axes.imshow(map_YX, cmap=_COLOURS, vmin=0, vmax=top, interpolation="nearest")
+                image = axes.imshow(map_YX, cmap=_COLOURS, vmin=0, vmax=top, interpolation="antialiased")
                 axes.set_title(f"{title}, {label}: mean {map_YX.mean():.2f}", fontsize=10)
             for axes in row:
                 axes.set_axis_off()
@@ -106,3 +106,8 @@ class DifferenceMaps:
     def _kept(self) -> _Worst:
         assert self._worst is not None  # a sequence has a frame
         return self._worst
+
+
+def _mean_of_channels(values_YXC: NDArray[np.uint8] | NDArray[np.float32]) -> ErrorMap:
+    mean: ErrorMap = cv2.transform(values_YXC.astype(np.float32, copy=False), _MEAN_OF_CHANNELS)
+    return mean

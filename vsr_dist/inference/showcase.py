@@ -26,13 +26,14 @@ _VIDEO_PANEL_PX = 480
 class FrameSet:
     """One frame under every treatment, uint8 RGB: the input (H, W, 3), the others (Y, X, 3).
 
-    `fake_YXC` is None where only bicubic is measured.
+    `fake_YXC` is None where only bicubic is measured. `names`: of the two methods, where they are others.
     """
 
     low_HWC: Picture
     bicubic_YXC: Picture
     fake_YXC: Picture | None
     real_YXC: Picture
+    names: tuple[str, str] = ("bicubic", "ours")
 
     @property
     def scale(self) -> int:
@@ -41,8 +42,9 @@ class FrameSet:
 
     def methods(self) -> dict[str, Picture]:
         """Title -> picture of what is judged: bicubic, and the network if there is one."""
-        ours = {} if self.fake_YXC is None else {"ours": self.fake_YXC}
-        return {"bicubic": self.bicubic_YXC, **ours}
+        first, second = self.names
+        ours = {} if self.fake_YXC is None else {second: self.fake_YXC}
+        return {first: self.bicubic_YXC, **ours}
 
     def treatments(self) -> dict[str, Picture]:
         """Title -> picture, what is compared from left to right; without a network there are two."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from vsr_dist.inference.showcase import ErrorMap, FrameSet
 from vsr_dist.ops.picture import Picture, side_by_side, with_caption, with_titles
@@ -64,8 +65,8 @@ class CropPicker:
 
     def add(self, frame: FrameSet, number: int, differences: Mapping[str, Picture]) -> None:
         """Look at one frame; `differences` are its `FrameSet.differences`, which others need as well."""
-        squares = telling_places(mean_squared_error(differences), crop_side_px(frame), frame.scale, self._num_crops)
-        for place in squares:
+        errors_HW = block_errors(differences, frame.scale)
+        for place in telling_places(errors_HW, crop_side_px(frame), frame.scale, self._num_crops):
             rivals = [crop for crop in self._kept if crop.place.overlaps(place)]
             pool = rivals or (self._kept if len(self._kept) == self._num_crops else [])
             least = max if rivals else min
@@ -83,10 +84,10 @@ class CropPicker:
         """(Frame number, place) of the crops that are kept, the highest score first."""
         return [(crop.number, crop.place) for crop in self._kept]
 
-    def picture(self, heading: str) -> Picture:
-        """A row for each crop, in the order of time: input, bicubic, the network and the truth, with their PSNR."""
+    def picture(self, heading: str, num_crops: int = NUM_CROPS) -> Picture:
+        """A row for each of the best crops: input, bicubic, the network and the truth, with their PSNR."""
         rows = []
-        for crop in sorted(self._kept, key=lambda crop: (crop.number, crop.place.top, crop.place.left)):
+        for crop in self._kept[:num_crops]:
             titles = [_title(name, crop) for name in crop.panels]
             rows.append(with_titles(side_by_side(list(crop.panels.values()), _PANEL_PX), titles))
         return with_caption(np.vstack(rows), heading, above=True)
@@ -98,22 +99,25 @@ def crop_side_px(frame: FrameSet) -> int:
     return max(side_px // frame.scale, 1) * frame.scale
 
 
-def mean_squared_error(differences: Mapping[str, Picture]) -> ErrorMap:
-    """(Y, X) squared difference from the truth, mean over the channels and the methods."""
-    squares = [cv2.multiply(picture, picture, dtype=cv2.CV_32F) for picture in differences.values()]
-    mean: ErrorMap = cv2.transform(sum(squares[1:], squares[0]) / len(squares), _MEAN_OF_CHANNELS)
+def block_errors(differences: Mapping[str, Picture], scale: int) -> ErrorMap:
+    """(H, W) squared difference from the truth in the square of each input pixel, mean over channels and methods."""
+    squares: NDArray[np.float32] = np.zeros(next(iter(differences.values())).shape, np.float32)
+    for picture in differences.values():
+        cv2.accumulateSquare(picture, squares)
+    height, width = squares.shape[0] // scale, squares.shape[1] // scale
+    blocks = cv2.resize(squares[: height * scale, : width * scale], (width, height), interpolation=cv2.INTER_AREA)
+    mean: ErrorMap = cv2.transform(blocks, _MEAN_OF_CHANNELS) / np.float32(len(differences))
     return mean
 
 
-def telling_places(error_YX: ErrorMap, side_px: int, scale: int, num_places: int) -> list[Place]:
-    """Up to `num_places` squares with the highest mean error that do not overlap, best first.
+def telling_places(errors_HW: ErrorMap, side_px: int, scale: int, num_places: int) -> list[Place]:
+    """Up to `num_places` squares with the highest mean of `block_errors` that do not overlap, best first.
 
     Corners are multiples of the scale, so that a square holds whole input pixels.
     """
-    height, width = error_YX.shape[0] // scale, error_YX.shape[1] // scale
-    blocks = cv2.resize(error_YX[: height * scale, : width * scale], (width, height), interpolation=cv2.INTER_AREA)
+    height, width = errors_HW.shape
     side = side_px // scale
-    means = cv2.boxFilter(blocks, -1, (side, side), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
+    means = cv2.boxFilter(errors_HW, -1, (side, side), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
     means = means[: height - side + 1, : width - side + 1].copy()
     places: list[Place] = []
     while len(places) < num_places and np.isfinite(means).any():

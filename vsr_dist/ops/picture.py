@@ -30,6 +30,16 @@ def two_by_two(panels_YXC: Sequence[Picture], height_px: int) -> Picture:
     return np.vstack([rows[0], gap, rows[1]])
 
 
+def four_of(picture_YXC: Picture) -> list[Picture]:
+    """The four panels of a `two_by_two`, row by row."""
+    rows, columns = ((size - _GAP_PX) // 2 for size in picture_YXC.shape[:2])
+    return [
+        picture_YXC[top : top + rows, left : left + columns]
+        for top in (0, rows + _GAP_PX)
+        for left in (0, columns + _GAP_PX)
+    ]
+
+
 def with_titles(picture_YXC: Picture, titles: Sequence[str], bar_px: int = 28) -> Picture:
     """A row of equally wide panels (see `side_by_side`) under a white bar with one centred title each."""
     height, width, channels = picture_YXC.shape

@@ -17,19 +17,27 @@ _LOCK_NAME = "report.lock"
 
 
 def publish_files(
-    config: TrackingConfig, folder: Path, files: Sequence[Path], *, name: str, token: str, tags: Mapping[str, str]
+    config: TrackingConfig,
+    folder: Path,
+    files: Sequence[Path],
+    *,
+    name: str,
+    token: str,
+    tags: Mapping[str, str],
+    source: str,
 ) -> str | None:
     """Bring files in `folder` to the run `name`, which is made at the first call; its id, or None with a warning.
 
-    The run is found by `token`, from any machine, so later calls replace its files and tags. A server that is away
-    is no error: what it did not take lies in `FOLDER/outbox`, and goes with the next call or with `track replay`.
+    The run is found by `token`, from any machine, so later calls replace its files and tags. `source` is the command
+    that MLflow shows as the run's. A server that is away is no error: what it did not take lies in `FOLDER/outbox`,
+    and goes with the next call or with `track replay`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / _LOCK_NAME):  # Several drivers may end at the same time.
         outbox = Outbox(folder)
         made = make_target(config, name, tags)
         # A run's own source, and not that of the trainings.
-        made_tags = {**made.tags, "mlflow.source.name": "vsr-dist study"}
+        made_tags = {**made.tags, "mlflow.source.name": source}
         outbox.aim(Target(made.uri, made.experiment, made.name, made_tags, token))
         for job in outbox.jobs():
             job.path.unlink(missing_ok=True)  # An older state of the same things.

@@ -30,6 +30,7 @@ from vsr_dist.training.keeper import Keeper
 from vsr_dist.training.lines import peak_memory_mb
 from vsr_dist.training.monitor import verdict_of
 from vsr_dist.training.revival import Revival
+from vsr_dist.training.samples import write_samples
 from vsr_dist.training.schedule import OptimizerConfig, learning_rate_at
 from vsr_dist.training.screen import show_interval, show_validation
 from vsr_dist.training.tracker import Tracker
@@ -278,9 +279,10 @@ class Trainer:
         if parts.world.is_main:
             names = parts.validator.batch.names
             shown = spread_frames(len(names), self.config.pictures) if self.config.pictures else []
-            for number in shown:
-                picture_YXC = parts.validator.picture(parts.ema.module, number)
-                parts.tracker.picture(f"samples/{names[number]}", done, picture_YXC)
+            pictures = {names[number]: parts.validator.picture(parts.ema.module, number) for number in shown}
+            write_samples(parts.run_dir, done, pictures)
+            for name, picture_YXC in pictures.items():
+                parts.tracker.picture(f"samples/{name}", done, picture_YXC)
         self.keeper.keep_best(done, metrics, self._state)
         show_validation(progress, done, self.config.steps, metrics)
         return metrics

@@ -1,0 +1,1 @@
+"""Several runs and evaluations side by side."""

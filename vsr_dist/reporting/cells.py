@@ -1,0 +1,27 @@
+"""Cells that several tables of a report have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from vsr_dist.reporting.scores import metric_of
+
+ABSENT = "-"
+
+
+def score_cell(name: str, value: float | None, baseline: float | None, is_best: bool) -> str:
+    """A value, bold if it is the best, with its difference from the baseline in brackets if there is one."""
+    if value is None:
+        return ABSENT
+    metric = metric_of(name)
+    text = f"**{metric.show(value)}**" if is_best else metric.show(value)
+    if baseline is None:
+        return text
+    difference = (value - baseline) * metric.factor
+    return f"{text} ({difference:+.{metric.decimals}f})"
+
+
+def marks_of(header: Sequence[str], num_labels: int, colours: Mapping[str, str]) -> tuple[str, ...]:
+    """Colours of a header whose last cells are labels; a run may be named like one of the other cells."""
+    first = len(header) - num_labels
+    return tuple(colours.get(cell, "") if place >= first else "" for place, cell in enumerate(header))
