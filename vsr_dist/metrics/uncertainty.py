@@ -68,8 +68,8 @@ def interval_over_sequences(values_N: Sequence[float], weights_N: Sequence[float
 def interval_over_frames(sequences: Sequence[Sequence[float]], weights_N: Sequence[float]) -> Interval | None:
     """Circular block bootstrap of frames within each sequence: for one or two sequences.
 
-    Blocks of `ceil(n^(1/3) * 2)` neighbouring frames keep most of what ties them together (Politis and Romano 1992). It says how
-    sure the mean of *these* sequences is and nothing about others. None for fewer than four frames in all.
+    Blocks of `ceil(n^(1/3) * 2)` neighbouring frames keep most of what ties them together (Politis and Romano 1992). It
+    says how sure the mean of *these* sequences is and nothing about others. None for fewer than four frames in all.
     """
     num_frames = sum(len(values) for values in sequences)
     if num_frames < 4:
