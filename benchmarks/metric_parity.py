@@ -5,7 +5,8 @@
 The references are other packages, or the formula written out in tests/metric_references.py. Frames: 6 each of carphone
 (the distorted film against the pristine one) and of bikes reduced to a quarter and enlarged by bicubic. AlexNet and
 VGG16 get random weights, the same on both sides: the trained ones cannot be fetched everywhere, and the arithmetic is
-what is compared. Writes benchmarks/results/metric_parity.json and the table between the marks of docs/evaluation.md.
+what is compared. Needs the extras perceptual, lpips and vmaf. Writes benchmarks/results/metric_parity.json and the
+table between the marks of docs/evaluation.md.
 """
 
 from __future__ import annotations

@@ -11,13 +11,20 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from evaluate_films import evaluation_fails, film_pair
 from small_gan import fresh_accelerate_state
 from train_launcher import launcher, shards
 
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
 
-__all__ = ["fresh_accelerate_state", "launcher", "shards"]  # fixtures that are made known to every test
+__all__ = [
+    "evaluation_fails",
+    "film_pair",
+    "fresh_accelerate_state",
+    "launcher",
+    "shards",
+]  # fixtures that are made known to every test
 
 
 @pytest.fixture(scope="session", autouse=True)

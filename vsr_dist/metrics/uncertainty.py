@@ -66,10 +66,10 @@ def interval_over_sequences(values_N: Sequence[float], weights_N: Sequence[float
 
 
 def interval_over_frames(sequences: Sequence[Sequence[float]], weights_N: Sequence[float]) -> Interval | None:
-    """Moving-block bootstrap of frames within each sequence: for one or two sequences.
+    """Circular block bootstrap of frames within each sequence: for one or two sequences.
 
-    Blocks of `ceil(n^(1/3) * 2)` neighbouring frames keep most of what ties them together (Kuensch 1989). It says how
-    sure the mean of *these* sequences is and nothing about others. None for fewer than four frames in all.
+    Blocks of `ceil(n^(1/3) * 2)` neighbouring frames keep most of what ties them together (Politis and Romano 1992). It
+    says how sure the mean of *these* sequences is and nothing about others. None for fewer than four frames in all.
     """
     num_frames = sum(len(values) for values in sequences)
     if num_frames < 4:
@@ -154,7 +154,8 @@ def _block_means(values_T: Values, rng: np.random.Generator) -> Values:
     length = len(values_T)
     block = min(length, math.ceil(2 * length ** (1 / 3)))
     num_blocks = -(-length // block)
-    starts = rng.integers(0, length - block + 1, (NUM_RESAMPLES, num_blocks))
-    places = (starts[..., None] + np.arange(block)).reshape(NUM_RESAMPLES, -1)[:, :length]
+    # Round and round, so that the first and the last frames are drawn as often as the others.
+    starts = rng.integers(0, length, (NUM_RESAMPLES, num_blocks))
+    places = (starts[..., None] + np.arange(block)).reshape(NUM_RESAMPLES, -1)[:, :length] % length
     means: Values = values_T[places].mean(axis=1)
     return means
