@@ -10,7 +10,7 @@ from types import TracebackType
 from vsr_dist.core.console import Progress
 from vsr_dist.inference.work_folder import Part
 
-LINE_EVERY_S = 5.0
+LINE_EVERY_S = 10.0
 _LOOK_EVERY_S = 1.0
 
 
