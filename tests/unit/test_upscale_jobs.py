@@ -184,6 +184,9 @@ def test_a_video_to_a_folder_of_frames_with_their_times(tmp_path, generator, cap
     assert [float(line) for line in lines[1:]] == pytest.approx([0, 33.3, 166.7], abs=0.5)
     picture = cv2.imread(str(tmp_path / "frames" / "00000002.png"), cv2.IMREAD_UNCHANGED)
     assert (picture.shape, picture.dtype) == ((48, 64, 3), np.uint16)
+    assert upscale(generator, source, tmp_path / "part", "--start", "0.03") == 0
+    lines = (tmp_path / "part" / "timestamps.txt").read_text().splitlines()
+    assert [float(line) for line in lines[1:]] == pytest.approx([0, 133.3], abs=1.1)
 
 
 def test_comparison_shows_bicubic_and_the_result(tmp_path):
