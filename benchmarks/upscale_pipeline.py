@@ -2,9 +2,9 @@
 
     python benchmarks/upscale_pipeline.py [--frames 40] [--long 2000] [--checkpoint RUN]
 
-Time: a real clip, scaled to 854x480, through the whole command, against the time that the same frames take in the network
-alone, without any decoding or encoding beside it. Memory: the peak of a fresh process for a short and a long video of
-tiny frames with sound. Writes benchmarks/results/upscale_pipeline.json.
+Time: a real clip, scaled to 854x480, through the whole command, against the time that the same frames take in the
+network alone, without any decoding or encoding beside it. Memory: the peak of a fresh process for a short and a long
+video of tiny frames with sound. Writes benchmarks/results/upscale_pipeline.json.
 """
 
 from __future__ import annotations

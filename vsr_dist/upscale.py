@@ -57,7 +57,7 @@ def _add_video_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--codec", metavar="NAME", help=f"{', '.join(ENCODERS)} (default: libx264; libvpx-vp9 for .webm)"
     )
-    group.add_argument("--quality", type=int, metavar="N", help="lower is better: crf, of prores_ks the profile "
+    group.add_argument("--quality", type=int, metavar="N", help="crf, lower is better; of prores_ks its profile "
                        "(default: 16 for libx264, 18 libx265, 24 libsvtav1 and libvpx-vp9)")  # fmt: skip
     group.add_argument("--preset", metavar="NAME", help="speed of the encoder, such as veryfast or slow "
                        "(default: medium for libx264)")  # fmt: skip

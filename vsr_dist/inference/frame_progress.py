@@ -10,8 +10,13 @@ from types import TracebackType
 from vsr_dist.core.console import Progress
 from vsr_dist.inference.work_folder import Part
 
-LINE_EVERY_S = 5.0
+LINE_EVERY_S = 10.0
 _LOOK_EVERY_S = 1.0
+
+
+def format_rate(frames_per_s: float) -> str:
+    """Such as `12.3 frames/s`, with two digits below one."""
+    return f"{frames_per_s:.{1 if frames_per_s >= 1 else 2}f} frames/s"
 
 
 class FrameProgress:
@@ -56,7 +61,7 @@ class FrameProgress:
             return
         done, total = self._progress.done, self._progress.total
         rate = (done - self._first) / max(now_s - self._began_s, 1e-6)
-        self._progress.note(f"{self._verb} {done} of {total} frames, {rate:.1f} frames/s")
+        self._progress.note(f"{self._verb} {done} of {total} frames, {format_rate(rate)}")
 
     def __enter__(self) -> FrameProgress:
         return self

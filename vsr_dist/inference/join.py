@@ -236,8 +236,8 @@ def _video_packets(parts: list[Part], times: Timing, shift: int, time_base: Frac
                     number += 1
 
 
-def join_frames(facts: MediaFacts, parts: list[Part], folder: Path) -> int:
-    """Gather the PNG frames of all parts in a new folder; returns their number.
+def join_frames(facts: MediaFacts, parts: list[Part], folder: Path, *, cut_start: bool) -> int:
+    """Gather the PNG frames of all parts in a new folder; returns their number. cut_start: see `JoinJob`.
 
     Images keep the names of the folder that they come from; frames of a video are numbered from 0, and `timestamps.txt`
     (version 2, milliseconds, as mkvmerge reads it) says when each is shown.
@@ -247,7 +247,7 @@ def join_frames(facts: MediaFacts, parts: list[Part], folder: Path) -> int:
     stems = [] if facts.is_video else [path.stem for path in list_images(facts.path)]
     if len(set(stems)) < len(stems):
         stems = []
-    number = 0
+    number, start = 0, None
     lines = ["# timestamp format v2"]
     for part in parts:
         for record in part.records():
@@ -255,7 +255,8 @@ def join_frames(facts: MediaFacts, parts: list[Part], folder: Path) -> int:
             for path, pts in zip(paths, record.pts, strict=True):
                 name = stems[pts] if stems else f"{number:08d}"
                 _place(path, folder / f"{name}.png")
-                lines.append(f"{float(pts * facts.time_base * 1000):.3f}")
+                start = pts if start is None and cut_start else start
+                lines.append(f"{float((pts - (start or 0)) * facts.time_base * 1000):.3f}")
                 number += 1
     if facts.is_video:
         (folder / "timestamps.txt").write_text("\n".join(lines) + "\n")

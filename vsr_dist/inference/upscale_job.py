@@ -201,7 +201,7 @@ def finish(job: PreparedJob, plan: Plan) -> Result:
     options, parts = job.options, [job.work.part(rank) for rank in range(len(plan.parts))]
     whole = _place_of_whole(job)
     if job.target is None or job.settings is None:
-        num_frames = join_frames(job.facts, parts, whole)
+        num_frames = join_frames(job.facts, parts, whole, cut_start=options.start_s is not None)
     else:
         starts_late, ends_early = options.start_s is not None, options.num_frames is not None
         num_frames = join_video(

@@ -59,6 +59,12 @@ def check_paths(options: UpscaleOptions) -> str | None:
             raise BadConfigError(
                 f"OUTPUT {options.output} exists; name another file, or give --overwrite to replace it"
             )
+        # A folder is replaced as a whole, and nothing but frames shall go with it.
+        foreign = [path for path in options.output.iterdir() if not _is_frame(path)] if options.output.is_dir() else []
+        if foreign:
+            raise BadConfigError(
+                f"OUTPUT {options.output} holds {foreign[0].name}, which is no frame; name a new folder"
+            )
     for path in (options.output, options.compare):
         if path is not None:
             _check_writable(path)
@@ -68,6 +74,10 @@ def check_paths(options: UpscaleOptions) -> str | None:
         if options.compare.exists() and not options.overwrite:
             raise BadConfigError(f"--compare {options.compare} exists; name another file, or give --overwrite")
     return target
+
+
+def _is_frame(path: Path) -> bool:
+    return path.is_file() and (path.suffix == ".png" or path.name == "timestamps.txt")
 
 
 def _check_writable(path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vsr_dist.core.console import format_duration, say
+from vsr_dist.inference.frame_progress import format_rate
 from vsr_dist.inference.media_facts import MediaFacts
 from vsr_dist.inference.media_in import Damage
 from vsr_dist.inference.pipeline import PartReport
@@ -30,7 +31,7 @@ def tell(job: PreparedJob, result: Result, own: PartReport, num_new: int, wall_s
 def summary(job: PreparedJob, result: Result, own: PartReport, num_new: int, wall_s: float) -> list[str]:
     """The lines of the summary; see `tell`."""
     facts, scale = job.facts, job.generator.scale
-    rate = f"{num_new / wall_s:.1f} frames/s" if num_new else "nothing was left to do but to join"
+    rate = format_rate(num_new / wall_s) if num_new else "nothing was left to do but to join"
     share = f", {own.network_s / wall_s:.0%} of it in the network" if own.num_new else ""
     size = f"{facts.width} x {facts.height} to {facts.width * scale} x {facts.height * scale} px"
     cuts = _counted(result.num_cuts, "scene cut")
