@@ -109,7 +109,9 @@ def begin(job: PreparedJob, num_processes: int, stack: ExitStack) -> Plan:
     if found is not None:
         check_same(found, own, job.work.path)
         return plan_of(found)
-    warm_up = open_stream(job.generator, options.stream(), options.device).warm_up_frames
+    # A single process begins at the beginning: nothing to warm up.
+    several = num_processes > 1
+    warm_up = open_stream(job.generator, options.stream(), options.device).warm_up_frames if several else 0
     plan = make_plan(job.facts, Selection(options.start_s, options.num_frames), num_processes, warm_up)
     write_json(job.work.job_path, new_job(own, plan))
     return plan
