@@ -28,13 +28,13 @@ from footage import endless_shot
 from machine import describe_machine
 
 from vsr_dist.core.world import World
-from vsr_dist.inference.colour import ToRgb
-from vsr_dist.inference.engine import open_stream
 from vsr_dist.inference.generator_io import save_generator
-from vsr_dist.inference.media_facts import read_facts
-from vsr_dist.inference.media_in import MediaReader, Place
-from vsr_dist.inference.upscale_job import begin, finish, prepare, run_part
-from vsr_dist.inference.upscale_options import UpscaleOptions
+from vsr_dist.inference.streaming.engine import open_stream
+from vsr_dist.inference.video.colour import ToRgb
+from vsr_dist.inference.video.media_facts import read_facts
+from vsr_dist.inference.video.media_in import MediaReader, Place
+from vsr_dist.inference.video.upscale_job import begin, finish, prepare, run_part
+from vsr_dist.inference.video.upscale_options import UpscaleOptions
 from vsr_dist.models import build_generator
 from vsr_dist.models.recurrent import RecurrentConfig
 from vsr_dist.upscaler import find_device, find_generator

@@ -21,8 +21,8 @@ from vsr_dist.core.collectives import from_main, is_lost_rank, join_ranks, shutd
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadConfigError, LostRankError, OneLineParser, run_cli
 from vsr_dist.core.world import World
-from vsr_dist.inference.codecs import ENCODERS
-from vsr_dist.inference.upscale_job import (
+from vsr_dist.inference.video.codecs import ENCODERS
+from vsr_dist.inference.video.upscale_job import (
     PreparedJob,
     begin,
     finish,
@@ -30,8 +30,8 @@ from vsr_dist.inference.upscale_job import (
     run_part,
     wait_for_others,
 )
-from vsr_dist.inference.upscale_options import UpscaleOptions, check_paths
-from vsr_dist.inference.upscale_report import tell
+from vsr_dist.inference.video.upscale_options import UpscaleOptions, check_paths
+from vsr_dist.inference.video.upscale_report import tell
 from vsr_dist.upscaler import find_device, find_generator
 
 

@@ -9,9 +9,9 @@ from safetensors.torch import load, save
 from streaming import ALL, CPU, GRU, PACKED, STEPWISE, WINDOWED, difference, make, run, stream_of
 
 from vsr_dist.core.errors import BadConfigError, BadInputError
-from vsr_dist.inference.engine import StreamOptions
 from vsr_dist.inference.sequence import GeneratorUpscaler
-from vsr_dist.inference.shots import CONTEXT_FRAMES
+from vsr_dist.inference.streaming.engine import StreamOptions
+from vsr_dist.inference.streaming.shots import CONTEXT_FRAMES
 from vsr_dist.models.recurrent import RecurrentConfig
 from vsr_dist.ops.color import from_uint8, to_uint8
 

@@ -12,9 +12,9 @@ from streaming import CPU, GRU, LEARNED, PACKED, WINDOWED, difference, make, run
 from sharding.samples import find_samples
 from sharding.video import iter_frames
 from vsr_dist.core.errors import UserError
-from vsr_dist.inference import tiled
-from vsr_dist.inference.memory import free_bytes, is_out_of_memory, peak_bytes_per_px
-from vsr_dist.inference.tiles import ALIGN_PX, Axis, Grid, Overlap, run_in_tiles
+from vsr_dist.inference.streaming import tiled
+from vsr_dist.inference.streaming.memory import free_bytes, is_out_of_memory, peak_bytes_per_px
+from vsr_dist.inference.streaming.tiles import ALIGN_PX, Axis, Grid, Overlap, run_in_tiles
 from vsr_dist.models.recurrent import Recurrent
 
 

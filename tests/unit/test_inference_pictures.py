@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 import pytest
 
-from vsr_dist.inference import time_profile
-from vsr_dist.inference.difference_maps import DifferenceMaps
-from vsr_dist.inference.sequence_show import FOLDERS, SequenceShow, clear_pictures
-from vsr_dist.inference.showcase import FrameSet
-from vsr_dist.inference.telling_crops import CropPicker, crop_side_px, telling_places
-from vsr_dist.inference.time_profile import TimeProfile
-from vsr_dist.inference.wipe import divider_at, wipe_picture
+from vsr_dist.inference.pictures import time_profile
+from vsr_dist.inference.pictures.difference_maps import DifferenceMaps
+from vsr_dist.inference.pictures.sequence_show import FOLDERS, SequenceShow, clear_pictures
+from vsr_dist.inference.pictures.showcase import FrameSet
+from vsr_dist.inference.pictures.telling_crops import CropPicker, crop_side_px, telling_places
+from vsr_dist.inference.pictures.time_profile import TimeProfile
+from vsr_dist.inference.pictures.wipe import divider_at, wipe_picture
 
 SCALE, HEIGHT, WIDTH = 4, 96, 120
 

@@ -274,7 +274,9 @@ def test_two_jobs_for_one_output_do_not_mix(tmp_path, generator, capsys):
 def test_the_plan_is_plain_to_read(tmp_path, generator, monkeypatch):
     source = write_video(tmp_path / "in.mp4", moving(3))
     kept = {}
-    monkeypatch.setattr("vsr_dist.inference.work_folder.shutil.rmtree", lambda path, **_: kept.update(path=Path(path)))
+    monkeypatch.setattr(
+        "vsr_dist.inference.video.work_folder.shutil.rmtree", lambda path, **_: kept.update(path=Path(path))
+    )
     assert upscale(generator, source, tmp_path / "out.mp4") == 0
     job = json.loads((kept["path"] / "job.json").read_text())
     assert job["identity"]["input"]["name"] == "in.mp4"

@@ -21,8 +21,8 @@ from vsr_dist.data.stream import share_sequences
 from vsr_dist.evaluation.scoring import HostFrame, Scorer, Scores
 from vsr_dist.evaluation.sources import EvaluationSource, Piece, SequenceInfo
 from vsr_dist.evaluation.subject import OURS, Subject
-from vsr_dist.inference.sequence_show import SequenceShow
-from vsr_dist.inference.showcase import FrameSet
+from vsr_dist.inference.pictures.sequence_show import SequenceShow
+from vsr_dist.inference.pictures.showcase import FrameSet
 from vsr_dist.metrics.registry import in_order
 from vsr_dist.metrics.table import FrameRow
 from vsr_dist.ops.color import ByteArray, from_uint8, to_uint8

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from vsr_dist.core.errors import BadConfigError
-from vsr_dist.inference.codecs import container_of
-from vsr_dist.inference.engine import StreamOptions
-from vsr_dist.inference.runners import Precision
+from vsr_dist.inference.streaming.engine import StreamOptions
+from vsr_dist.inference.streaming.runners import Precision
+from vsr_dist.inference.video.codecs import container_of
 
 
 @dataclass(frozen=True)

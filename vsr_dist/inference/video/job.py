@@ -16,9 +16,9 @@ import xxhash
 from sharding.images import is_folder, list_images
 from sharding.video import film_stream, open_video
 from vsr_dist.core.errors import BadConfigError, BadInputError
-from vsr_dist.inference.media_facts import MediaFacts
-from vsr_dist.inference.media_in import Place
-from vsr_dist.inference.pipeline import Range
+from vsr_dist.inference.video.media_facts import MediaFacts
+from vsr_dist.inference.video.media_in import Place
+from vsr_dist.inference.video.pipeline import Range
 from vsr_dist.models.base import Generator
 
 _FORMAT_VERSION = 1

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vsr_dist.core.errors import BadInputError
-from vsr_dist.inference.stream import Frame
+from vsr_dist.inference.streaming.stream import Frame
 
 # Integer that stands for 1.0.
 FULL_SCALE: dict[Any, float] = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}

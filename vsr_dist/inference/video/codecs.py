@@ -11,8 +11,8 @@ from pathlib import Path
 import av
 
 from vsr_dist.core.errors import BadConfigError, nearest_hint
-from vsr_dist.inference.colour import ColourTags, PixelLayout, layout_of, padding_px
-from vsr_dist.inference.media_facts import MediaFacts
+from vsr_dist.inference.video.colour import ColourTags, PixelLayout, layout_of, padding_px
+from vsr_dist.inference.video.media_facts import MediaFacts
 
 # Suffix -> FFmpeg's name of the container.
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov", ".webm": "webm"}

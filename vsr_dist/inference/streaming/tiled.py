@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vsr_dist.core.errors import UserError
-from vsr_dist.inference.memory import free_bytes, is_out_of_memory, peak_bytes_per_px
-from vsr_dist.inference.tiles import ALIGN_PX, Grid, Overlap, run_in_tiles
+from vsr_dist.inference.streaming.memory import free_bytes, is_out_of_memory, peak_bytes_per_px
+from vsr_dist.inference.streaming.tiles import ALIGN_PX, Grid, Overlap, run_in_tiles
 
 NetworkFunction = Callable[..., Sequence[Tensor]]
 # A piece large enough that what does not grow with the frame counts for little.

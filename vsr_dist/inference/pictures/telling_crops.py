@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vsr_dist.inference.showcase import ErrorMap, FrameSet
+from vsr_dist.inference.pictures.showcase import ErrorMap, FrameSet
 from vsr_dist.ops.picture import Picture, side_by_side, with_caption, with_titles
 
 CROP_PX = 128

@@ -19,20 +19,20 @@ from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadInputError, LostRankError
 from vsr_dist.core.files import write_json
 from vsr_dist.core.world import World
-from vsr_dist.inference.codecs import EncoderSettings, choose_encoder, container_of
-from vsr_dist.inference.colour import ToRgb
-from vsr_dist.inference.compare import write_comparison
-from vsr_dist.inference.engine import open_stream
-from vsr_dist.inference.frame_progress import FrameProgress
-from vsr_dist.inference.job import Plan, Selection, check_same, identity, make_plan, new_job, plan_of
-from vsr_dist.inference.join import JoinJob, check_output, join_frames, join_video
-from vsr_dist.inference.media_facts import MediaFacts, read_facts
-from vsr_dist.inference.media_in import Damage, MediaReader
-from vsr_dist.inference.pipeline import PartReport, PartRun
-from vsr_dist.inference.segments import PacketSink, PngSink, SegmentSink, new_encoder
-from vsr_dist.inference.tracks import Track, plan_tracks
-from vsr_dist.inference.upscale_options import UpscaleOptions, check_paths
-from vsr_dist.inference.work_folder import Part, WorkFolder, hold, is_held
+from vsr_dist.inference.streaming.engine import open_stream
+from vsr_dist.inference.video.codecs import EncoderSettings, choose_encoder, container_of
+from vsr_dist.inference.video.colour import ToRgb
+from vsr_dist.inference.video.compare import write_comparison
+from vsr_dist.inference.video.frame_progress import FrameProgress
+from vsr_dist.inference.video.job import Plan, Selection, check_same, identity, make_plan, new_job, plan_of
+from vsr_dist.inference.video.join import JoinJob, check_output, join_frames, join_video
+from vsr_dist.inference.video.media_facts import MediaFacts, read_facts
+from vsr_dist.inference.video.media_in import Damage, MediaReader
+from vsr_dist.inference.video.pipeline import PartReport, PartRun
+from vsr_dist.inference.video.segments import PacketSink, PngSink, SegmentSink, new_encoder
+from vsr_dist.inference.video.tracks import Track, plan_tracks
+from vsr_dist.inference.video.upscale_options import UpscaleOptions, check_paths
+from vsr_dist.inference.video.work_folder import Part, WorkFolder, hold, is_held
 from vsr_dist.models.base import Generator
 
 _LOOK_EVERY_S = 1.0

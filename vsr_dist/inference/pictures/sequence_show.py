@@ -11,11 +11,11 @@ from pathlib import Path
 from types import TracebackType
 
 from vsr_dist.core.files import write_whole
-from vsr_dist.inference.difference_maps import DifferenceMaps
-from vsr_dist.inference.showcase import FrameSet, SideBySideVideo, write_png
-from vsr_dist.inference.telling_crops import CropPicker
-from vsr_dist.inference.time_profile import TimeProfile
-from vsr_dist.inference.wipe import WipeVideo
+from vsr_dist.inference.pictures.difference_maps import DifferenceMaps
+from vsr_dist.inference.pictures.showcase import FrameSet, SideBySideVideo, write_png
+from vsr_dist.inference.pictures.telling_crops import CropPicker
+from vsr_dist.inference.pictures.time_profile import TimeProfile
+from vsr_dist.inference.pictures.wipe import WipeVideo
 from vsr_dist.ops.picture import Picture
 
 # Frames wait in memory for the threads: not more than these.

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vsr_dist.inference.showcase import TRUTH, ErrorMap, FrameSet
+from vsr_dist.inference.pictures.showcase import TRUTH, ErrorMap, FrameSet
 from vsr_dist.ops.picture import Picture
 
 _MEAN_OF_CHANNELS = np.full((1, 3), 1 / 3, np.float32)

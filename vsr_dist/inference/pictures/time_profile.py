@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vsr_dist.inference.showcase import TRUTH, FrameSet
+from vsr_dist.inference.pictures.showcase import TRUTH, FrameSet
 from vsr_dist.ops.picture import Picture, side_by_side, with_caption, with_titles
 
 # Memory stays bounded: rows of the first frames only; of the first few of them every eighth row, until one is chosen.

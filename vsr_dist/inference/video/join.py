@@ -21,10 +21,10 @@ from sharding.damage import stated_end_s
 from sharding.images import list_images
 from sharding.video import film_stream, open_video
 from vsr_dist.core.errors import BadConfigError, BadInputError
-from vsr_dist.inference.codecs import EncoderSettings, set_up
-from vsr_dist.inference.media_facts import MediaFacts
-from vsr_dist.inference.tracks import Track, TrackCopier, fresh_tags
-from vsr_dist.inference.work_folder import Part
+from vsr_dist.inference.video.codecs import EncoderSettings, set_up
+from vsr_dist.inference.video.media_facts import MediaFacts
+from vsr_dist.inference.video.tracks import Track, TrackCopier, fresh_tags
+from vsr_dist.inference.video.work_folder import Part
 
 # mp4 counts the film's time at least this fine; the muxer doubles the units until it does.
 _LEAST_TIMESCALE = 10_000

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsr_dist.inference.pixels import from_network, to_network
-from vsr_dist.inference.probe import context_frames, context_px, moving_texture, probe_size
-from vsr_dist.inference.stream import Frame
-from vsr_dist.inference.tiled import TiledNetwork
-from vsr_dist.inference.tiles import BLEND_PX, Overlap
+from vsr_dist.inference.streaming.pixels import from_network, to_network
+from vsr_dist.inference.streaming.stream import Frame
+from vsr_dist.inference.streaming.tiled import TiledNetwork
+from vsr_dist.inference.streaming.tiles import BLEND_PX, Overlap
+from vsr_dist.inference.video.probe import context_frames, context_px, moving_texture, probe_size
 from vsr_dist.models.base import Generator, RecurrentGenerator
 from vsr_dist.models.vsrnet import neighbour_flow
 from vsr_dist.ops.flow_classical import FlowMethod, estimate_flow
@@ -53,7 +53,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class RunnerOptions:
-    """See `vsr_dist.inference.engine.StreamOptions`."""
+    """See `vsr_dist.inference.streaming.engine.StreamOptions`."""
 
     tile_px: int | None
     overlap_px: int | None

@@ -20,10 +20,10 @@ import numpy as np
 from av.codec.context import Flags
 
 from vsr_dist.core.errors import BadConfigError
-from vsr_dist.inference.codecs import EncoderSettings, set_up
-from vsr_dist.inference.colour import FromRgb
-from vsr_dist.inference.stream import Frame
-from vsr_dist.inference.work_folder import Part, SegmentRecord
+from vsr_dist.inference.streaming.stream import Frame
+from vsr_dist.inference.video.codecs import EncoderSettings, set_up
+from vsr_dist.inference.video.colour import FromRgb
+from vsr_dist.inference.video.work_folder import Part, SegmentRecord
 
 _PNG_THREADS = 4
 # Of zlib, 0 to 9: level 1 is within a few percent of the others' size on photographs and several times faster.

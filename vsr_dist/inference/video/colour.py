@@ -17,7 +17,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from sharding.video import EXACT
-from vsr_dist.inference.stream import Frame
+from vsr_dist.inference.streaming.stream import Frame
 
 # Bicubic, not bilinear: with bilinear chroma FFmpeg 8 overflows at saturated 16-bit colours (white turns green).
 _FLAGS = Interpolation.BICUBIC | EXACT

@@ -17,8 +17,8 @@ from sharding.damage import END_TOLERANCE_S, stated_end_s
 from sharding.images import list_images
 from sharding.video import film_stream, open_video
 from vsr_dist.core.errors import BadInputError
-from vsr_dist.inference.media_facts import MediaFacts, read_image
-from vsr_dist.inference.stream import Frame
+from vsr_dist.inference.streaming.stream import Frame
+from vsr_dist.inference.video.media_facts import MediaFacts, read_image
 
 # Containers that state the length of each track, from which a loss of few frames shows.
 _EXACT_FORMATS, _EXACT_TOLERANCE_S = ("mov", "matroska"), 0.25

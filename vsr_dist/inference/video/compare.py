@@ -15,11 +15,11 @@ import av
 import numpy as np
 import torch
 
-from vsr_dist.inference.codecs import choose_encoder, set_up
-from vsr_dist.inference.colour import FromRgb, ToRgb, layout_of
-from vsr_dist.inference.media_facts import MediaFacts, read_facts
-from vsr_dist.inference.media_in import MediaReader, Place
-from vsr_dist.inference.stream import Frame
+from vsr_dist.inference.streaming.stream import Frame
+from vsr_dist.inference.video.codecs import choose_encoder, set_up
+from vsr_dist.inference.video.colour import FromRgb, ToRgb, layout_of
+from vsr_dist.inference.video.media_facts import MediaFacts, read_facts
+from vsr_dist.inference.video.media_in import MediaReader, Place
 from vsr_dist.ops.color import from_uint8, to_uint8
 from vsr_dist.ops.picture import Picture, side_by_side, with_titles
 from vsr_dist.ops.resample import bicubic_upsample

@@ -17,10 +17,10 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from vsr_dist.inference.media_in import Damage, MediaFrame, MediaReader, Place
-from vsr_dist.inference.segments import SegmentSink
-from vsr_dist.inference.stream import Frame, FrameStream
-from vsr_dist.inference.work_folder import Part, SegmentRecord
+from vsr_dist.inference.streaming.stream import Frame, FrameStream
+from vsr_dist.inference.video.media_in import Damage, MediaFrame, MediaReader, Place
+from vsr_dist.inference.video.segments import SegmentSink
+from vsr_dist.inference.video.work_folder import Part, SegmentRecord
 
 Item = TypeVar("Item")
 

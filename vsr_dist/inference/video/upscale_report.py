@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from vsr_dist.core.console import format_duration, say
-from vsr_dist.inference.frame_progress import format_rate
-from vsr_dist.inference.media_facts import MediaFacts
-from vsr_dist.inference.media_in import Damage
-from vsr_dist.inference.pipeline import PartReport
-from vsr_dist.inference.upscale_job import PreparedJob, Result
+from vsr_dist.inference.video.frame_progress import format_rate
+from vsr_dist.inference.video.media_facts import MediaFacts
+from vsr_dist.inference.video.media_in import Damage
+from vsr_dist.inference.video.pipeline import PartReport
+from vsr_dist.inference.video.upscale_job import PreparedJob, Result
 
 
 def tell(job: PreparedJob, result: Result, own: PartReport, num_new: int, wall_s: float) -> None:

@@ -19,8 +19,16 @@ from sharding.damage import stated_end_s
 from sharding.images import is_folder, list_images, read_file
 from sharding.video import film_stream, open_video
 from vsr_dist.core.errors import BadInputError
-from vsr_dist.inference.colour import BT709, STUDIO_RANGE, UNSPECIFIED, ColourTags, PixelLayout, layout_of, tags_of
-from vsr_dist.inference.stream import Frame
+from vsr_dist.inference.streaming.stream import Frame
+from vsr_dist.inference.video.colour import (
+    BT709,
+    STUDIO_RANGE,
+    UNSPECIFIED,
+    ColourTags,
+    PixelLayout,
+    layout_of,
+    tags_of,
+)
 
 _ONE = 1 << 16
 

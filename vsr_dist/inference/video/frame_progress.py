@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from vsr_dist.core.console import Progress
-from vsr_dist.inference.work_folder import Part
+from vsr_dist.inference.video.work_folder import Part
 
 LINE_EVERY_S = 10.0
 _LOOK_EVERY_S = 1.0

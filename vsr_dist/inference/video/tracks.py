@@ -16,7 +16,7 @@ from av.subtitles.subtitle import SubtitleSet
 
 from sharding.video import film_stream
 from vsr_dist.core.errors import BadConfigError
-from vsr_dist.inference.codecs import CONTAINERS
+from vsr_dist.inference.video.codecs import CONTAINERS
 
 # What a subtitle of plain text becomes where the container does not take it as it is.
 _TEXT_CODECS = ("subrip", "srt", "ass", "ssa", "webvtt", "mov_text", "text")

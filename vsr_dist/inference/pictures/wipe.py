@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vsr_dist.inference.encode import VideoWriter
-from vsr_dist.inference.showcase import FrameSet
+from vsr_dist.inference.pictures.showcase import FrameSet
 from vsr_dist.ops.picture import Picture, draw_text, side_by_side
 
 _SECONDS_THERE_AND_BACK = 4.0

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from vsr_dist.core.errors import BadConfigError, BadInputError
-from vsr_dist.inference.pixels import check_frame
-from vsr_dist.inference.runners import Precision, RunnerOptions, make_runner, stacked
-from vsr_dist.inference.shots import CONTEXT_FRAMES, CutFinder
-from vsr_dist.inference.stream import Frame
+from vsr_dist.inference.streaming.pixels import check_frame
+from vsr_dist.inference.streaming.runners import Precision, RunnerOptions, make_runner, stacked
+from vsr_dist.inference.streaming.shots import CONTEXT_FRAMES, CutFinder
+from vsr_dist.inference.streaming.stream import Frame
 from vsr_dist.models.base import Generator
 
 
@@ -58,7 +58,7 @@ def open_stream(generator: Generator, options: StreamOptions, device: torch.devi
 
 
 class VideoStream:
-    """See `vsr_dist.inference.stream.FrameStream`, which this is."""
+    """See `vsr_dist.inference.streaming.stream.FrameStream`, which this is."""
 
     def __init__(self, generator: Generator, options: StreamOptions, device: torch.device) -> None:
         self.scale = generator.scale

@@ -1,0 +1,1 @@
+"""What an evaluation shows: crops, profiles over time, maps of differences, videos."""

@@ -1,0 +1,1 @@
+"""Any generator as a stream of frames: its state, its tiles, the shots of the video."""
