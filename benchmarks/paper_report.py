@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from vsr_dist.metrics.registry import DEFAULT_METRICS
 from vsr_dist.metrics.table import METRICS
 
 FACTORS = {"tdiff": 1e4}
@@ -81,12 +82,12 @@ def sentence(model: Trained, bicubic: Mapping[str, float]) -> str:
 
 def table(models: Sequence[Trained], bicubic: Mapping[str, float], bicubic_frame_ms: float) -> str:
     """Markdown: a row per model, mean and range over seeds."""
-    headings = ["model", "parameters", "steps", "ms per frame", *(METRICS[name][0] for name in METRICS)]
-    cells = [_number(bicubic[name], name) for name in METRICS]
+    headings = ["model", "parameters", "steps", "ms per frame", *(METRICS[name][0] for name in DEFAULT_METRICS)]
+    cells = [_number(bicubic[name], name) for name in DEFAULT_METRICS]
     rows = [["bicubic", "0", "-", f"{bicubic_frame_ms:.0f}", *cells]]
     for model in models:
         cells = []
-        for name in METRICS:
+        for name in DEFAULT_METRICS:
             found = metric_spread(model, name)
             mean, low, high = (_number(value, name) for value in (found.mean, found.low, found.high))
             cells.append(mean if len(model.scores) == 1 else f"{mean} ({low} to {high})")
@@ -127,8 +128,8 @@ def as_data(models: Sequence[Trained], bicubic: Mapping[str, float]) -> dict[str
     """Everything behind the table, for the JSON file."""
     found: dict[str, object] = {}
     for model in models:
-        summary = {name: asdict(metric_spread(model, name)) for name in METRICS}
-        gains = {name: asdict(gain(model, bicubic, name)) for name in METRICS}
+        summary = {name: asdict(metric_spread(model, name)) for name in DEFAULT_METRICS}
+        gains = {name: asdict(gain(model, bicubic, name)) for name in DEFAULT_METRICS}
         found[model.name] = {**asdict(model), "summary": summary, "better_than_bicubic_by": gains}
     return found
 

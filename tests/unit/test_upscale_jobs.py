@@ -68,11 +68,11 @@ def test_what_is_no_video_is_an_error(tmp_path, generator, capsys, content):
 
 
 def test_a_path_with_spaces_and_other_letters(tmp_path, generator):
-    folder = tmp_path / "Ünïcode ordner 動画"
+    folder = tmp_path / "\u00dcn\u00efcode ordner \u52d5\u753b"
     folder.mkdir()
     source = write_video(folder / "mein Film 1.mp4", moving(3))
-    assert upscale(generator, source, folder / "größer 2.mp4") == 0
-    assert len(times_of(folder / "größer 2.mp4")) == 3
+    assert upscale(generator, source, folder / "gr\u00f6\u00dfer 2.mp4") == 0
+    assert len(times_of(folder / "gr\u00f6\u00dfer 2.mp4")) == 3
 
 
 def test_a_place_that_cannot_be_written_is_an_error_before_work_begins(tmp_path, generator, capsys, monkeypatch):

@@ -94,12 +94,12 @@ def test_subtitles_are_kept_or_converted(tmp_path, generator, codec, suffix, tar
 
 def test_chapters_metadata_and_cover(tmp_path, generator):
     source = write_video(
-        tmp_path / "in.mkv", moving(30), chapters=CHAPTERS, cover=True, metadata={"title": "Ein Film für alle"}
+        tmp_path / "in.mkv", moving(30), chapters=CHAPTERS, cover=True, metadata={"title": "Ein Film f\u00fcr alle"}
     )
     assert upscale(generator, source, tmp_path / "out.mkv") == 0
     assert titles(tmp_path / "out.mkv") == titles(source) == [(0.0, 0.5, "c0"), (0.5, 1.0, "c1")]
     with av.open(str(source)) as one, av.open(str(tmp_path / "out.mkv")) as other:
-        assert other.metadata["title"] == "Ein Film für alle"
+        assert other.metadata["title"] == "Ein Film f\u00fcr alle"
         covers = [[bytes(p) for p in c.demux(c.streams.video[1]) if p.size] for c in (one, other)]
         assert covers[0] == covers[1]
         assert len(covers[0][0]) > 100
