@@ -20,7 +20,7 @@ _MEAN_OF_CHANNELS = np.full((1, 3), 1 / 3, np.float32)
 # The brightest few pixels would make everything else black.
 _TOP_PERCENT = 99.5
 _COLOURS = "inferno"
-_UNIT = "absolute difference from the truth, mean of R, G, B (8-bit levels)"
+_UNIT = "|difference from the truth|\n8-bit levels, mean of R, G, B"
 
 
 @dataclass(frozen=True)
