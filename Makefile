@@ -17,7 +17,7 @@ SHELL := bash
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-demo: $(DEMO)  ## train on real clips, evaluate, run a small study (DEMO_SHORT=1 for a quick pass)
+demo: $(DEMO)  ## train on real clips, evaluate, upscale, run a small study (DEMO_SHORT=1 for a quick pass)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
 
 paper-table: $(DEMO)  ## hours in the background: the paper's models, ours and baselines compared; run again to go on

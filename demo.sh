@@ -5,10 +5,12 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 out=demo
+upscale_frames=60
 study=configs/studies/demo.yaml
 train_overrides=()
 if [[ "${DEMO_SHORT:-0}" == 1 ]]; then
   out=demo-short
+  upscale_frames=6
   study=$out/study.yaml
   mkdir -p $out
   sed -e "s#^study_dir: .*#study_dir: $out/study#" -e 's/^num_trials: .*/num_trials: 2/' \
@@ -24,25 +26,30 @@ fi
 title() { printf '\n\033[1m== %s\033[0m\n' "$1"; }
 begin=$SECONDS
 
-title "1/6  sample clips -> $out/clips"
+title "1/7  sample clips -> $out/clips"
 vsr-dist samples $out/clips
 
-title "2/6  shards: shots, bicubic x4 pairs, index -> $out/data  (last fifth of each clip and all of carphone held out)"
+title "2/7  shards: shots, bicubic x4 pairs, index -> $out/data  (last fifth of each clip and all of carphone held out)"
 vsr-dist pack $out/clips/bikes.mp4 $out/clips/bigbuckbunny.mp4 $out/clips/carphone_pristine.mp4 \
   --out $out/data --holdout-tail 0.2 --holdout carphone_pristine --workers 2
 
-title "3/6  GAN training on two processes (DDP over gloo) -> $out/run"
+title "3/7  GAN training on two processes (DDP over gloo) -> $out/run"
 accelerate launch --config_file configs/accelerate/cpu-2.yaml \
   -m vsr_dist.train --config configs/demo.yaml --resume auto "${train_overrides[@]}"
 
-title "4/6  evaluation on the held-out frames -> $out/evaluation"
+title "4/7  evaluation on the held-out frames -> $out/evaluation"
 vsr-dist evaluate --checkpoint $out/run --data $out/data --out $out/evaluation
 
-title "5/6  Optuna study: a loss weight and the discriminator's width -> $out/study"
+title "5/7  a real video upscaled with it, beside bicubic -> $out/carphone_x4.mp4, carphone_compared.mp4"
+vsr-dist upscale $out/clips/carphone_pristine.mp4 $out/carphone_x4.mp4 --checkpoint $out/run \
+  --frames $upscale_frames --compare $out/carphone_compared.mp4 --overwrite
+
+title "6/7  Optuna study: a loss weight and the discriminator's width -> $out/study"
 vsr-dist study run --config $study
 vsr-dist study report --config $study
+vsr-dist report $out/report --runs $out/run $out/evaluation
 
-title "6/6  done in $(( (SECONDS - begin) / 60 )) min $(( (SECONDS - begin) % 60 )) s"
+title "7/7  done in $(( (SECONDS - begin) / 60 )) min $(( (SECONDS - begin) % 60 )) s"
 cat <<END
 Held-out frames, never trained on: bicubic against the generator of this run
 $(cat $out/evaluation/table.txt)
@@ -51,6 +58,8 @@ $(cat $out/evaluation/table.txt)
   $out/run                        checkpoints, generator.safetensors, metrics.jsonl, summary.json
   $out/evaluation/comparison.png  input, bicubic, ours, ground truth
   $out/evaluation/videos          the same side by side as mp4
+  $out/carphone_compared.mp4      bicubic and the network side by side, at four times the size
+  $out/report/report.html         the run and its evaluation on one page
   $out/study/report.md            the trials, best first
 
 Compare the runs, with charts and sample pictures over the steps, in the MLflow UI:
