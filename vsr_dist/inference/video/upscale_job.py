@@ -16,7 +16,7 @@ from typing import Any
 
 from sharding.video import open_video
 from vsr_dist.core.console import say
-from vsr_dist.core.errors import BadInputError, LostRankError
+from vsr_dist.core.errors import BadInputError, LostRankError, UserError
 from vsr_dist.core.files import write_json
 from vsr_dist.core.world import World
 from vsr_dist.inference.streaming.engine import open_stream
@@ -112,7 +112,11 @@ def begin(job: PreparedJob, num_processes: int, stack: ExitStack) -> Plan:
     # A single process begins at the beginning: nothing to warm up.
     several = num_processes > 1
     warm_up = open_stream(job.generator, options.stream(), options.device).warm_up_frames if several else 0
-    plan = make_plan(job.facts, Selection(options.start_s, options.num_frames), num_processes, warm_up)
+    try:
+        plan = make_plan(job.facts, Selection(options.start_s, options.num_frames), num_processes, warm_up)
+    except UserError:
+        job.work.remove()
+        raise
     write_json(job.work.job_path, new_job(own, plan))
     return plan
 
