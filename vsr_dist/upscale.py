@@ -99,7 +99,7 @@ def _add_network_options(group: argparse._ArgumentGroup) -> None:
 def _add_work_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--segment-frames", type=int, default=250, metavar="N", help="frames between places where "
                        "an interrupted job can go on (default: %(default)s)")  # fmt: skip
-    group.add_argument("--work-dir", type=Path, metavar="DIR", help="where unfinished work is kept "
+    group.add_argument("--work-dir", type=Path, metavar="DIR", help="new folder where unfinished work is kept "
                        "(default: .OUTPUT.work beside OUTPUT)")  # fmt: skip
 
 
