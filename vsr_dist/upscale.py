@@ -72,8 +72,15 @@ def _add_track_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--start", type=float, metavar="SECONDS", help="begin there (default: at the beginning)")
     group.add_argument("--frames", type=int, metavar="N", help="stop after so many frames (default: at the end)")
     group.add_argument("--deinterlace", action="store_true", help="make interlaced video progressive first (bwdif)")
-    group.add_argument("--fps", type=Fraction, default=Fraction(25), metavar="RATE", help="frame rate of a folder of "
+    group.add_argument("--fps", type=_rate, default=Fraction(25), metavar="RATE", help="frame rate of a folder of "
                        "images, such as 24 or 30000/1001 (default: %(default)s)")  # fmt: skip
+
+
+def _rate(text: str) -> Fraction:
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(f"expected a rate such as 24 or 30000/1001, found {text}") from error
 
 
 def _add_network_options(group: argparse._ArgumentGroup) -> None:
@@ -92,7 +99,7 @@ def _add_network_options(group: argparse._ArgumentGroup) -> None:
 def _add_work_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--segment-frames", type=int, default=250, metavar="N", help="frames between places where "
                        "an interrupted job can go on (default: %(default)s)")  # fmt: skip
-    group.add_argument("--work-dir", type=Path, metavar="DIR", help="where unfinished work is kept "
+    group.add_argument("--work-dir", type=Path, metavar="DIR", help="new folder where unfinished work is kept "
                        "(default: .OUTPUT.work beside OUTPUT)")  # fmt: skip
 
 
@@ -187,7 +194,8 @@ def _options(arguments: argparse.Namespace, world: World) -> UpscaleOptions:
 def _device(name: str | None, world: World) -> torch.device:
     """The device that was asked for; with several processes on a machine with GPUs, each takes its own."""
     device = find_device(name)
-    if device.type != "cuda" or device.index is not None or world.size == 1:
+    # `device` always has a number: that of the current GPU where none was named.
+    if device.type != "cuda" or (name and torch.device(name).index is not None) or world.size == 1:
         return device
     return find_device(f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}")
 

@@ -1,4 +1,4 @@
-"""Jobs of `vsr-dist upscale`: damage, places that cannot be written, options, folders, a kill in the middle."""
+"""Jobs of `vsr-dist upscale`: damage, options, folders, a kill in the middle."""
 
 from __future__ import annotations
 
@@ -75,35 +75,6 @@ def test_a_path_with_spaces_and_other_letters(tmp_path, generator):
     assert len(times_of(folder / "gr\u00f6\u00dfer 2.mp4")) == 3
 
 
-def test_a_place_that_cannot_be_written_is_an_error_before_work_begins(tmp_path, generator, capsys, monkeypatch):
-    source = write_video(tmp_path / "in.mp4", moving(3))
-    (tmp_path / "file").write_text("")
-    assert upscale(generator, source, tmp_path / "file" / "out.mp4") == 2
-    assert "cannot be made" in said(capsys)[1]
-    folder = tmp_path / "read only"
-    folder.mkdir(mode=0o555)
-    if os.access(folder, os.W_OK):  # root may write anywhere
-        monkeypatch.setattr(os, "access", lambda path, mode: path != folder)
-    assert upscale(generator, source, folder / "out.mp4") == 2
-    out, error = said(capsys)
-    assert "cannot be written" in error
-    assert out == ""
-    assert upscale(generator, source, tmp_path / "out.mp4", "--work-dir", str(tmp_path / "file" / "work")) == 2
-    assert "--work-dir" in said(capsys)[1]
-
-
-def test_what_exists_is_not_overwritten_unless_asked(tmp_path, generator, capsys):
-    source = write_video(tmp_path / "in.mp4", moving(3))
-    output = tmp_path / "out.mp4"
-    output.write_text("old")
-    assert upscale(generator, source, output) == 2
-    assert "--overwrite" in said(capsys)[1]
-    assert output.read_text() == "old"
-    assert upscale(generator, source, source, "--overwrite") == 2
-    assert upscale(generator, source, output, "--overwrite") == 0
-    assert len(times_of(output)) == 3
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -113,6 +84,7 @@ def test_what_exists_is_not_overwritten_unless_asked(tmp_path, generator, capsys
         (("--codec", "ffv1", "--quality", "3"), ["lossless"]),
         (("--pixel-format", "yuv411p"), ["yuv420p"]),
         (("--frames", "0"), ["--frames 0", "at least 1"]),
+        (("--fps", "30/0"), ["24 or 30000/1001, found 30/0"]),
         (("--codec", "prores_ks"), ["prores_ks", ".mkv"]),
     ],
 )

@@ -70,6 +70,7 @@ class VideoStream:
         # The same cuts are only found with the steps before the place in view.
         self.warm_up_frames = max(self._runner.warm_up_frames, CONTEXT_FRAMES if options.cuts else 0)
         self.num_cuts = 0
+        self.cut_lags: list[int] = []
         self._begin()
 
     def _begin(self) -> None:
@@ -80,6 +81,7 @@ class VideoStream:
     def push(self, frame_HWC: Frame) -> list[Frame]:
         """See `FrameStream`."""
         check_frame(frame_HWC, self._like)
+        self.cut_lags = []
         if self._like is None:
             self._like = (frame_HWC.shape, frame_HWC.dtype)
         if not self._options.cuts:
@@ -95,11 +97,15 @@ class VideoStream:
         return [image for starts_shot in answers for image in self._take(self._waiting.popleft(), starts_shot)]
 
     def _take(self, frame_HWC: Frame, starts_shot: bool) -> list[Frame]:
-        self.num_cuts += starts_shot
+        if starts_shot:
+            self.num_cuts += 1
+            # Behind a frame that waited stand those that wait still.
+            self.cut_lags.append(len(self._waiting))
         return self._runner.take(frame_HWC, starts_shot)
 
     def finish(self) -> list[Frame]:
         """See `FrameStream`. The number of cuts and what is known of the memory are kept."""
+        self.cut_lags = []
         rest = self._settle(self._finder.finish()) + self._runner.finish()
         self._begin()
         return rest

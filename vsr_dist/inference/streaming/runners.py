@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vsr_dist.inference.streaming.pixels import from_network, to_network
+from vsr_dist.inference.streaming.probe import context_frames, context_px, moving_texture, probe_size
 from vsr_dist.inference.streaming.stream import Frame
 from vsr_dist.inference.streaming.tiled import TiledNetwork
 from vsr_dist.inference.streaming.tiles import BLEND_PX, Overlap
-from vsr_dist.inference.video.probe import context_frames, context_px, moving_texture, probe_size
 from vsr_dist.models.base import Generator, RecurrentGenerator
 from vsr_dist.models.vsrnet import neighbour_flow
 from vsr_dist.ops.flow_classical import FlowMethod, estimate_flow

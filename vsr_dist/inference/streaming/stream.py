@@ -17,11 +17,13 @@ class FrameStream(Protocol):
 
     scale: enlargement in both directions. warm_up_frames: whoever begins in the middle of a video pushes this many
     frames before the place and drops their results; what follows looks the same as from the start of the video.
-    num_cuts: scene cuts found so far.
+    num_cuts: scene cuts found so far. cut_lags: of those that the last call found, how many frames before the newest
+    one the new shot begins.
     """
 
     scale: int
     warm_up_frames: int
+    cut_lags: list[int]
 
     @property
     def num_cuts(self) -> int:

@@ -60,9 +60,12 @@ def write_comparison(
         with av.open(str(temporary), "w", format=target, options={"fflags": "+bitexact"}) as output:
             video = output.add_stream(settings.codec, rate=settings.rate)
             set_up(video.codec_context, settings)
+            first_pts: int | None = None if start.num_frames else 0
             for low, fake in zip(source.frames(start), enlarged.frames(Place()), strict=False):
+                # As in the result, a beginning in the middle is time 0.
+                first_pts = low.pts if first_pts is None else first_pts
                 frame = to_yuv(_panels(low.rgb, fake.rgb, scale))
-                frame.pts, frame.time_base = low.pts, facts.time_base
+                frame.pts, frame.time_base = low.pts - first_pts, facts.time_base
                 output.mux(video.encode(frame))
                 advance(1)
             output.mux(video.encode(None))

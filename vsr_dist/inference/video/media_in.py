@@ -6,7 +6,7 @@ Unlike packing, damage does not end the reading: what can be decoded is given ou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 
 import av
@@ -44,16 +44,20 @@ class Damage:
     def after(self, earlier: Damage) -> Damage:
         """This and what an earlier process met before."""
         merged = {name: value + getattr(earlier, name) for name, value in asdict(self).items() if name != "broke_off"}
-        return Damage(**merged, broke_off=self.broke_off)
+        return Damage(**merged, broke_off=self.broke_off or earlier.broke_off)
 
 
 @dataclass(frozen=True)
 class MediaFrame:
-    """One upright frame, with its time and duration in units of the source's time base."""
+    """One upright frame, with its time and duration in units of the source's time base.
+
+    damage: what was lost up to here; the reader itself may be further on.
+    """
 
     rgb: Frame
     pts: int
     duration: int
+    damage: Damage = field(default_factory=Damage)
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,19 @@ class MediaReader:
     def __init__(self, facts: MediaFacts, convert: Callable[[av.VideoFrame], Frame], *, deinterlace: bool) -> None:
         self.facts, self._convert, self._deinterlace = facts, convert, deinterlace
         self.damage = Damage()
+        self._counted_from: int | None = None
         self._nominal = max(1, round(1 / (facts.rate * facts.time_base)))
         self._end_s: float | None = None
         self._longest_s = 0.0
         # Whether every frame had a time of its own, so that a time says which frame it is.
         self.seekable = facts.is_video and not deinterlace
 
-    def frames(self, place: Place) -> Iterator[MediaFrame]:
-        """All frames behind `place`. A video is entered by seeking, if that leads exactly there."""
+    def frames(self, place: Place, counted_from: int | None = None) -> Iterator[MediaFrame]:
+        """All frames behind `place`. A video is entered by seeking, if that leads exactly there.
+
+        counted_from: damage before this time is somebody else's to count; None counts all behind `place`.
+        """
+        self._counted_from = counted_from
         if not self.facts.is_video:
             yield from self._images(place.num_frames)
             return
@@ -96,6 +105,8 @@ class MediaReader:
             for skipped, frame in enumerate(self._timed(decoded, None)):
                 if skipped >= place.num_frames:
                     yield frame
+                elif skipped + 1 == place.num_frames:
+                    self.damage = Damage()
             self._check_end(container, skipped + 1)
 
     def _images(self, first: int) -> Iterator[MediaFrame]:
@@ -165,7 +176,10 @@ class MediaReader:
                     f"px at {float(pts * facts.time_base):.2f} s; cut it there, and upscale the parts one by one"
                 )
             duration = int(frame.duration or 0) or self._nominal
-            yield MediaFrame(facts.orientation.upright(self._convert(frame)), pts, duration)
+            if self._counted_from is not None and pts < self._counted_from:
+                self.damage = Damage()
+            upright = facts.orientation.upright(self._convert(frame))
+            yield MediaFrame(upright, pts, duration, replace(self.damage))
             self._end_s = float((pts + duration) * facts.time_base)
 
     def _check_end(self, container: InputContainer, num_frames: int | None = None) -> None:

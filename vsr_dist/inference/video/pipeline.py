@@ -132,6 +132,7 @@ class PartRun:
         self.report = PartReport()
         self._pending: deque[int] = deque()
         self._last: SegmentRecord | None = None
+        self._met = Damage()
 
     def run(self) -> PartReport:
         """Do what is left. Raises what any of the threads raised."""
@@ -171,7 +172,7 @@ class PartRun:
         return Place(self._last.pushed, self._last.last_pts, self._last.seekable)
 
     def _decode(self, incoming: Channel[MediaFrame]) -> None:
-        for frame in self._reader.frames(self._place()):
+        for frame in self._reader.frames(self._place(), self._range.first_pts):
             incoming.put(frame)
         incoming.end()
 
@@ -180,9 +181,10 @@ class PartRun:
         pushed, in_segment, last, finished = self._place().num_frames, 0, None, False
         for last in incoming:
             self._pending.append(last.pts)
-            results = self._timed(partial(self._stream.push, last.rgb))
+            if self._range.end_pts is None or last.pts < self._range.end_pts:
+                self._met = last.damage
+            num_out, finished = self._take(partial(self._stream.push, last.rgb), outgoing)
             pushed += 1
-            num_out, finished = self._hand_on(results, outgoing)
             in_segment += num_out
             if finished:
                 incoming.stop()
@@ -191,17 +193,30 @@ class PartRun:
                 outgoing.put(_Close(self._record(number, in_segment, pushed, last), self._stream.state()))
                 number, in_segment = number + 1, 0
         if not finished:
-            in_segment += self._hand_on(self._timed(self._stream.finish), outgoing)[0]
+            self._met = self._reader.damage
+            in_segment += self._take(self._stream.finish, outgoing)[0]
         record = self._record(number, in_segment, pushed, last)
         record.last = True
         outgoing.put(_Close(record, None))
         outgoing.end()
 
-    def _timed(self, work: Callable[[], list[Frame]]) -> list[Frame]:
+    def _take(self, work: Callable[[], list[Frame]], outgoing: Channel[_Output]) -> tuple[int, bool]:
+        """Let the network work, and hand its results on; see `_hand_on`."""
         begin_s = time.perf_counter()
         results = work()
         self.report.network_s += time.perf_counter() - begin_s
-        return results
+        self.report.num_cuts += sum(map(self._is_own, self._stream.cut_lags))
+        return self._hand_on(results, outgoing)
+
+    def _is_own(self, lag: int) -> bool:
+        """True if the frame `lag` before the newest is of this part, not one before or behind it."""
+        limits, place = self._range, len(self._pending) - 1 - lag
+        pts = self._pending[place]
+        return (
+            (limits.first_pts is None or pts >= limits.first_pts)
+            and (limits.end_pts is None or pts < limits.end_pts)
+            and (limits.num_frames is None or self.report.num_frames + place < limits.num_frames)
+        )
 
     def _hand_on(self, results: list[Frame], outgoing: Channel[_Output]) -> tuple[int, bool]:
         """Give the encoder those of the results that are of this part: how many, and True when its last one is out."""
@@ -223,8 +238,7 @@ class PartRun:
         report.num_new += num_frames
         # The counts of a reader begin with this process; the report goes on from the last segment.
         before = self._last
-        report.num_cuts = self._stream.num_cuts
-        report.damage = self._reader.damage.after(Damage() if before is None else Damage(**before.damage))
+        report.damage = self._met.after(Damage() if before is None else Damage(**before.damage))
         report.facts = self._stream.facts()
         last_pts = None if before is None else before.last_pts
         last_duration = 1 if before is None else before.last_duration

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from sharding.video import open_video
 from vsr_dist.core.console import say
-from vsr_dist.core.errors import BadInputError, LostRankError
+from vsr_dist.core.errors import BadInputError, LostRankError, UserError
 from vsr_dist.core.files import write_json
 from vsr_dist.core.world import World
 from vsr_dist.inference.streaming.engine import open_stream
@@ -112,7 +113,11 @@ def begin(job: PreparedJob, num_processes: int, stack: ExitStack) -> Plan:
     # A single process begins at the beginning: nothing to warm up.
     several = num_processes > 1
     warm_up = open_stream(job.generator, options.stream(), options.device).warm_up_frames if several else 0
-    plan = make_plan(job.facts, Selection(options.start_s, options.num_frames), num_processes, warm_up)
+    try:
+        plan = make_plan(job.facts, Selection(options.start_s, options.num_frames), num_processes, warm_up)
+    except UserError:
+        job.work.remove()
+        raise
     write_json(job.work.job_path, new_job(own, plan))
     return plan
 
@@ -159,7 +164,7 @@ def run_part(job: PreparedJob, plan: Plan, world: World) -> PartReport:
             lambda segment, frame: _sink(job, part, segment, frame),
             frames=frames,
             segment_frames=options.segment_frames,
-            advance=progress.advance,
+            advance=_watched(progress.advance, _Others(job, plan)) if world.is_main and others else progress.advance,
         )
         return run.run()
 
@@ -170,22 +175,46 @@ def _sink(job: PreparedJob, part: Part, first_segment: int, first_frame: int) ->
     return PacketSink(part, first_segment, job.settings)
 
 
-def wait_for_others(job: PreparedJob, plan: Plan) -> None:
-    """Wait until every part is done. Raises LostRankError as soon as a process has ended without."""
-    waiting = dict(enumerate(job.work.part(rank) for rank in range(len(plan.parts))))
-    while waiting:
-        for rank, part in list(waiting.items()):
+class _Others:
+    """The parts of the other processes, as rank 0 sees them."""
+
+    def __init__(self, job: PreparedJob, plan: Plan) -> None:
+        self._waiting = {rank: job.work.part(rank) for rank in range(1, len(plan.parts))}
+
+    def are_done(self) -> bool:
+        """Look at those that were not done. Raises LostRankError if the process of one has ended without."""
+        for rank, part in list(self._waiting.items()):
             # In this order: a part that is finished after the first look is not held at the second.
-            held = rank == 0 or is_held(part.folder / "held")
+            held = is_held(part.folder / "held")
             if part.look()[1]:
-                del waiting[rank]
+                del self._waiting[rank]
             elif not held:
                 raise LostRankError(
                     f"process {rank} has ended before its frames were done; its own message says why. The same command "
                     "goes on at the last finished segments"
                 )
-        if waiting:
-            time.sleep(_LOOK_EVERY_S)
+        return not self._waiting
+
+
+def _watched(advance: Callable[[int], None], others: _Others) -> Callable[[int], None]:
+    """`advance`, with a look at the other processes now and then: what they lack cannot be made up for here."""
+    looked_s = time.monotonic()
+
+    def watched(count: int) -> None:
+        nonlocal looked_s
+        advance(count)
+        if time.monotonic() - looked_s >= _LOOK_EVERY_S:
+            others.are_done()
+            looked_s = time.monotonic()
+
+    return watched
+
+
+def wait_for_others(job: PreparedJob, plan: Plan) -> None:
+    """Wait until every part is done. Raises LostRankError as soon as a process has ended without."""
+    others = _Others(job, plan)
+    while not others.are_done():
+        time.sleep(_LOOK_EVERY_S)
 
 
 @dataclass(frozen=True)

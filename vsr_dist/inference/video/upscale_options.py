@@ -51,9 +51,15 @@ class UpscaleOptions:
 def check_paths(options: UpscaleOptions) -> str | None:
     """The output's container, after a look at all places that are written to."""
     target = container_of(options.output)
+    if options.output.name in ("", ".."):
+        raise BadConfigError(f"OUTPUT {options.output} has no name of its own; expected a new folder or a video file")
     if options.output.exists():
         if options.source.exists() and os.path.samefile(options.source, options.output):
             raise BadConfigError(f"OUTPUT {options.output} is the input; name another file")
+        if target is None and not options.output.is_dir():
+            raise BadConfigError(
+                f"OUTPUT {options.output} is a file; without a suffix it is a folder of frames: name another"
+            )
         is_free = options.output.is_dir() and not any(options.output.iterdir())
         if not options.overwrite and not is_free:
             raise BadConfigError(
@@ -65,6 +71,7 @@ def check_paths(options: UpscaleOptions) -> str | None:
             raise BadConfigError(
                 f"OUTPUT {options.output} holds {foreign[0].name}, which is no frame; name a new folder"
             )
+    _check_apart(options)
     for path in (options.output, options.compare):
         if path is not None:
             _check_writable(path)
@@ -74,6 +81,23 @@ def check_paths(options: UpscaleOptions) -> str | None:
         if options.compare.exists() and not options.overwrite:
             raise BadConfigError(f"--compare {options.compare} exists; name another file, or give --overwrite")
     return target
+
+
+def _check_apart(options: UpscaleOptions) -> None:
+    """The comparison, the work folder and the output must not replace or remove each other or the input."""
+    output, source = options.output.resolve(), options.source.resolve()
+    if options.compare is not None and options.compare.resolve() in (output, source):
+        raise BadConfigError(f"--compare {options.compare} is INPUT or OUTPUT; name another file")
+    if options.work_dir is None:
+        return
+    work = options.work_dir.resolve()
+    inside = [path for path in (output, options.compare, source) if path and path.resolve().is_relative_to(work)]
+    if inside or work.is_relative_to(output):
+        other = inside[0] if inside else output
+        raise BadConfigError(
+            f"--work-dir {work} and {other} lie in each other, and the work folder is removed at the end; name a new "
+            "folder beside them"
+        )
 
 
 def _is_frame(path: Path) -> bool:

@@ -36,7 +36,7 @@ def summary(job: PreparedJob, result: Result, own: PartReport, num_new: int, wal
     size = f"{facts.width} x {facts.height} to {facts.width * scale} x {facts.height * scale} px"
     cuts = _counted(result.num_cuts, "scene cut")
     lines = [
-        f"{result.num_frames} frames, {size}, in {format_duration(wall_s)} ({rate}{share})",
+        f"{_counted(result.num_frames, 'frame')}, {size}, in {format_duration(wall_s)} ({rate}{share})",
         f"network: {job.options.checkpoint}, x{scale}, {_how(result.facts)}; {cuts}; "
         f"peak memory {_peak_memory(job.options.device)}",
     ]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,9 @@ from torch import Tensor
 from vsr_dist.core.errors import BadConfigError, BadInputError
 from vsr_dist.core.files import write_json
 from vsr_dist.core.locks import exclusive
+
+# What a work folder may hold: it is removed as a whole at the end.
+_OWN_NAMES = re.compile(r"lock|job\.json(\.tmp)?|part_\d{3,}|whole(\..*)?")
 
 
 @dataclass
@@ -127,9 +131,15 @@ class WorkFolder:
         self.job_path = path / "job.json"
 
     def make(self) -> None:
-        """Create it. Raises BadConfigError where that is not possible."""
+        """Create it. Raises BadConfigError where that is not possible, and for a folder that holds anything else."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            foreign = sorted(path.name for path in self.path.iterdir() if not _OWN_NAMES.fullmatch(path.name))
+            if foreign:
+                raise BadConfigError(
+                    f"the work folder {self.path} holds {foreign[0]}, and it is removed at the end with all that is in "
+                    "it; name a new folder with --work-dir"
+                )
             (self.path / "lock").touch()
         except OSError as error:
             raise BadConfigError(
