@@ -4,7 +4,8 @@
 
 Real frames of the sample clips, reduced to a quarter and enlarged by bicubic, 4 frames each at 272 x 640 and 720 x 1280
 px; PSNR and SSIM on Y and RGB with a border of 4 px. The sides take turns, round by round; the number is the median of
-the rounds' ratios, so that what else the machine does meets both. With two threads both sides measure two frames at a
+the rounds' ratios, so that what else the machine does meets both; `cpu` is processor time, which waiting for a turn on
+a loaded machine does not lengthen. With two threads both sides measure two frames at a
 time, as `evaluate` does. `tensor` is what a GPU runs, here on the CPU. Writes benchmarks/results/metrics_speed.json.
 """
 
@@ -66,16 +67,16 @@ def tensor(pair: Pair) -> object:
     return fidelity_of_tensors(*batch, FIDELITY)
 
 
-def seconds(side: Callable[[Pair], object], data: list[Pair], threads: int) -> float:
-    """Wall time per frame."""
-    begin = time.perf_counter()
+def seconds(side: Callable[[Pair], object], data: list[Pair], threads: int) -> tuple[float, float]:
+    """Wall time and processor time per frame."""
+    begin, begin_cpu = time.perf_counter(), time.process_time()
     if threads == 1:
         for pair in data:
             side(pair)
     else:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(side, data))
-    return (time.perf_counter() - begin) / len(data)
+    return (time.perf_counter() - begin) / len(data), (time.process_time() - begin_cpu) / len(data)
 
 
 def measure(clip: str, threads: int, rounds: int) -> dict[str, object]:
@@ -84,10 +85,16 @@ def measure(clip: str, threads: int, rounds: int) -> dict[str, object]:
     data = pairs(clip)
     sides = {"scikit-image": scikit, "ours": ours}
     times: dict[str, list[float]] = {name: [] for name in sides}
+    cpu_times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
-            times[name].append(seconds(side, data, threads))
-    ratios = [theirs / mine for theirs, mine in zip(times["scikit-image"], times["ours"], strict=True)]
+            wall, cpu = seconds(side, data, threads)
+            times[name].append(wall)
+            cpu_times[name].append(cpu)
+    ratios, cpu_ratios = (
+        [theirs / mine for theirs, mine in zip(found["scikit-image"], found["ours"], strict=True)]
+        for found in (times, cpu_times)
+    )
     row: dict[str, object] = {
         "clip": clip,
         "size": CLIPS[clip],
@@ -97,9 +104,11 @@ def measure(clip: str, threads: int, rounds: int) -> dict[str, object]:
         "ratio": statistics.median(ratios),
         "ratio_lowest": min(ratios),
         "ratio_highest": max(ratios),
+        "cpu_ms_per_frame": {name: 1e3 * statistics.median(values) for name, values in cpu_times.items()},
+        "cpu_ratio": statistics.median(cpu_ratios),
     }
     if threads == 1:
-        row["tensor_on_cpu_ms_per_frame"] = 1e3 * seconds(tensor, data[:1], 1)
+        row["tensor_on_cpu_ms_per_frame"] = 1e3 * seconds(tensor, data[:1], 1)[0]
     print(json.dumps(row))
     return row
 

@@ -24,7 +24,7 @@ from vsr_dist.evaluation.comparing import compare_in_one, compare_results, compa
 from vsr_dist.evaluation.measure import Measured, Measurement
 from vsr_dist.evaluation.output import Report, clear, write
 from vsr_dist.evaluation.pair_source import PairSource
-from vsr_dist.evaluation.results import Result
+from vsr_dist.evaluation.results import Result, check_measured_alike, read_result
 from vsr_dist.evaluation.scoring import Scorer, available
 from vsr_dist.evaluation.sources import EvaluationSource, ShardSource
 from vsr_dist.evaluation.subject import (
@@ -39,6 +39,8 @@ from vsr_dist.evaluation.subject import (
 from vsr_dist.inference.named_methods import NAMED_METHODS
 from vsr_dist.metrics.protocol import PROTOCOLS, Protocol, find_protocol
 from vsr_dist.metrics.registry import METRICS, parse_metrics
+
+_THIS = "this evaluation"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,6 +128,8 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if arguments.scale is not None and arguments.data is not None:
         raise BadConfigError("--scale is for --real; a shard set knows its own scale")
+    if arguments.scale is not None and arguments.scale < 1:
+        raise BadConfigError(f"--scale is {arguments.scale}; expected at least 1")
     if arguments.frames is not None and arguments.frames < 2:
         raise BadConfigError(f"--frames is {arguments.frames}; expected at least 2")
 
@@ -140,6 +144,9 @@ def _open(arguments: argparse.Namespace, world: World) -> _Job:
             f"sequence {shortest.name} has {shortest.num_frames} frames, but protocol {preset.name} cuts "
             f"{preset.trim_frames} at both ends; measure longer sequences, or with another --protocol"
         )
+    if arguments.against is not None and is_result(arguments.against):
+        # Not after hours of measuring.
+        check_measured_alike(_THIS, _alike(source, preset), read_result(arguments.against))
     device = open_device(arguments.device, world)
     subjects = baseline(source)
     if arguments.against is not None and not is_result(arguments.against):
@@ -157,6 +164,12 @@ def _open(arguments: argparse.Namespace, world: World) -> _Job:
         metrics = parse_metrics(arguments.metrics)
     scorer = Scorer(metrics, preset, source.scale, device)
     return _Job(source, subjects, preset, metrics, left_out, scorer, device)
+
+
+def _alike(source: EvaluationSource, preset: Protocol) -> dict[str, object]:
+    """What must be the same in a result that this one is compared with."""
+    digest = source.description.get("data_digest")
+    return {"protocol_name": preset.name, "data_digest": digest, "scale": source.scale}
 
 
 def _source(arguments: argparse.Namespace) -> EvaluationSource:
@@ -178,9 +191,7 @@ def _report(arguments: argparse.Namespace, job: _Job, measured: Sequence[Measure
     methods = [subject.name for subject in job.subjects]
     comparisons = compare_in_one(rows, methods)
     if arguments.against is not None and is_result(arguments.against):
-        digest = job.source.description.get("data_digest")
-        alike = {"protocol_name": job.preset.name, "data_digest": digest}
-        this = Result("this evaluation", rows, methods[-1], alike)
+        this = Result(_THIS, rows, methods[-1], _alike(job.source, job.preset))
         comparisons.insert(0, compare_with_result(this, arguments.against))
     what = arguments.checkpoint or arguments.method or arguments.fake
     pictures = [one.picture for one in measured if one.picture is not None]

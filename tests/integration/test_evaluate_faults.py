@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from evaluate_films import small, truth, write_frames
+from evaluate_films import evaluate, small, truth, write_frames
 
 
 def test_sides_that_do_not_fit_are_both_named(evaluation_fails, tmp_path, film_pair):
@@ -41,6 +41,9 @@ def test_options_that_do_not_go_together(evaluation_fails, tmp_path, film_pair):
     assert "unknown metric 'psnr' (did you mean" in evaluation_fails(
         "--fake", fake, "--real", real, "--metrics", "psnr", *out
     )
+    assert "--scale is -2; expected at least 1" in evaluation_fails(
+        "--fake", fake, "--real", real, "--scale", "-2", *out
+    )
     assert "give --against" in evaluation_fails("--results", out[1], *out)
     assert "does not exist" in evaluation_fails("--fake", tmp_path / "no", "--real", real, *out)
     tiny = write_frames(tmp_path / "small", small(truth(0)))
@@ -51,3 +54,22 @@ def test_options_that_do_not_go_together(evaluation_fails, tmp_path, film_pair):
     few = write_frames(tmp_path / "few", truth(0, 4))
     message = evaluation_fails("--fake", few, "--real", few, "--protocol", "tecogan", *out)
     assert "has 4 frames, but protocol tecogan cuts 2" in message
+
+
+def test_a_folder_with_videos_of_its_own_is_left_alone(evaluation_fails, tmp_path, film_pair):
+    """The folder of the pictures is made anew: it must be an evaluation's."""
+    mine = tmp_path / "project" / "videos" / "holiday.mp4"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    sides = ("--fake", film_pair[0], "--real", film_pair[1], "--metrics", "psnr_y")
+    assert "holds videos/, which would be replaced" in evaluation_fails(*sides, "--out", tmp_path / "project")
+    assert mine.read_bytes() == b"mine"
+    for _ in range(2):  # An evaluation's own folder is used again.
+        evaluate(tmp_path / "out", *sides)
+    (tmp_path / "out" / "metrics.json").rename(tmp_path / "out" / ".evaluating")  # as an interrupted one leaves it
+    (tmp_path / "out" / "videos").mkdir()
+    (tmp_path / "out" / "videos" / "half.mp4").write_bytes(b"half")
+    evaluate(tmp_path / "out", *sides)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("metrics.json", "metrics.csv", "sequences.csv", "report.md", "table.txt")
+    }

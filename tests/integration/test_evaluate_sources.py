@@ -166,6 +166,10 @@ def test_what_was_not_measured_alike_is_not_compared(evaluation_fails, tmp_path,
     evaluate(tmp_path / "c", *sides, "--frames", 4)
     compare = ("--out", tmp_path / "out", "--results", tmp_path / "a", "--against")
     assert "protocol default and realvsr" in evaluation_fails(*compare, tmp_path / "b")
+    evaluate(tmp_path / "d", *sides, "--scale", 4)
+    assert "scale 1 and 4" in evaluation_fails(*compare, tmp_path / "d"), "another border"
+    before = ("--out", tmp_path / "out", *sides, "--against", tmp_path / "b")
+    assert "this evaluation and" in evaluation_fails(*before), "said before anything is measured"
     assert "2 frames are in one only, first frame 4 of real" in evaluation_fails(*compare, tmp_path / "c")
     assert "is not a finished evaluation" in evaluation_fails(*compare, film_pair[0])
     assert not (tmp_path / "out").exists()

@@ -8,6 +8,8 @@ from metric_references import sign_flip_p
 from scipy.stats import bootstrap
 
 from vsr_dist.metrics.uncertainty import (
+    NUM_RESAMPLES,
+    _block_means,
     compare,
     interval_over_frames,
     interval_over_sequences,
@@ -83,12 +85,21 @@ def test_blocks_of_frames_keep_what_ties_them_together():
     assert np.mean(loose) == pytest.approx(1.0, abs=0.1)
     # Ten equal frames in a row are one look: the interval is wider by up to the root of ten.
     assert 2.0 < np.mean(tied) < np.sqrt(10) * 1.1
-    assert interval_over_frames([[1.0, 2.0, 3.0]], [1.0]) is None
+    assert interval_over_frames([[1.0, 2.0] * 4, [1.0, 2.0, 1.0, 4.0, 5.0, 2.0, 7.0]], [1.0, 1.0]) is None, "7 frames"
+
+
+def test_a_block_goes_round_and_the_last_is_cut():
+    """The sums give the means of the frames themselves."""
+    values = np.random.default_rng(3).normal(30, 1, 19)
+    rng = np.random.default_rng(0)
+    starts = np.random.default_rng(0).integers(0, 19, (NUM_RESAMPLES, 4))  # blocks of 6, 6, 6 and 1
+    places = (starts[..., None] + np.arange(6)).reshape(NUM_RESAMPLES, -1)[:, :19] % 19
+    assert _block_means(values, rng) == pytest.approx(values[places].mean(axis=1), abs=1e-12)
 
 
 def test_two_sequences_count_by_their_weights():
-    found = interval_over_frames([[1.0, 2.0, 1.0, 2.0, 1.0, 2.0], [10.0] * 6], [1.0, 3.0])
+    found = interval_over_frames([[1.0, 2.0] * 4, [10.0] * 8], [1.0, 3.0])
     assert found is not None
     assert weighted_mean([1.5, 10.0], [1.0, 3.0]) == pytest.approx(7.875)
     assert found.low <= 7.875 <= found.high
-    assert found.num_units == 12
+    assert found.num_units == 16

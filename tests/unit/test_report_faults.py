@@ -125,6 +125,14 @@ def test_a_report_of_something_else_is_not_written_over(tmp_path, capsys):
     assert (tmp_path / "study" / "report.html").read_text() == "<p>a study"
 
 
+def test_pictures_of_somebody_else_stay(tmp_path, no_curves):
+    mine = tmp_path / "site" / "assets" / "logo.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    assert report(tmp_path / "site", make_run(tmp_path / "a", "alpha")) == 0
+    assert mine.read_bytes() == b"mine"
+
+
 def test_names_cannot_break_the_page(tmp_path):
     run = make_run(tmp_path / "a", "<b>x</b> | `y`", steps=-10)
     assert report(tmp_path / "out", run) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar, cast
 
 import torch
@@ -18,6 +19,10 @@ Item = TypeVar("Item")
 
 # What gloo says, as a plain RuntimeError, when the process at the other end of a connection has died.
 _LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+
+# Ranks whose shares differ by hours meet at the end only, and torch waits 30 minutes unless told otherwise. One that
+# died is noticed at once: its connection closes.
+_PATIENCE = timedelta(days=30)
 
 
 def is_active() -> bool:
@@ -33,13 +38,13 @@ def current_world() -> World:
 def join_ranks() -> World:
     """Meet the other processes that a launcher started, for messages between hosts (gloo); alone, do nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        meet_again("gloo")
+        meet_again("gloo", _PATIENCE)
         if not is_active():
-            dist.init_process_group("gloo")
+            dist.init_process_group("gloo", timeout=_PATIENCE)
     return current_world()
 
 
-def meet_again(backend: str) -> None:
+def meet_again(backend: str, timeout: timedelta | None = None) -> None:
     """Make the process group after torchrun restarted the processes of one machine; else leave it to whoever does.
 
     torchrun keeps one store over its restarts, and torch 2.14 finds the addresses of the dead in it and waits for them.
@@ -54,7 +59,7 @@ def meet_again(backend: str) -> None:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(host, port, size, is_master=False)  # type: ignore[attr-defined]
     fresh = dist.PrefixStore(f"start_{start}", store)  # type: ignore[attr-defined]
-    dist.init_process_group(backend, store=fresh, rank=rank, world_size=size)
+    dist.init_process_group(backend, timeout=timeout, store=fresh, rank=rank, world_size=size)
 
 
 def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vsr_dist.core.console import say
+from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.files import write_json, write_whole
 from vsr_dist.core.versions import package_versions
 from vsr_dist.evaluation.results import FORMAT_VERSION, intervals, sequence_table
@@ -32,6 +33,8 @@ from vsr_dist.metrics.table import (
 from vsr_dist.ops.picture import Picture
 
 _HEADINGS = ("compared", "metric", "difference", "95 % interval", "p", "verdict")
+# There while an evaluation is at work: the pictures of an interrupted one may be replaced.
+_UNFINISHED = ".evaluating"
 RESULT_FILES = ("report.md", "table.txt", "metrics.json", "metrics.csv", "sequences.csv", "comparison.png")
 
 
@@ -56,9 +59,23 @@ class Report:
         return [subject.name for subject in self.subjects]
 
 
+def refuse_foreign(out: Path) -> None:
+    """BadConfigError for a folder whose `videos/` and so on are not an evaluation's: `clear` would remove them."""
+    if any((out / name).exists() for name in (_UNFINISHED, "metrics.json")):
+        return
+    filled = [name for name in FOLDERS if (out / name).is_file() or any((out / name).glob("*"))]
+    if filled:
+        raise BadConfigError(
+            f"--out {out} holds {', '.join(f'{name}/' for name in filled)}, which would be replaced, and no "
+            "evaluation; name another folder"
+        )
+
+
 def clear(out: Path, with_pictures: bool) -> None:
     """The output folder, without what an earlier evaluation left, which would pass for this one's."""
+    refuse_foreign(out)
     out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / _UNFINISHED, b"vsr-dist evaluate has not finished here\n")
     clear_pictures(out)
     if not with_pictures:
         for name in FOLDERS:
@@ -88,6 +105,7 @@ def write(out: Path, report: Report) -> None:
     write_whole(out / "table.txt", (text + "\n").encode())
     write_whole(out / "report.md", _markdown(report, table, sure).encode())
     write_json(out / "metrics.json", _data(report, table, sequences, sure))
+    (out / _UNFINISHED).unlink(missing_ok=True)
     say(text)
     for name, reason in report.left_out.items():
         say(f"left out: {name}: {reason}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,7 @@ def read_result(path: Path) -> Result:
             rows = [_row(line) for line in csv.DictReader(file)]
         methods = list(data.get("methods") or next(iter(data["table"].values())))
         alike = {key: data.get(key) for key in ("protocol_name", "data_digest")}
+        alike["scale"] = data.get("source", {}).get("scale")
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise BadInputError(
             f"{path} is not a finished evaluation ({error}); expected the folder of one, with metrics.json and "
@@ -132,14 +133,24 @@ def read_result(path: Path) -> Result:
     return Result(str(path), rows, methods[-1], alike)
 
 
-def check_comparable(this: Result, other: Result) -> None:
-    """BadInputError unless both were measured on the same frames in the same way."""
-    for key, name in (("protocol_name", "protocol"), ("data_digest", "data set")):
-        mine, theirs = this.measured_alike.get(key), other.measured_alike.get(key)
+def check_measured_alike(name: str, measured_alike: Mapping[str, Any], other: Result) -> None:
+    """BadInputError unless protocol, set and scale, which is the border, are those of `other`.
+
+    Known before the first frame: `name`, for the message, need not have been measured yet.
+    """
+    for key, what in (("protocol_name", "protocol"), ("data_digest", "data set"), ("scale", "scale")):
+        mine, theirs = measured_alike.get(key), other.measured_alike.get(key)
+        if key == "scale" and None in (mine, theirs):
+            continue  # A result of an earlier version does not say.
         if mine != theirs:
             raise BadInputError(
-                f"{this.name} and {other.name} do not compare: {name} {mine} and {theirs}; evaluate both alike"
+                f"{name} and {other.name} do not compare: {what} {mine} and {theirs}; evaluate both alike"
             )
+
+
+def check_comparable(this: Result, other: Result) -> None:
+    """BadInputError unless both were measured on the same frames in the same way."""
+    check_measured_alike(this.name, this.measured_alike, other)
     mine_frames, theirs_frames = ({(row.sequence, row.frame) for row in side.rows} for side in (this, other))
     if mine_frames != theirs_frames:
         odd = sorted(mine_frames ^ theirs_frames)

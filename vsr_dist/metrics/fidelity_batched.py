@@ -33,7 +33,7 @@ FIDELITY = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
 _SIGMA = 1.5
 _RADIUS_PX = SSIM_WINDOW_PX // 2
 _C1, _C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
-_STRIP_ROWS, _STRIP_COLUMNS = 64, 1280
+_STRIP_ROWS, _STRIP_COLUMNS = 128, 1280
 _LUMA = np.array([BT601_RED, BT601_GREEN, BT601_BLUE]) / 255.0
 
 Float32Array = npt.NDArray[np.float32]

@@ -23,6 +23,8 @@ NUM_RESAMPLES = 5000
 # With n sequences the smallest two-sided p of all sign flips is 2 / 2^n: below 0.05 from 6 on.
 LEAST_FOR_VERDICT = 6
 LEAST_FOR_INTERVAL = 3
+# Two blocks of `interval_over_frames`.
+LEAST_FRAMES = 8
 _SEED = 20240229
 
 Verdict = Literal["better", "worse", "within noise", "too few sequences"]
@@ -69,10 +71,11 @@ def interval_over_frames(sequences: Sequence[Sequence[float]], weights_N: Sequen
     """Circular block bootstrap of frames within each sequence: for one or two sequences.
 
     Blocks of `ceil(n^(1/3) * 2)` neighbouring frames keep most of what ties them together (Politis and Romano 1992). It
-    says how sure the mean of *these* sequences is and nothing about others. None for fewer than four frames in all.
+    says how sure the mean of *these* sequences is and nothing about others. None if a sequence has fewer than eight
+    frames: a block is nearly the whole of it then, and all resamples are alike.
     """
     num_frames = sum(len(values) for values in sequences)
-    if num_frames < 4:
+    if min(len(values) for values in sequences) < LEAST_FRAMES:
         return None
     rng = np.random.default_rng(_SEED)
     means_NR = np.stack([_block_means(np.asarray(values, np.float64), rng) for values in sequences])
@@ -154,8 +157,12 @@ def _block_means(values_T: Values, rng: np.random.Generator) -> Values:
     length = len(values_T)
     block = min(length, math.ceil(2 * length ** (1 / 3)))
     num_blocks = -(-length // block)
-    # Round and round, so that the first and the last frames are drawn as often as the others.
     starts = rng.integers(0, length, (NUM_RESAMPLES, num_blocks))
-    places = (starts[..., None] + np.arange(block)).reshape(NUM_RESAMPLES, -1)[:, :length] % length
-    means: Values = values_T[places].mean(axis=1)
+    # Round and round, so that the first and the last frames are drawn as often as the others. Sums up to each frame
+    # give a block's sum without its frames: memory is that of the blocks, and a video may be long.
+    mean = values_T.mean()
+    sums = np.concatenate(([0.0], np.cumsum(np.concatenate((values_T, values_T)) - mean)))
+    sizes = np.full(num_blocks, block)
+    sizes[-1] = length - block * (num_blocks - 1)
+    means: Values = mean + (sums[starts + sizes] - sums[starts]).sum(axis=1) / length
     return means

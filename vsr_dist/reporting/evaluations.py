@@ -20,7 +20,7 @@ def evaluation_blocks(evaluations: Sequence[Evaluation], colours: Mapping[str, s
         Paragraph(
             "Whole sequences, measured by `vsr-dist evaluate`. Bold is the best value of a line."
             + (
-                " In brackets the 95 % interval of the mean."
+                " In brackets the 95 % interval of the mean, over sequences, or over frames of one or two."
                 if any("intervals" in e.scores for e in evaluations)
                 else ""
             )

@@ -52,18 +52,24 @@ def refuse_out(out: Path) -> None:
     for name in (CONFIG_NAME, SCORES_NAME):
         if (out / name).is_file():
             raise BadConfigError(f"OUT_DIR {out} is a run or an evaluation (it holds {name}); name another folder")
-    page = out / HTML_NAME
-    ours = page.is_file() and _MARK in page.read_text(errors="replace")
-    other = [name for name in (HTML_NAME, MARKDOWN_NAME, CSV_NAME) if (out / name).is_file()]
-    if other and not ours:
+    other = [name for name in (HTML_NAME, MARKDOWN_NAME, CSV_NAME, CURVES_NAME) if (out / name).is_file()]
+    if other and not _is_ours(out):
         raise BadConfigError(
             f"OUT_DIR {out} holds a {other[0]} that vsr-dist report did not write; name another folder"
         )
 
 
+def _is_ours(out: Path) -> bool:
+    """True if there is a report of this verb."""
+    page = out / HTML_NAME
+    return page.is_file() and _MARK in page.read_text(errors="replace")
+
+
 def write_report(compared: Compared, out: Path) -> ReportFiles:
     """Write the report into `out`. Each file is replaced whole; pictures of an earlier report are removed."""
     blocks, pictures = report_blocks(compared)
+    # Pictures in `assets/` that were there before any report are somebody else's.
+    older = sorted((out / ASSETS).glob("*.png")) if _is_ours(out) else []
     contents = {
         **pictures,
         CSV_NAME: report_csv(compared).encode(),
@@ -77,7 +83,7 @@ def write_report(compared: Compared, out: Path) -> ReportFiles:
             write_whole(out / name, content)
     except OSError as error:
         raise BadConfigError(f"OUT_DIR {out} cannot be written: {error}; name a folder that can") from error
-    for path in (out / ASSETS).glob("*.png"):
+    for path in older:
         if f"{ASSETS}/{path.name}" not in pictures:
             path.unlink()
     if CURVES_NAME not in pictures:

@@ -6,10 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vsr_dist.metrics.table import METRICS
-
-# Of metrics that no table of evaluations lists; what is in neither has no direction.
-_LOWER = frozenset({"stlpips", "lpips", "dists", "tlp", "warping_error"})
+from vsr_dist.metrics.registry import METRICS
 
 
 @dataclass(frozen=True)
@@ -35,13 +32,11 @@ class Metric:
 
 
 def metric_of(name: str) -> Metric:
-    """The metric with a plain name such as `psnr_y`."""
-    if name in METRICS:
-        title, decimals, direction = METRICS[name]
-        # `tdiff x1e4`: the heading tells the factor.
-        plain, times, factor = title.rpartition(" x")
-        return Metric(title, decimals, direction, float(factor) if times and plain else 1.0)
-    return Metric(name, 4, -1 if name in _LOWER else 0)
+    """The metric with a plain name such as `psnr_y`; one that no evaluation measures has no direction."""
+    if name not in METRICS:
+        return Metric(name, 4, 0)
+    row = METRICS[name]
+    return Metric(row.heading, row.decimals, row.direction, row.factor)
 
 
 def best_places(values: Sequence[float | None], direction: int) -> set[int]:
