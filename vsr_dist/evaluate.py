@@ -115,6 +115,10 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.results is not None:
         if arguments.against is None or any((arguments.data, arguments.real, arguments.low)):
             raise BadConfigError("--results compares two finished evaluations: give --against, and no --data or --real")
+        if arguments.protocol != "default" or any((arguments.metrics, arguments.frames, arguments.scale)):
+            raise BadConfigError(
+                "--results measures nothing anew: leave out --protocol, --metrics, --frames and --scale"
+            )
         return
     if (arguments.data is None) == (arguments.real is None):
         raise BadConfigError("expected either --data, a shard set, or --real with the truth and --low with its input")

@@ -44,7 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
     generator, description = find_generator(arguments.checkpoint, arguments.tracking_uri)
     size = None if arguments.height is None else (arguments.height, arguments.width)
     exportable = Exportable(generator, size, arguments.frames)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadConfigError(f"--out {out} cannot be written: {error}; name another folder") from error
     # The suffix stays last: torch.export.save asks for it.
     temporary = out.with_name(f".{out.stem}.part{out.suffix}")
     try:

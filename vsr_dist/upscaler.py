@@ -35,6 +35,8 @@ def find_generator(
     Raises BadCheckpointError or BadInputError, which say what is missing.
     """
     if checkpoint is None:
+        if tracking_uri is not None:
+            raise BadConfigError("a tracking URI goes with a checkpoint in MLflow: name it, as models:/NAME/VERSION")
         if not (DEFAULT_FOLDER / WEIGHTS_NAME).is_file():
             raise BadCheckpointError(
                 f"the generator that comes with the package is not there ({DEFAULT_FOLDER / WEIGHTS_NAME}); install "

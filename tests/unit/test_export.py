@@ -136,6 +136,13 @@ def test_the_suffix_says_the_format(checkpoint, tmp_path, capsys):
     assert "--out with the suffix .onnx for --format onnx" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_made_is_named(checkpoint, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    out = str(tmp_path / "file" / "sub" / "x.pt2")
+    assert main(["export", "--checkpoint", checkpoint(GRU), "--format", "torch", "--out", out]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
 def test_a_graph_that_differs_is_not_kept(checkpoint, tmp_path, capsys, monkeypatch):
     def wrong(exportable, path, description):
         weights = next(exportable.module.parameters())

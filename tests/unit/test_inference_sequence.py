@@ -182,9 +182,9 @@ def test_absent_files_are_named(folder):
     [
         ({"format_version": 99}, r"has format version 99; this release reads 1"),
         ({"format_version": None}, r"cannot be read"),
-        ({"generator": None}, r"lacks scale or generator.kind"),
-        ({"generator": {"channels": 6}}, r"lacks scale or generator.kind"),
-        ({"scale": None}, r"lacks scale or generator.kind"),
+        ({"generator": None}, r"lacks generator.kind or a whole number as scale"),
+        ({"generator": {"channels": 6}}, r"lacks generator.kind or a whole number as scale"),
+        ({"scale": None}, r"lacks generator.kind or a whole number as scale"),
         ({"generator": {"kind": "vdsr"}}, r"unknown generator kind 'vdsr'; this release knows paper_srgan, recurrent"),
         ({"generator": {"kind": "recurrent", "channels": "many"}}, r"generator.channels: Expected int"),
         ({"generator": {"kind": "recurrent", "depth": 3}}, r"generator.json: .*depth"),

@@ -47,6 +47,9 @@ def test_what_exists_is_not_overwritten_unless_asked(tmp_path, generator, capsys
     assert upscale(generator, source, output) == 2
     assert "--overwrite" in said(capsys)[1]
     assert output.read_text() == "old"
+    (tmp_path / "folder.mp4").mkdir()
+    assert upscale(generator, source, tmp_path / "folder.mp4") == 2
+    assert "a folder with the name of a video" in said(capsys)[1]
     assert upscale(generator, source, source, "--overwrite") == 2
     assert upscale(generator, source, output, "--overwrite") == 0
     assert len(times_of(output)) == 3

@@ -112,6 +112,8 @@ def test_names_that_lead_nowhere(run_dir, monkeypatch):
         find_generator(run_dir / "nothing")
     with pytest.raises(BadConfigError, match="a tracking URI goes with a generator in MLflow"):
         find_generator(run_dir, "http://127.0.0.1:1")
+    with pytest.raises(BadConfigError, match="name it, as models:"):
+        find_generator(None, "http://127.0.0.1:1")
     with pytest.raises(BadConfigError, match="say where, with a tracking URI or MLFLOW_TRACKING_URI"):
         find_generator("models:/demo/1")
     with pytest.raises(BadConfigError, match="its scheme is none of"):

@@ -108,8 +108,10 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise BadCheckpointError(f"{path} has format version {version}; this release reads {_FORMAT_VERSION}")
     found: dict[str, Any] = description
     generator = found.get("generator")
-    if not isinstance(generator, dict) or "kind" not in generator or "scale" not in found:
-        raise BadCheckpointError(f"{path} lacks scale or generator.kind; take it from the run that wrote the weights")
+    if not isinstance(generator, dict) or "kind" not in generator or not isinstance(found.get("scale"), int):
+        raise BadCheckpointError(
+            f"{path} lacks generator.kind or a whole number as scale; take it from the run that wrote the weights"
+        )
     return found
 
 

@@ -83,6 +83,8 @@ def _can_encode(name: str) -> bool:
 
 def container_of(output: Path) -> str | None:
     """FFmpeg's container for a name, or None for a folder of PNG frames. Raises BadConfigError for other suffixes."""
+    if output.is_dir() and output.suffix.lower() in CONTAINERS:
+        raise BadConfigError(f"OUTPUT {output} is a folder with the name of a video; name another one")
     if output.is_dir() or output.suffix == "":
         return None
     if output.suffix.lower() not in CONTAINERS:
