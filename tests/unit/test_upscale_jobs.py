@@ -218,9 +218,14 @@ def test_ctrl_c_ends_all_threads_and_says_how_to_go_on(tmp_path):
     network = make_generator(tmp_path / "run", noise=0.2)
     source = write_video(tmp_path / "in.mp4", moving(400, 96, 128), options={"preset": "ultrafast"})
     command = [sys.executable, "-m", "vsr_dist.upscale", str(source), str(tmp_path / "out.mp4"), "--checkpoint"]
-    process = subprocess.Popen(
-        [*command, str(network), "--segment-frames", "5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    # A shell that starts the tests in the background has SIGINT ignored, by them and by what they start.
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [*command, str(network), "--segment-frames", "5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, found)
     work = tmp_path / ".out.mp4.work"
     wait_for((work / "part_000" / "000000.json").exists, process)
     process.send_signal(signal.SIGINT)
