@@ -26,7 +26,7 @@ from vsr_dist.metrics.table import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
-METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "tof", "tdiff")
+METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "tdiff")
 PAGE = "#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART"
 CHARTS = "val/(psnr_y|ssim_y|tof)|samples"
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"

@@ -31,6 +31,8 @@ def commands(page: Path) -> list[str]:
 def shortened(command: str) -> str:
     if "vsr_dist.train" in command or command.startswith("vsr-dist train"):
         return command + "".join(f" --set {override}" for override in SHORT.split())
+    if command.startswith("vsr-dist evaluate") and "--data" in command and "--frames" not in command:
+        return f"{command} --frames 8"
     if command.startswith("vsr-dist study run"):
         overrides = [*SHORT.split(), "tracking.log_model=false", "train.log_every=2"]
         return f"{command} --set num_trials=1 --set {shlex.quote('set=[' + ', '.join(overrides) + ']')}"
