@@ -8,9 +8,11 @@ out=demo
 upscale_frames=60
 study=configs/studies/demo.yaml
 train_overrides=()
+evaluate_options=()
 if [[ "${DEMO_SHORT:-0}" == 1 ]]; then
   out=demo-short
   upscale_frames=6
+  evaluate_options=(--frames 8)
   study=$out/study.yaml
   mkdir -p $out
   sed -e "s#^study_dir: .*#study_dir: $out/study#" -e 's/^num_trials: .*/num_trials: 2/' \
@@ -38,7 +40,7 @@ accelerate launch --config_file configs/accelerate/cpu-2.yaml \
   -m vsr_dist.train --config configs/demo.yaml --resume auto "${train_overrides[@]}"
 
 title "4/7  evaluation on the held-out frames -> $out/evaluation"
-vsr-dist evaluate --checkpoint $out/run --data $out/data --out $out/evaluation
+vsr-dist evaluate --checkpoint $out/run --data $out/data --out $out/evaluation "${evaluate_options[@]}"
 
 title "5/7  a real video upscaled with it, beside bicubic -> $out/carphone_x4.mp4, carphone_compared.mp4"
 vsr-dist upscale $out/clips/carphone_pristine.mp4 $out/carphone_x4.mp4 --checkpoint $out/run \
