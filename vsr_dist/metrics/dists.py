@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vsr_dist.core.errors import BadInputError
 from vsr_dist.metrics.lpips import wheel_file
 from vsr_dist.metrics.perceptual import Features
-from vsr_dist.metrics.trunk_files import copy_tensor, read_tensors, torchvision_file
+from vsr_dist.metrics.trunk_files import check_size, copy_tensor, read_tensors, torchvision_file
 
 TRUNK_FILE = "vgg16-397923af.pth"
 WEIGHTS_FILE = "DISTS_pytorch/weights.pt"
@@ -76,9 +75,7 @@ class Dists(nn.Module):
 
     def features(self, images_NCYX: Tensor) -> Features:
         """The images themselves and five maps, of float RGB images in [0, 1], at least 32 x 32 pixels."""
-        if min(images_NCYX.shape[-2:]) < MIN_PX:
-            found = " x ".join(str(side) for side in images_NCYX.shape[-2:])
-            raise BadInputError(f"DISTS: expected images of at least {MIN_PX} x {MIN_PX} pixels, found {found}")
+        check_size(images_NCYX, MIN_PX, _WHAT)
         current = (images_NCYX - self.mean) / self.deviation
         found_features = [images_NCYX]
         for number, convs in enumerate(self.stages):

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vsr_dist.core.errors import BadInputError, MissingExtraError
-from vsr_dist.metrics.perceptual import Features
-from vsr_dist.metrics.trunk_files import copy_tensor, read_tensors, torchvision_file
+from vsr_dist.core.errors import MissingExtraError
+from vsr_dist.metrics.perceptual import Features, LpipsDistance
+from vsr_dist.metrics.trunk_files import check_size, copy_tensor, read_tensors, torchvision_file
 
 TRUNK_FILE = "alexnet-owt-7be5be79.pth"
 HEADS_FILE = "lpips/weights/v0.1/alex.pth"
@@ -37,7 +37,7 @@ _SHIFT, _DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _EPSILON = 1e-10
 
 
-class Lpips(nn.Module):
+class Lpips(LpipsDistance):
     """Frozen, in evaluation mode. `features` and `distance` apart, for images that are compared more than once.
 
     Raises MissingExtraError when the heads' distribution is not installed, BadConfigError when a file is missing or
@@ -67,9 +67,7 @@ class Lpips(nn.Module):
 
     def features(self, images_NCYX: Tensor) -> Features:
         """Five normalised feature maps of float RGB images in [0, 1], at least 64 x 64 pixels."""
-        if min(images_NCYX.shape[-2:]) < MIN_PX:
-            found = " x ".join(str(side) for side in images_NCYX.shape[-2:])
-            raise BadInputError(f"LPIPS: expected images of at least {MIN_PX} x {MIN_PX} pixels, found {found}")
+        check_size(images_NCYX, MIN_PX, _WHAT)
         current = (2.0 * images_NCYX - 1.0 - self.shift) / self.deviation
         found_features = []
         for conv, (*_, pooled) in zip(self.convs, _CONVS, strict=True):
@@ -78,15 +76,6 @@ class Lpips(nn.Module):
             current = F.relu(conv(current))
             found_features.append(current / (current.square().sum(1, keepdim=True).sqrt() + _EPSILON))
         return tuple(found_features)
-
-    def distance(self, first: Features, second: Features) -> Tensor:
-        """(N,) distances of images by their features, from 0."""
-        parts = zip(self.heads, first, second, strict=True)
-        return torch.stack([head((one - other).square()).mean((1, 2, 3)) for head, one, other in parts]).sum(0)
-
-    def forward(self, first_NCYX: Tensor, second_NCYX: Tensor) -> Tensor:
-        """(N,) distances of float RGB images in [0, 1]."""
-        return self.distance(self.features(first_NCYX), self.features(second_NCYX))
 
 
 def wheel_file(distribution: str, place: str, what: str) -> Path:

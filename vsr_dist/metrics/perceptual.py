@@ -9,16 +9,15 @@ Axes: N any number of images, C channels, Y X rows and columns.
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
-from pathlib import Path
+from abc import ABC, abstractmethod
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsr_dist.core.distribution import STLPIPS, distribution_file
-from vsr_dist.core.errors import BadConfigError, BadInputError
+from vsr_dist.metrics.trunk_files import check_size, copy_tensor, read_tensors
 
 WEIGHTS_FILE = "alex_shift_tolerant.pth"
 # Reflected padding needs more pixels than it adds, in the last blur as well.
@@ -37,7 +36,26 @@ _EPSILON = 1e-10
 Features = tuple[Tensor, ...]
 
 
-class ShiftTolerantLpips(nn.Module):
+class LpipsDistance(nn.Module, ABC):
+    """LPIPS on whatever features: `features` and `distance` apart, for images that are compared more than once."""
+
+    heads: nn.ModuleList
+
+    @abstractmethod
+    def features(self, images_NCYX: Tensor) -> Features:
+        """Normalised feature maps of float RGB images in [0, 1], one for each head."""
+
+    def distance(self, first: Features, second: Features) -> Tensor:
+        """(N,) distances of images by their features, from 0."""
+        parts = zip(self.heads, first, second, strict=True)
+        return torch.stack([head((one - other).square()).mean((1, 2, 3)) for head, one, other in parts]).sum(0)
+
+    def forward(self, first_NCYX: Tensor, second_NCYX: Tensor) -> Tensor:
+        """(N,) distances of float RGB images in [0, 1]."""
+        return self.distance(self.features(first_NCYX), self.features(second_NCYX))
+
+
+class ShiftTolerantLpips(LpipsDistance):
     """Frozen, in evaluation mode. `features` and `distance` apart, for truth that is compared more than once.
 
     Raises MissingExtraError when the weights' distribution is not installed, BadConfigError when the file is not what
@@ -54,7 +72,8 @@ class ShiftTolerantLpips(nn.Module):
         """`what` asked for it, and what to do `instead` of installing its weights: for the error without them."""
         super().__init__()
         fix = f'run `pip install "vsr-dist[perceptual]"` or {instead}'
-        state = _read(distribution_file(STLPIPS, WEIGHTS_FILE, what, fix))
+        state = read_tensors(distribution_file(STLPIPS, WEIGHTS_FILE, what, fix), "ST-LPIPS", "reinstall it")
+        copy = partial(copy_tensor, what=f"ST-LPIPS: {WEIGHTS_FILE}", fix="reinstall stlpips-pytorch 0.0.2")
         self.convs = nn.ModuleList(
             nn.Conv2d(num_in, num_out, size, padding=padding) for _, num_out, num_in, size, padding, _ in _CONVS
         )
@@ -62,12 +81,12 @@ class ShiftTolerantLpips(nn.Module):
         self.heads = nn.ModuleList(heads)
         for number, (head, (name, *_)) in enumerate(zip(heads, _CONVS, strict=True)):
             for part in ("weight", "bias"):
-                _copy(getattr(self.convs[number], part), state, f"net.{name}.{part}")
-            _copy(head.weight, state, f"lin{number}.model.1.weight")
+                copy(getattr(self.convs[number], part), state, f"net.{name}.{part}")
+            copy(head.weight, state, f"lin{number}.model.1.weight")
         # The file's own constants, for images in [-1, 1].
         for name, key in (("shift", "scaling_layer.shift"), ("deviation", "scaling_layer.scale")):
             self.register_buffer(name, torch.zeros(1, 3, 1, 1))
-            _copy(getattr(self, name), state, key)
+            copy(getattr(self, name), state, key)
         line = torch.tensor([1.0, 2.0, 1.0]) / 4.0
         self.register_buffer("kernel", torch.outer(line, line))
         self.requires_grad_(False)
@@ -75,9 +94,7 @@ class ShiftTolerantLpips(nn.Module):
 
     def features(self, images_NCYX: Tensor) -> Features:
         """Five normalised feature maps of float RGB images in [0, 1], at least 32 x 32 pixels."""
-        if min(images_NCYX.shape[-2:]) < MIN_PX:
-            found = " x ".join(str(side) for side in images_NCYX.shape[-2:])
-            raise BadInputError(f"ST-LPIPS: expected images of at least {MIN_PX} x {MIN_PX} pixels, found {found}")
+        check_size(images_NCYX, MIN_PX, "ST-LPIPS")
         current = (2.0 * images_NCYX - 1.0 - self.shift) / self.deviation
         found_features = []
         for number, (conv, (*_, reduced)) in enumerate(zip(self.convs, _CONVS, strict=True)):
@@ -88,39 +105,8 @@ class ShiftTolerantLpips(nn.Module):
             found_features.append(current / (current.square().sum(1, keepdim=True).sqrt() + _EPSILON))
         return tuple(found_features)
 
-    def distance(self, first: Features, second: Features) -> Tensor:
-        """(N,) distances of images by their features, from 0."""
-        parts = zip(self.heads, first, second, strict=True)
-        return torch.stack([head((one - other).square()).mean((1, 2, 3)) for head, one, other in parts]).sum(0)
-
-    def forward(self, first_NCYX: Tensor, second_NCYX: Tensor) -> Tensor:
-        """(N,) distances of float RGB images in [0, 1]."""
-        return self.distance(self.features(first_NCYX), self.features(second_NCYX))
-
     def _blur(self, features_NCYX: Tensor) -> Tensor:
         """A binomial filter of stride 2; n pixels become n // 2 + 1."""
         padded = F.pad(features_NCYX, (2, 2, 2, 2), mode="reflect")
         channels = padded.shape[1]
         return F.conv2d(padded, self.kernel.expand(channels, 1, 3, 3), stride=2, groups=channels)
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise BadConfigError(f"ST-LPIPS: {path} is not a file of tensors that torch can load; reinstall it") from error
-    if not isinstance(state, Mapping):
-        raise BadConfigError(f"ST-LPIPS: {path} holds a {type(state).__name__}, expected tensors by name; reinstall it")
-    return state
-
-
-def _copy(target: Tensor, state: Mapping[str, Tensor], key: str) -> None:
-    """Take over one tensor of the file; a missing one, or one of another shape, is a BadConfigError."""
-    if key not in state or state[key].shape != target.shape:
-        found = tuple(state[key].shape) if key in state else "none"
-        raise BadConfigError(
-            f"ST-LPIPS: {WEIGHTS_FILE}: expected {key} of shape {tuple(target.shape)}, found {found}; reinstall "
-            "stlpips-pytorch 0.0.2"
-        )
-    with torch.no_grad():
-        target.copy_(state[key])

@@ -67,10 +67,15 @@ class Protocol:
         )
 
 
-_MORE = (*DEFAULT_METRICS,)
 PROTOCOLS: dict[str, Protocol] = {
     "default": Protocol(
-        "default", None, 0, False, False, _MORE, "the usual one of super-resolution papers, a border of the scale."
+        "default",
+        None,
+        0,
+        False,
+        False,
+        DEFAULT_METRICS,
+        "the usual one of super-resolution papers, a border of the scale.",
     ),
     "realvsr": Protocol(
         "realvsr",
@@ -78,7 +83,7 @@ PROTOCOLS: dict[str, Protocol] = {
         0,
         False,
         True,
-        _MORE,
+        DEFAULT_METRICS,
         "as RealVSR's test script (codes/test_RealVSR_wi_GT.py) for PSNR and SSIM on Y; its networks give Y itself, "
         "here it comes from RGB of 8 bits.",
     ),

@@ -1,4 +1,4 @@
-"""Weight files of perceptual metrics: where they lie, and that they hold what is expected."""
+"""What perceptual metrics are fed: where weight files lie, that they hold what is expected, and images large enough."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vsr_dist.core.errors import BadConfigError
+from vsr_dist.core.errors import BadConfigError, BadInputError
 
 
 def torchvision_file(name: str, model: str, what: str) -> Path:
@@ -24,21 +24,28 @@ def torchvision_file(name: str, model: str, what: str) -> Path:
     return path
 
 
-def read_tensors(path: Path, what: str) -> Mapping[str, Tensor]:
-    """Tensors by name. BadConfigError if the file holds anything else."""
+def read_tensors(path: Path, what: str, fix: str = "fetch it again") -> Mapping[str, Tensor]:
+    """Tensors by name. BadConfigError if the file holds anything else; `fix` says what to do about it."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise BadConfigError(f"{what}: {path} is not a file of tensors that torch can load; fetch it again") from error
+        raise BadConfigError(f"{what}: {path} is not a file of tensors that torch can load; {fix}") from error
     if not isinstance(state, Mapping):
-        raise BadConfigError(f"{what}: {path} holds a {type(state).__name__}, expected tensors by name")
+        raise BadConfigError(f"{what}: {path} holds a {type(state).__name__}, expected tensors by name; {fix}")
     return state
 
 
-def copy_tensor(target: Tensor, state: Mapping[str, Tensor], key: str, what: str) -> None:
+def copy_tensor(target: Tensor, state: Mapping[str, Tensor], key: str, what: str, fix: str = "fetch it again") -> None:
     """Take over one tensor; a missing one, or one of another shape, is a BadConfigError."""
     if key not in state or state[key].shape != target.shape:
         found = tuple(state[key].shape) if key in state else "none"
-        raise BadConfigError(f"{what}: expected {key} of shape {tuple(target.shape)}, found {found}; fetch it again")
+        raise BadConfigError(f"{what}: expected {key} of shape {tuple(target.shape)}, found {found}; {fix}")
     with torch.no_grad():
         target.copy_(state[key])
+
+
+def check_size(images_NCYX: Tensor, min_px: int, what: str) -> None:
+    """BadInputError unless images (N, C, Y, X) are at least `min_px` in both directions."""
+    if min(images_NCYX.shape[-2:]) < min_px:
+        found = " x ".join(str(side) for side in images_NCYX.shape[-2:])
+        raise BadInputError(f"{what}: expected images of at least {min_px} x {min_px} pixels, found {found}")
