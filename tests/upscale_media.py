@@ -1,4 +1,4 @@
-"""Tiny videos for the tests of upscaling, and a look at what came out."""
+"""Tiny videos for the tests of upscaling, the command itself, and a look at what came out."""
 
 from __future__ import annotations
 
@@ -13,11 +13,21 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from sharding.damage import stated_end_s
 from sharding.video import EXACT
+from vsr_dist.cli import main
 from vsr_dist.inference.generator_io import save_generator
 from vsr_dist.models import build_generator
 from vsr_dist.models.recurrent import RecurrentConfig
 
 FLAGS = Interpolation.BICUBIC | EXACT
+
+
+def upscale(generator, source, output, *options):
+    return main(["upscale", str(source), str(output), "--checkpoint", str(generator), *options])
+
+
+def said(capsys):
+    captured = capsys.readouterr()
+    return captured.out, captured.err
 
 
 def make_generator(folder, scale=2, noise=0.0):

@@ -14,20 +14,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from upscale_media import decoded, generator, make_generator, moving, times_of, write_video
-
-from vsr_dist.cli import main
+from upscale_media import decoded, generator, make_generator, moving, said, times_of, upscale, write_video
 
 __all__ = ["generator"]
-
-
-def upscale(generator, source, output, *options):
-    return main(["upscale", str(source), str(output), "--checkpoint", str(generator), *options])
-
-
-def said(capsys):
-    captured = capsys.readouterr()
-    return captured.out, captured.err
 
 
 def test_of_a_damaged_video_what_can_be_read_is_kept_and_the_loss_is_said(tmp_path, generator, capsys):

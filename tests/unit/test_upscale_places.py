@@ -5,22 +5,12 @@ from __future__ import annotations
 import os
 
 import torch
-from upscale_media import generator, moving, times_of, write_video
+from upscale_media import generator, moving, said, times_of, upscale, write_video
 
 from vsr_dist import upscale as upscale_command
-from vsr_dist.cli import main
 from vsr_dist.core.world import World
 
 __all__ = ["generator"]
-
-
-def upscale(generator, source, output, *options):
-    return main(["upscale", str(source), str(output), "--checkpoint", str(generator), *options])
-
-
-def said(capsys):
-    captured = capsys.readouterr()
-    return captured.out, captured.err
 
 
 def test_a_place_that_cannot_be_written_is_an_error_before_work_begins(tmp_path, generator, capsys, monkeypatch):

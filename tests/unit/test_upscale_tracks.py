@@ -7,19 +7,13 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from upscale_media import decoded, generator, moving, packets_of, times_of, write_video
-
-from vsr_dist.cli import main
+from upscale_media import decoded, generator, moving, packets_of, times_of, upscale, write_video
 
 __all__ = ["generator"]
 CHAPTERS = [
     {"id": n, "start": 500 * n, "end": 500 * (n + 1), "time_base": Fraction(1, 1000), "metadata": {"title": f"c{n}"}}
     for n in range(2)
 ]
-
-
-def upscale(generator, source, output, *options):
-    return main(["upscale", str(source), str(output), "--checkpoint", str(generator), *options])
 
 
 def payloads(path, kind):

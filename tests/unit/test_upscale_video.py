@@ -8,16 +8,10 @@ import av
 import cv2
 import numpy as np
 import pytest
-from upscale_media import decoded, generator, moving, stated_length_s, times_of, write_video
-
-from vsr_dist.cli import main
+from upscale_media import decoded, generator, moving, stated_length_s, times_of, upscale, write_video
 
 __all__ = ["generator"]
 UNEVEN = [0, 1, 3, 4, 9, 10, 15, 16, 17, 30]
-
-
-def upscale(generator, source, output, *options):
-    return main(["upscale", str(source), str(output), "--checkpoint", str(generator), *options])
 
 
 def bicubic(frames, scale=2):
