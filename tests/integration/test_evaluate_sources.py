@@ -168,6 +168,9 @@ def test_what_was_not_measured_alike_is_not_compared(evaluation_fails, tmp_path,
     assert "protocol default and realvsr" in evaluation_fails(*compare, tmp_path / "b")
     evaluate(tmp_path / "d", *sides, "--scale", 4)
     assert "scale 1 and 4" in evaluation_fails(*compare, tmp_path / "d"), "another border"
+    other = write_frames(tmp_path / "other" / "real", truth(3))
+    evaluate(tmp_path / "e", "--fake", film_pair[0], "--real", other, "--metrics", "psnr_y")
+    assert "data set" in evaluation_fails(*compare, tmp_path / "e"), "another truth of the same name and length"
     before = ("--out", tmp_path / "out", *sides, "--against", tmp_path / "b")
     assert "this evaluation and" in evaluation_fails(*before), "said before anything is measured"
     assert "2 frames are in one only, first frame 4 of real" in evaluation_fails(*compare, tmp_path / "c")

@@ -169,6 +169,9 @@ def change_description(folder, **changes):
 def test_absent_files_are_named(folder):
     with pytest.raises(BadCheckpointError, match=r"no file .*other.safetensors; expected a run directory"):
         load_generator(folder / "other.safetensors")
+    (folder / "film.mp4").write_bytes(b"frames")
+    with pytest.raises(BadCheckpointError, match=r"film.mp4 is no generator; expected a run directory or a"):
+        load_generator(folder / "film.mp4")
     (folder / "generator.json").unlink()
     with pytest.raises(BadCheckpointError, match=r"generator.json cannot be read; it must lie beside the weights"):
         load_generator(folder)

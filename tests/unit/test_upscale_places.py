@@ -9,6 +9,7 @@ from upscale_media import generator, moving, said, times_of, upscale, write_vide
 
 from vsr_dist import upscale as upscale_command
 from vsr_dist.core.world import World
+from vsr_dist.inference.fingerprint import fingerprint
 
 __all__ = ["generator"]
 
@@ -28,6 +29,25 @@ def test_a_place_that_cannot_be_written_is_an_error_before_work_begins(tmp_path,
     assert out == ""
     assert upscale(generator, source, tmp_path / "out.mp4", "--work-dir", str(tmp_path / "file" / "work")) == 2
     assert "--work-dir" in said(capsys)[1]
+
+
+def test_a_link_is_no_place_for_frames(tmp_path, generator, capsys):
+    source = write_video(tmp_path / "in.mp4", moving(3))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    assert upscale(generator, source, tmp_path / "link") == 2
+    assert f"is a link; name the folder {tmp_path / 'folder'} itself" in said(capsys)[1]
+
+
+def test_inputs_of_equal_size_and_ends_are_told_apart(tmp_path):
+    """An interrupted job must not go on with a film that was changed in the middle."""
+    content = bytes(4 << 20)
+    for name, middle in (("a", b"0"), ("b", b"1" * (1 << 17))):
+        (tmp_path / name).mkdir()
+        changed = content[: 2 << 20] + middle + content[(2 << 20) + len(middle) :]
+        (tmp_path / name / "in.mp4").write_bytes(changed)
+    first, second = (fingerprint(tmp_path / name / "in.mp4") for name in "ab")
+    assert first["bytes"] == second["bytes"] and first["digest"] != second["digest"]
 
 
 def test_what_exists_is_not_overwritten_unless_asked(tmp_path, generator, capsys):

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from sharding.codec import Frame
 from sharding.images import IMAGE_SUFFIXES, is_folder, list_images, natural_key, subfolders
 from sharding.video import iter_frames, iter_thumbnails, probe
 from vsr_dist.core.errors import BadInputError
 from vsr_dist.evaluation.sources import FOLDER_FPS, Piece, SequenceInfo
+from vsr_dist.inference.fingerprint import fingerprint
 
 PIECE_FRAMES = 16
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".y4m", ".ts")
@@ -63,6 +65,7 @@ class PairSource:
             raise BadInputError(f"--scale is {scale}, but {real} is x{self.scale} as large as {low}; leave --scale out")
         self.title = f"`{real}`"
         self.description: dict[str, Any] = {"kind": "pairs", **{s: str(root) for s, root in self._roots.items()}}
+        self.description["data_digest"] = _truth_digest(named["real"])
 
     @property
     def has_low(self) -> bool:
@@ -111,6 +114,15 @@ class PairSource:
             found = ", ".join(f"x{scale} in {name}" for scale, name in sorted(scales.items()))
             raise BadInputError(f"the sequences have different scales ({found}); evaluate them one by one")
         return next(iter(scales))
+
+
+def _truth_digest(sequences: Mapping[str, Path]) -> str:
+    """Tells a truth from another, wherever it lies: results on different ones do not compare."""
+    digest = xxhash.xxh3_128()
+    for name in sorted(sequences):
+        found = fingerprint(sequences[name])
+        digest.update(f"{name}\0{found['bytes']}\0{found['digest']}\n".encode())
+    return digest.hexdigest()
 
 
 def _find_sequences(side: str, root: Path) -> dict[str, Path]:

@@ -140,7 +140,7 @@ def check_measured_alike(name: str, measured_alike: Mapping[str, Any], other: Re
     """
     for key, what in (("protocol_name", "protocol"), ("data_digest", "data set"), ("scale", "scale")):
         mine, theirs = measured_alike.get(key), other.measured_alike.get(key)
-        if key == "scale" and None in (mine, theirs):
+        if key != "protocol_name" and None in (mine, theirs):
             continue  # A result of an earlier version does not say.
         if mine != theirs:
             raise BadInputError(

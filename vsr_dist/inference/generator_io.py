@@ -54,6 +54,8 @@ def load_generator(path: Path) -> tuple[Generator, dict[str, Any]]:
             if path.is_dir()
             else f"no file {path}; expected a run directory or a {WEIGHTS_NAME}"
         )
+    if weights.suffix != ".safetensors":
+        raise BadCheckpointError(f"{path} is no generator; expected a run directory or a {WEIGHTS_NAME}")
     description = _read_description(folder / DESCRIPTION_NAME)
     generator = _build(description, folder / DESCRIPTION_NAME)
     try:

@@ -41,7 +41,7 @@ def evaluation_blocks(evaluations: Sequence[Evaluation], colours: Mapping[str, s
 def _evaluation_faults(evaluations: Sequence[Evaluation]) -> list[str]:
     """Why scores must not be compared."""
     found: dict[str, Sequence[object]] = {
-        "the shard sets differ": [one.scores.get("data_digest") for one in evaluations],
+        "the data sets differ": [one.scores.get("data_digest") for one in evaluations],
         "the splits differ": [one.scores.get("split") for one in evaluations],
         "the protocols differ": [one.scores.get("protocol") for one in evaluations],
         "the sequences differ": [_frames_of(one) for one in evaluations],

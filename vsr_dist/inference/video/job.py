@@ -13,16 +13,15 @@ import av
 import torch
 import xxhash
 
-from sharding.images import is_folder, list_images
 from sharding.video import film_stream, open_video
 from vsr_dist.core.errors import BadConfigError, BadInputError
+from vsr_dist.inference.fingerprint import fingerprint
 from vsr_dist.inference.video.media_facts import MediaFacts
 from vsr_dist.inference.video.media_in import Place
 from vsr_dist.inference.video.pipeline import Range
 from vsr_dist.models.base import Generator
 
 _FORMAT_VERSION = 1
-_EDGE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -39,24 +38,6 @@ class Selection:
 
     start_s: float | None = None
     num_frames: int | None = None
-
-
-def fingerprint(source: Path) -> dict[str, Any]:
-    """What tells one input from another without reading all of it: name, size, and a hash of its edges (or names)."""
-    digest = xxhash.xxh3_128()
-    if is_folder(source):
-        total = 0
-        for path in list_images(source):
-            size = path.stat().st_size if path.exists() else 0
-            digest.update(f"{path.name}\0{size}\n".encode())
-            total += size
-        return {"name": source.name, "bytes": total, "digest": digest.hexdigest()}
-    size = source.stat().st_size
-    with source.open("rb") as file:
-        digest.update(file.read(_EDGE_BYTES))
-        file.seek(max(0, size - _EDGE_BYTES))
-        digest.update(file.read(_EDGE_BYTES))
-    return {"name": source.name, "bytes": size, "digest": digest.hexdigest()}
 
 
 def generator_digest(generator: Generator) -> str:

@@ -53,6 +53,9 @@ def check_paths(options: UpscaleOptions) -> str | None:
     target = container_of(options.output)
     if options.output.name in ("", ".."):
         raise BadConfigError(f"OUTPUT {options.output} has no name of its own; expected a new folder or a video file")
+    if target is None and options.output.is_symlink():
+        # A folder of frames takes its place by a rename, which would replace the link or fail on it.
+        raise BadConfigError(f"OUTPUT {options.output} is a link; name the folder {options.output.resolve()} itself")
     if options.output.exists():
         if options.source.exists() and os.path.samefile(options.source, options.output):
             raise BadConfigError(f"OUTPUT {options.output} is the input; name another file")
