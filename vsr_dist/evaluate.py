@@ -69,6 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scale", type=int, help="for --fake without --low: what it was enlarged by, for the border (default: 1)"
     )
     parser.add_argument("--frames", type=int, help="measure the first FRAMES of each sequence only")
+    parser.add_argument(
+        "--no-pictures", action="store_true", help="leave pictures and videos out: numbers only, sooner"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for metrics, pictures, videos and report")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
 
@@ -96,9 +99,10 @@ def run(arguments: argparse.Namespace) -> int:
     world = join_ranks()
     try:
         job = together(lambda: _open(arguments, world))
-        together(lambda: clear(arguments.out, job.source.has_low) if world.is_main else None)
+        pictures = arguments.out if job.source.has_low and not arguments.no_pictures else None
+        together(lambda: clear(arguments.out, pictures is not None) if world.is_main else None)
         measurement = Measurement(job.source, job.subjects, job.scorer, job.preset.trim_frames)
-        measured = together(lambda: measurement.run(job.device, arguments.out, world))
+        measured = together(lambda: measurement.run(job.device, pictures, world))
         order = [info.name for info in job.source.sequences]
         measured = sorted(gather_lists(measured), key=lambda one: order.index(one.sequence))
         if world.is_main:

@@ -60,6 +60,10 @@ def test_folders_of_sequences_beside_the_input(tmp_path):
     assert found["metrics"]["psnr_y"]["verdict"] == "too few sequences"
     assert (tmp_path / "result" / "comparison.png").exists()
     assert "ASSUMPTION" not in (tmp_path / "result" / "report.md").read_text()
+    numbers = evaluate(tmp_path / "result", "--fake", tmp_path / "SR", *sides, "--metrics", "psnr_y", "--no-pictures")
+    assert numbers["table"] == result["table"]
+    left = {path.name for path in (tmp_path / "result").iterdir()}
+    assert left == {"metrics.json", "metrics.csv", "sequences.csv", "table.txt", "report.md"}
 
 
 def test_named_methods_and_the_input_as_it_is(tmp_path):

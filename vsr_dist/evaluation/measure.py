@@ -68,8 +68,8 @@ class Measurement:
         self._vmaf_done = 0
         self._workers = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
-    def run(self, device: torch.device, out: Path, world: World) -> list[Measured]:
-        """Every sequence of this rank, in order; pictures are written on the way."""
+    def run(self, device: torch.device, pictures: Path | None, world: World) -> list[Measured]:
+        """Every sequence of this rank, in order; pictures are written on the way, to a folder, or none."""
         lengths = {info.name: info.num_frames for info in self.source.sequences}
         mine = set(share_sequences(lengths, world.size)[world.rank])
         infos = {info.name: info for info in self.source.sequences if info.name in mine}
@@ -86,8 +86,8 @@ class Measurement:
                     self._end_sequence()
                     stack.close()
                     name, position, before = piece.sequence, 0, None
-                    if self.source.has_low:
-                        shows[name] = stack.enter_context(SequenceShow(out, name, infos[name].fps))
+                    if pictures is not None:
+                        shows[name] = stack.enter_context(SequenceShow(pictures, name, infos[name].fps))
                 for frame in self._enlarge(piece, device):
                     before = self._measure_frame(frame, before, infos[name], position, pool, shows.get(name))
                     position += 1
