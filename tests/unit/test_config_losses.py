@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from vsr_dist.config import check_config, parse_config
+from vsr_dist.config import check_config, config_tree, load_config, parse_config
+from vsr_dist.core.config_io import flatten
 from vsr_dist.core.errors import BadConfigError
+
+ROOT = Path(__file__).parents[2]
 
 
 def config(**sections):
@@ -86,3 +91,10 @@ def test_what_does_not_go_together_is_said_in_one_line(sections, words):
 def test_values_that_do_not_exist_are_refused(sections, words):
     with pytest.raises(BadConfigError, match=words):
         config(**sections)
+
+
+def test_realvsr_trains_as_recurrent_does():
+    """The file says so: only what the data and the crops ask for differs."""
+    trees = [flatten(config_tree(load_config(ROOT / "configs" / f"{name}.yaml"))) for name in ("recurrent", "realvsr")]
+    different = {key for key in trees[0].keys() | trees[1].keys() if trees[0].get(key) != trees[1].get(key)}
+    assert different == {"name", "run_dir", "scale", "data.root", "data.crop_px", "data.val_crop_px"}
