@@ -187,10 +187,13 @@ class PaperTraining:
         self.optimizerD = torch.optim.Adam(discriminator.parameters(), lr=1e-4)
 
     def step(self, data, target):
-        """One step on uint8 clips (B, T, 3, H, W) and (B, T, 3, Y, X); returns (g_loss, d_loss) as floats."""
-        seq_len = data.size(1)
-        real_img = target.flatten(0, 1).float() / 255
-        z = align_batch(data.float() / 255)
+        """One step on uint8 clips (B, T, 3, H, W) and (B, T, 3, Y, X); returns (g_loss, d_loss) as floats.
+
+        In the precision of the networks' weights.
+        """
+        seq_len, dtype = data.size(1), next(self.netG.parameters()).dtype
+        real_img = (target.flatten(0, 1).float() / 255).to(dtype)
+        z = align_batch(data.float() / 255).to(dtype)
         real_changes = frame_changes(real_img, seq_len)
 
         # Minimise 1 - D(G(z)) + perception loss + image loss + TV loss + temporal loss.

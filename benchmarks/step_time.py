@@ -5,6 +5,7 @@
 Training: the model of configs/paper/improved.yaml (LSTM, listing 1 as printed, all five loss terms on all frames) at
 `--channels`, the paper's learning rate, the same initial weights and the same batches for every side. First five steps
 on five batches are run on each side and their losses compared; then all sides take turns, step by step, on one batch.
+To tell rounding from error the five steps are also compared in float64 (slow), on one clip of half the side.
 `transcription, used passes` leaves out the two forward passes of the base code whose results nothing reads.
 
 Inference: a clip through `recurrent`, on the whole at once, frame by frame, and naively: frame by frame, with one
@@ -22,26 +23,32 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import paper_transcription as paper
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from machine import describe_machine
+from naive_recurrent import NaiveRecurrent
 from torch.utils.flop_counter import FlopCounterMode
 
 from vsr_dist.build import build_networks, make_optimizer, make_step
 from vsr_dist.config import Config, load_config
 from vsr_dist.models import build_generator
 from vsr_dist.models.features import PerceptualTrunk
-from vsr_dist.ops.resample import bicubic_upsample
+from vsr_dist.ops.color import from_uint8
+from vsr_dist.training import gan_step as step_module
 from vsr_dist.training.gan_step import GanStep, Players
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "step_time.json"
 NUM_COMPARED_STEPS, MAX_LOSS_DIFFERENCE, WANTED_RATIO = 5, 1e-4, 1.3
+# In double precision nothing is left of rounding that Adam, which divides by the gradient's size, blows up.
+MAX_DOUBLE_DIFFERENCE = 1e-9
 OURS, LITERAL, USED = "ours", "transcription", "transcription, used passes"
 MODELS = {
     "paper base": "configs/paper/base.yaml",
@@ -62,22 +69,22 @@ def paper_config(channels: int, crop_px: int) -> Config:
     return load_config(ROOT / "configs/paper/improved.yaml", sizes)
 
 
-def gan_step(config: Config) -> GanStep:
+def gan_step(config: Config, dtype: torch.dtype = torch.float32) -> GanStep:
     """A step on the CPU as a training has it."""
     accelerator = Accelerator(cpu=True)
-    generator, discriminator = build_networks(config)
+    generator, discriminator = (network.to(dtype) for network in build_networks(config))
     optimizers = [
         make_optimizer(generator, config.generator_optimizer),
         make_optimizer(discriminator, config.discriminator_optimizer),
     ]
     players = Players(*accelerator.prepare(generator, discriminator, *optimizers))
     if config.loss.perceptual > 0:
-        players.features = PerceptualTrunk(config.perceptual)
+        players.features = PerceptualTrunk(config.perceptual).to(dtype)
     return make_step(config, accelerator, players)
 
 
-def our_step(config: Config) -> Step:
-    step = gan_step(config)
+def our_step(config: Config, dtype: torch.dtype = torch.float32) -> Step:
+    step = gan_step(config, dtype)
 
     def run(low: torch.Tensor, real: torch.Tensor) -> tuple[float, float]:
         scalars = step.micro_step(low, real, 1.0)
@@ -86,7 +93,7 @@ def our_step(config: Config) -> Step:
     return run
 
 
-def transcribed_step(config: Config, dead_code: bool) -> Step:
+def transcribed_step(config: Config, dead_code: bool, dtype: torch.dtype = torch.float32) -> Step:
     """The transcription with our initial weights, which lie in the same order."""
     side = config.data.crop_px
     ours_g, ours_d = build_networks(config)
@@ -96,8 +103,42 @@ def transcribed_step(config: Config, dead_code: bool) -> Step:
     theirs_d = paper.Discriminator(config.discriminator.filters)
     for ours, theirs in ((ours_g, theirs_g), (ours_d, theirs_d)):
         values = zip(theirs.state_dict(), ours.state_dict().values(), strict=True)
-        theirs.load_state_dict(dict(values))
-    return paper.PaperTraining(theirs_g, theirs_d, PerceptualTrunk(config.perceptual), dead_code).step
+        theirs.to(dtype).load_state_dict(dict(values))
+    return paper.PaperTraining(theirs_g, theirs_d, PerceptualTrunk(config.perceptual).to(dtype), dead_code).step
+
+
+@contextmanager
+def in_double() -> Iterator[None]:
+    """Our step takes its bytes for float64; the values are those of float32, as in the transcription."""
+    with mock.patch.object(step_module, "from_uint8", lambda image: from_uint8(image).double()):
+        yield
+
+
+def losses_in_double(config: Config) -> dict[str, object]:
+    """The compared steps in float64, on one clip per batch, and how far they part in float32."""
+    data = batches(config, 1, NUM_COMPARED_STEPS)
+
+    def run(dtype: torch.dtype) -> dict[str, list[tuple[float, float]]]:
+        sides = {OURS: our_step(config, dtype), USED: transcribed_step(config, dead_code=False, dtype=dtype)}
+        return {name: [step(*batch) for batch in data] for name, step in sides.items()}
+
+    single = run(torch.float32)
+    with in_double():
+        losses = run(torch.float64)
+    difference = largest_difference(losses[OURS], losses[USED])
+    return {
+        "clips": 1,
+        "crop_px": config.data.crop_px,
+        "losses_g_d": losses,
+        "largest_loss_difference": difference,
+        "losses_equal": difference <= MAX_DOUBLE_DIFFERENCE,
+        "largest_loss_difference_in_float32": largest_difference(single[OURS], single[USED]),
+    }
+
+
+def largest_difference(ours: list[tuple[float, float]], theirs: list[tuple[float, float]]) -> float:
+    pairs = zip(ours, theirs, strict=True)
+    return max(abs(first - second) for pair in pairs for first, second in zip(*pair, strict=True))
 
 
 def batches(config: Config, num_clips: int, number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -125,12 +166,7 @@ def compare_training(config: Config, num_clips: int, rounds: int, threads: list[
         USED: transcribed_step(config, dead_code=False),
     }
     losses = {name: [step(*batch) for batch in data] for name, step in sides.items()}
-    difference = max(
-        abs(ours - theirs)
-        for name in (LITERAL, USED)
-        for pair in zip(losses[OURS], losses[name], strict=True)
-        for ours, theirs in zip(*pair, strict=True)
-    )
+    difference = max(largest_difference(losses[OURS], losses[name]) for name in (LITERAL, USED))
     flops = {}
     for name, step in sides.items():
         flops[name] = count_flops(lambda step=step: step(*data[0]))
@@ -151,6 +187,7 @@ def compare_training(config: Config, num_clips: int, rounds: int, threads: list[
         "losses_g_d": losses,
         "largest_loss_difference": difference,
         "losses_equal": difference <= MAX_LOSS_DIFFERENCE,
+        "float64": losses_in_double(paper_config(config.generator.channels, config.data.crop_px // 2)),
         "flops_per_step": flops,
         "timed": timed,
         "wanted_ratio": WANTED_RATIO,
@@ -175,35 +212,6 @@ def count_flops(call: Callable[[], object]) -> int:
     with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
-
-
-class NaiveRecurrent:
-    """The blocks of `recurrent` one frame after the other; gates by one convolution of (input, state)."""
-
-    def __init__(self, generator: torch.nn.Module) -> None:
-        self.net = generator
-        cell = generator.memory
-        reset_x, update_x, self.new_x = cell.from_input.weight.chunk(3)
-        reset_h, update_h, self.new_h = cell.from_state.weight.chunk(3)
-        bias_x, bias_h = cell.from_input.bias.chunk(3), cell.from_state.bias.chunk(3)
-        self.reset = torch.cat([reset_x, reset_h], dim=1), bias_x[0] + bias_h[0]
-        self.update = torch.cat([update_x, update_h], dim=1), bias_x[1] + bias_h[1]
-        self.new_bias_x, self.new_bias_h = bias_x[2], bias_h[2]
-
-    def __call__(self, low_TCHW: torch.Tensor) -> torch.Tensor:
-        net, state, images = self.net, None, []
-        for low in low_TCHW.split(1):
-            features = net.before(net.head(low))
-            state = torch.zeros_like(features) if state is None else state
-            both = torch.cat([features, state], dim=1)
-            reset = torch.sigmoid(F.conv2d(both, *self.reset, padding=1))
-            update = torch.sigmoid(F.conv2d(both, *self.update, padding=1))
-            new_x = F.conv2d(features, self.new_x, self.new_bias_x, padding=1)
-            new_h = F.conv2d(state, self.new_h, self.new_bias_h, padding=1)
-            state = (1 - update) * torch.tanh(new_x + reset * new_h) + update * state
-            residual = net.tail(net.after(features + net.memory.project(state)))
-            images.append(bicubic_upsample(low, net.scale) + residual)
-        return torch.cat(images)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 from small_gan import forget_accelerate_state
 
 from vsr_dist.config import load_config
-from vsr_dist.models import build_generator
+from vsr_dist.models import build_discriminator, build_generator
+from vsr_dist.models.paper_srgan import PaperSrganConfig
+from vsr_dist.models.srgan_discriminator import SrganDiscriminatorConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +45,44 @@ def test_five_steps_of_the_paper_equal_five_of_ours(step_time):
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), atol=1e-4, rtol=0)
     # The losses move by far more than the tolerance from step to step, so that an idle step would show.
     assert torch.tensor(expected).diff(dim=0).abs().max() > 1e-2
+
+
+def test_in_double_precision_the_five_steps_are_the_same(step_time):
+    """What is left in float32 is rounding: Adam's first steps move every weight by its rate, whatever its gradient."""
+    config = step_time.paper_config(channels=4, crop_px=8)
+    # Convolutions are slow in float64, so of VGG only the first two layers.
+    config = replace(config, perceptual=replace(config.perceptual, layer=4))
+    found = step_time.losses_in_double(config)
+    assert found["losses_equal"] and found["largest_loss_difference"] < 1e-9
+    assert torch.tensor(found["losses_g_d"]["ours"]).diff(dim=0).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_listing_2_and_the_discriminator_in_double_precision(step_time, scale):
+    """Output, and the gradient of every weight and of the input, in training mode, where batch norm counts."""
+    torch.manual_seed(0)
+    ours = build_generator(PaperSrganConfig(channels=4, num_blocks=2, lstm_hidden=6, input_px=8), scale).double()
+    theirs = step_time.paper.Generator(scale, 2, 4, 8, 6).double()
+    scorer = build_discriminator(SrganDiscriminatorConfig(filters=4), scale).double()
+    listed_scorer = step_time.paper.Discriminator(4).double()
+    for net, listed in ((ours, theirs), (scorer, listed_scorer)):
+        listed.load_state_dict(dict(zip(listed.state_dict(), net.state_dict().values(), strict=True)))
+    low = torch.rand(2, 3, 3, 8, 8, dtype=torch.float64)
+    mine, listings = low.clone().requires_grad_(), low.clone().requires_grad_()
+    fake, listed_fake = ours(mine), theirs(listings)
+    scores = torch.sigmoid(scorer(fake, fake.detach()))
+    listed_scores = listed_scorer(listed_fake)
+    assert (fake.flatten(0, 1) - listed_fake).abs().max() < 1e-12
+    assert (scores.flatten() - listed_scores).abs().max() < 1e-12
+    gradients = [
+        torch.autograd.grad((1 - score).mean() + image.pow(2).mean(), [clip, *net.parameters(), *judge.parameters()])
+        for score, image, clip, net, judge in (
+            (scores, fake, mine, ours, scorer),
+            (listed_scores, listed_fake, listings, theirs, listed_scorer),
+        )
+    ]
+    for found, expected in zip(*gradients, strict=True):
+        assert (found - expected).abs().max() < 1e-10
 
 
 @torch.no_grad()
