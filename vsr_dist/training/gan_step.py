@@ -198,9 +198,11 @@ class GanStep:
         features = self.players.features
         assert features is not None, "build.py makes the feature network whenever the term is active"
         frames = spread_frames(fake_BTCYX.shape[1], self.perceptual_frames)
+        if len(frames) < fake_BTCYX.shape[1]:  # Picking all would copy them all.
+            fake_BTCYX, real_BTCYX = fake_BTCYX[:, frames], real_BTCYX[:, frames]
         with torch.no_grad():
-            real_features = features(real_BTCYX[:, frames].flatten(0, 1))
-        return perceptual(features(fake_BTCYX[:, frames].flatten(0, 1)), real_features)
+            real_features = features(real_BTCYX.flatten(0, 1))
+        return perceptual(features(fake_BTCYX.flatten(0, 1)), real_features)
 
     def _discriminator_turn(self, real_BTCYX: Tensor, fake_BTCYX: Tensor, bicubic_BTCYX: Tensor) -> dict[str, Tensor]:
         """What the plan lets the discriminator do with a micro-batch; the scalars are those of its first pass."""

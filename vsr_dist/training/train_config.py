@@ -35,8 +35,9 @@ class TrainConfig:
         accumulation_steps: micro-batches per optimiser step and process.
         max_grad_norm: gradients are scaled down to this L2 norm, per player.
         ema_decay: decay of the generator's moving average.
-        precision: `float32`, or `bf16`, which runs the networks under bfloat16 autocast. There is no float16: its
-            range is too small for these losses and penalties, and one scaler cannot serve two players.
+        precision: `float32`, or `bf16`, which runs generator and discriminator under bfloat16 autocast; losses and the
+            perceptual network stay in float32. There is no float16: its range is too small for these losses and
+            penalties, and one scaler cannot serve two players.
         channels_last: keep the convolutions' weights, and with them the images, channel by channel at each pixel,
             which suits tensor cores. Rounding differs.
         compile: `torch.compile` both networks. Rounding differs; takes no `exact` gradient penalty, for compiled code
