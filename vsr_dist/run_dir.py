@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,13 +13,14 @@ from typing import Any, TextIO
 
 from vsr_dist.config import Config, config_tree, dump_config
 from vsr_dist.core.collectives import is_lost_rank
-from vsr_dist.core.config_io import flatten
+from vsr_dist.core.config_io import flatten, read_yaml
 from vsr_dist.core.errors import BadCheckpointError, BadConfigError, LostRankError, UserError
 from vsr_dist.core.fields import effects
 from vsr_dist.core.files import write_json
 from vsr_dist.inference.generator_io import DESCRIPTION_NAME, WEIGHTS_NAME, InitialWeights
 from vsr_dist.training import checkpoint
 
+CONFIG_NAME = "config.yaml"
 SUMMARY_NAME = "summary.json"
 ENDED_NAME = "ended.json"
 ORIGIN_NAME = "init_generator.json"
@@ -51,8 +52,10 @@ def lock_run_dir(config: Config) -> TextIO:
     file = (run_dir / "run.lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         raise BadConfigError(f"{run_dir} is in use by another training; wait for it or set another run_dir") from error
+    except OSError as error:
+        raise BadConfigError(f"{run_dir} is on a file system without locks ({error}); name another run_dir") from error
     return file
 
 
@@ -68,17 +71,20 @@ def prepare_run_dir(config: Config, resume: str | None) -> Start:
     start = Start()
     if newest is not None:
         start = Start(newest, checkpoint.read_state(newest))
-        _refuse_changed_config(config, start)
+        _refuse_changed_config(config, start.state["config"], newest)
         files = (SUMMARY_NAME, WEIGHTS_NAME, DESCRIPTION_NAME)
         if start.state["step"] >= config.train.steps and all((run_dir / name).exists() for name in files):
             return replace(start, finished=True)
-    (run_dir / "config.yaml").write_text(dump_config(config))
+    elif used and (run_dir / CONFIG_NAME).exists():
+        # What MLflow has of the steps before its first checkpoint would be taken for this run's.
+        _refuse_changed_config(config, read_yaml(run_dir / CONFIG_NAME), run_dir / CONFIG_NAME)
+    (run_dir / CONFIG_NAME).write_text(dump_config(config))
     return start
 
 
-def _refuse_changed_config(config: Config, start: Start) -> None:
+def _refuse_changed_config(config: Config, begun_with: Mapping[str, Any], origin: Path) -> None:
     """A resumed run must compute what the interrupted one would have: no `result` field may differ, but for one."""
-    saved = flatten(start.state["config"])
+    saved = flatten(begun_with)
     current = flatten(config_tree(config))
     kinds = effects(config)
     changed = [
@@ -88,7 +94,7 @@ def _refuse_changed_config(config: Config, start: Start) -> None:
     ]
     if changed:
         raise BadCheckpointError(
-            f"{start.checkpoint} was saved by a run with other settings ({'; '.join(changed)}); a resumed run must "
+            f"{origin} was saved by a run with other settings ({'; '.join(changed)}); a resumed run must "
             "keep them: set another run_dir to start a new run"
         )
 

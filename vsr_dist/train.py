@@ -78,12 +78,13 @@ def run(arguments: argparse.Namespace) -> int:
     _said_once(lambda: refuse_launch(config.train))
     accelerator, world = make_accelerator(config.train)
     try:
-        return _run_in(config, arguments.resume, accelerator, world, stop)
+        status = _run_in(config, arguments.resume, accelerator, world, stop)
     except LostRankError as error:
         sys.stderr.write(f"error: rank {world.rank}: {error}\n")
         return LOST_RANK_STATUS
-    finally:
-        shutdown()
+    # Not after an error: NCCL would wait in it for ranks that have none, and nobody would read what went wrong.
+    shutdown()
+    return status
 
 
 def _run_in(config: Config, resume: str | None, accelerator: Accelerator, world: World, stop: StopRequest) -> int:
