@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import shutil
 
 import pytest
@@ -208,6 +209,23 @@ def test_a_save_that_breaks_off_leaves_the_older_ones(tmp_path, monkeypatch):
     assert newest(tmp_path) == first
     save(tmp_path, 3, live, STATE, keep=1)
     assert [entry.name for entry in tmp_path.iterdir()] == ["step_00000003"]
+
+
+@pytest.mark.parametrize("limit_bytes", [100, 4000], ids=["weights", "optimisers"])
+def test_a_full_disk_is_told_as_the_system_tells_it(tmp_path, limit_bytes):
+    """As an OSError, which ends a command with one line; the writers of the two formats raise errors of their own."""
+    live = make_live()
+    train(live, 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save(tmp_path / "checkpoints", 1, live, STATE, keep=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert newest(tmp_path / "checkpoints") is None
+    save(tmp_path / "checkpoints", 1, live, STATE, keep=2)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
 
 
 def test_another_architecture_is_refused(saved):

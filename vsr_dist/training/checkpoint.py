@@ -8,6 +8,7 @@ Nothing random is stored: seeds are functions of the step (`vsr_dist.core.rng`),
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -19,7 +20,8 @@ from typing import Any
 import torch
 import xxhash
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
 from vsr_dist.core.errors import BadCheckpointError
@@ -96,7 +98,10 @@ def is_finite(path: Path) -> bool:
 
 
 def _write(final: Path, step: int, live: Restorable, state: dict[str, Any]) -> Path:
-    """Write a whole checkpoint, on the disk to the last byte, beside `final`; returns where."""
+    """Write a whole checkpoint, on the disk to the last byte, beside `final`; returns where.
+
+    Every file is written by Python, whose OSError says that the disk is full; the writers of both formats do not.
+    """
     folder = final.parent
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in (*folder.glob(f"{_PREFIX}*{_TEMPORARY}"), *folder.glob(_BEST + _TEMPORARY)):
@@ -104,9 +109,10 @@ def _write(final: Path, step: int, live: Restorable, state: dict[str, Any]) -> P
     temporary = final.with_name(final.name + _TEMPORARY)
     temporary.mkdir()
     for name, module in live.modules.items():
-        save_file(_contiguous(module.state_dict()), temporary / f"{name}.safetensors")
-    optimizer_states = {name: optimizer.state_dict() for name, optimizer in live.optimizers.items()}
-    torch.save(optimizer_states, temporary / _OPTIMIZERS)
+        (temporary / f"{name}.safetensors").write_bytes(safetensors_bytes(_contiguous(module.state_dict())))
+    optimizer_states = io.BytesIO()
+    torch.save({name: optimizer.state_dict() for name, optimizer in live.optimizers.items()}, optimizer_states)
+    (temporary / _OPTIMIZERS).write_bytes(optimizer_states.getbuffer())
     (temporary / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
     manifest = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
     (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
