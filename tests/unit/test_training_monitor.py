@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -179,6 +180,15 @@ def test_the_interval_of_a_steady_loss_holds_zero():
     noise = torch.randn(30, generator=torch.Generator().manual_seed(0)).tolist()
     found = slope_scores([(500 * (number + 1), 0.5 + 0.02 * value) for number, value in enumerate(noise)])
     assert found["drift/slope_ci_low"] < 0.0 < found["drift/slope_ci_high"]
+
+
+def test_the_slope_of_a_week_is_that_of_every_so_many_evaluations():
+    """All pairs of ten thousand points are a gigabyte, and half a minute after each evaluation."""
+    noise = 0.02 * np.random.default_rng(0).standard_normal(9001)
+    history = [(500 * (number + 1), 0.5 + value) for number, value in enumerate(noise)]
+    assert slope_scores(history) == slope_scores(history[::10])
+    # Up to a thousand nothing is left out.
+    assert slope_scores(history[:1000]) != slope_scores([*history[:600], *history[601:1000]])
 
 
 def test_the_plot_is_drawn_from_the_lines(tmp_path):

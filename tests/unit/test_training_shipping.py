@@ -214,6 +214,15 @@ def test_pictures_survive_the_process_and_are_sent_once(tmp_path, server):
     assert not list(outbox.folder.glob("*.png"))
 
 
+def test_what_waits_is_not_read_again_for_each_picture(tmp_path, server, monkeypatch):
+    """Thousands wait after a weekend without the server, and every step would wait for their reading."""
+    _, outbox, _ = open_run(tmp_path, server)
+    monkeypatch.setattr(Outbox, "jobs", lambda self: pytest.fail("read all that waits"))
+    for step in (10, 20, 20):
+        outbox.put_picture("samples/a", step, np.zeros((4, 6, 3), np.uint8))
+    assert len(list(outbox.folder.glob("*-picture.json"))) == len(list(outbox.folder.glob("*.png"))) == 2
+
+
 def test_a_picture_out_of_range_is_cut_off_and_not_stretched():
     picture = np.array([[[-0.5, 0.0, 0.25], [0.5, 1.0, 7.0]]], np.float32)
     assert as_uint8(picture).tolist() == [[[0, 0, 64], [128, 255, 255]]]

@@ -82,11 +82,14 @@ class MetricsFile:
         return sum(len(line) - 2 for line in lines)
 
 
-def read_metrics(path: Path) -> list[Line]:
-    """Lines of a `metrics.jsonl`, oldest first; none if there is no file. An unfinished last line is left out."""
+def read_metrics(path: Path, holding: str = "") -> list[Line]:
+    """Lines of a `metrics.jsonl`, oldest first; none if there is no file. An unfinished last line is left out.
+
+    `holding`: only lines in which this name occurs. The others, most of a long run's, need not be understood then.
+    """
     if not path.is_file():
         return []
-    return [_parse(path, raw) for raw in path.read_bytes().split(b"\n")[:-1]]
+    return [_parse(path, raw) for raw in path.read_bytes().split(b"\n")[:-1] if holding.encode() in raw]
 
 
 def _parse(path: Path, raw: bytes) -> Line:

@@ -40,6 +40,8 @@ MEASURES = frozenset({NORMALISED_LOSS, VERDICT_CODE}) | {
         *("probe_auc", "probe_gap", "high_frequency_gap", "slope", "slope_ci_low", "slope_ci_high"),
     )
 }
+# The slope looks at every pair of its points: at ten thousand it would take longer than what lies between two of them.
+_SLOPE_POINTS = 1000
 # The gradient ratio takes a backward pass through the discriminator for each window that it looks at.
 _RATIO_WINDOWS = 8
 
@@ -82,7 +84,8 @@ class DriftMonitor:
 
     def _slope(self, done: int, normalised: float) -> dict[str, float]:
         """Trend up to now from the run's own file, which only rank 0 holds; nothing while it has too few points."""
-        history = [point for point in loss_history(read_metrics(self.metrics_path)) if point[0] < done]
+        lines = read_metrics(self.metrics_path, holding=NORMALISED_LOSS)
+        history = [point for point in loss_history(lines) if point[0] < done]
         return from_main(slope_scores([*history, (done, normalised)]))
 
 
@@ -92,11 +95,20 @@ def loss_history(lines: Iterable[Mapping[str, float]]) -> list[tuple[int, float]
 
 
 def slope_scores(history: Sequence[tuple[int, float]]) -> dict[str, float]:
-    """`drift/slope` per 1000 steps with the ends of its 95 % interval; nothing below three points in the late half."""
-    trend = drift_slope([step for step, _ in history], [value for _, value in history])
+    """`drift/slope` per 1000 steps with the ends of its 95 % interval; nothing below three points in the late half.
+
+    A long history is `thinned`.
+    """
+    seen = thinned(history)
+    trend = drift_slope([step for step, _ in seen], [value for _, value in seen])
     if trend is None:
         return {}
     return {"drift/slope": trend.slope, "drift/slope_ci_low": trend.low, "drift/slope_ci_high": trend.high}
+
+
+def thinned(history: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
+    """Every point, or every second, third and so on: at most 1000 of them, the newest among them."""
+    return history[:: -max(1, -(-len(history) // _SLOPE_POINTS))][::-1]
 
 
 def drift_scores(looks: Sequence[Look], objective: AdversarialObjective) -> dict[str, float]:

@@ -95,6 +95,9 @@ class Outbox:
         self.state = State(**state) if state else State()
         known = self._read("target.json")
         self.target = Target(**known) if known else None
+        # Kept beside the files: in a long outage there are too many to read them all for each further picture.
+        waiting = [job.payload for job in self.jobs() if job.kind == "picture"]
+        self._pictures: dict[tuple[str, int], str] = {(p["key"], p["step"]): p["file"] for p in waiting}
         self._number = max((int(path.name[:8]) for path in self.folder.glob("[0-9]*.json")), default=0)
 
     def aim(self, target: Target) -> Target:
@@ -139,12 +142,14 @@ class Outbox:
         ok, png = cv2.imencode(".png", as_uint8(picture_YXC)[:, :, ::-1], _PNG_SPEED)
         if not ok:
             raise ValueError(f"picture {key} of step {step} cannot be written as PNG")
-        waiting = [job for job in self.jobs() if job.kind == "picture"]
-        same = [job for job in waiting if (job.payload["key"], job.payload["step"]) == (key, step)]
-        name = same[0].payload["file"] if same else f"{uuid.uuid4().hex}.png"
+        name = self._pictures.get((key, step))
+        if name is not None:
+            write_whole(self.folder / name, png.tobytes())
+            return
+        name = f"{uuid.uuid4().hex}.png"
         write_whole(self.folder / name, png.tobytes())
-        if not same:
-            self.put("picture", key=key, step=step, file=name, time_ms=now_ms())
+        self._pictures[key, step] = name
+        self.put("picture", key=key, step=step, file=name, time_ms=now_ms())
 
     def jobs(self) -> list[Job]:
         """What waits, oldest first."""
@@ -159,6 +164,7 @@ class Outbox:
         """Take a delivered thing out."""
         if job.kind == "picture":
             key, step = job.payload["key"], job.payload["step"]
+            self._pictures.pop((key, step), None)
             self.state.pictures[key] = max(step, self.state.pictures.get(key, -1))
         if job.kind == "status":
             self.state.status = job.payload["status"]
@@ -169,6 +175,8 @@ class Outbox:
 
     def reject(self, job: Job, reason: str) -> None:
         """Put aside what the server will never take, with its reason; it is not sent again."""
+        if job.kind == "picture":
+            self._pictures.pop((job.payload["key"], job.payload["step"]), None)
         folder = self.folder / "rejected"
         folder.mkdir(exist_ok=True)
         (folder / job.path.name).write_text(json.dumps({**job.payload, "rejected_because": reason}, indent=1))
