@@ -21,6 +21,7 @@ from vsr_dist.core.config_io import Tree, apply_overrides, flatten, read_yaml, t
 from vsr_dist.core.errors import BadConfigError, nearest_hint
 from vsr_dist.core.fields import effects
 from vsr_dist.core.world import World
+from vsr_dist.training.lines import PERFORMANCE
 from vsr_dist.training.monitor import MEASURES
 from vsr_dist.training.validation import clip_scores
 
@@ -91,15 +92,16 @@ def _check_start(config: StudyConfig, tree: Tree, place: int, values: Mapping[st
 
 
 def _check_metrics(config: StudyConfig, base: Config) -> None:
-    """Every metric of the pictures or the drift that is asked for must be one that a validation computes."""
+    """Every metric that is asked for must be one that a training computes."""
     names = validation_names(base.data.clip_frames)
     if base.train.perceptual_metric == "stlpips":
         names.add("val/stlpips")
-    known = names | {f"val_bicubic/{name.removeprefix('val/')}" for name in names} | MEASURES
+    known = names | {f"val_bicubic/{name.removeprefix('val/')}" for name in names} | MEASURES | PERFORMANCE
     asked = used_metrics(config.objectives, config.constraints, config.stop_when)
     for metric, setting in asked.items():
-        if metric.startswith(("val/", "val_bicubic/", "drift/")) and metric not in known:
-            raise BadConfigError(f"{setting}: {metric} is not computed by a validation{nearest_hint(metric, known)}")
+        if metric not in known:
+            where = "logged by a training" if metric.startswith("perf/") else "computed by a validation"
+            raise BadConfigError(f"{setting}: {metric} is not {where}{nearest_hint(metric, known)}")
 
 
 def validation_names(clip_frames: int) -> set[str]:

@@ -191,6 +191,10 @@ def test_a_changed_study_is_not_mixed_with_the_old_one(tmp_path):
             {"constraints": [{"name": "c", "metric": "drift/normalised_loss", "at_most": 0.9}]},
             "drift/normalised_loss is not computed by a validation.*drift/normalized_loss",
         ),
+        (
+            {"stop_when": [{"metric": "perf/clip_per_s", "below": 1.0}]},
+            "stop_when: perf/clip_per_s is not logged by a training.*perf/clips_per_s",
+        ),
         ({"launch": {"config_file": "no/such.yaml"}}, "there is no file no/such.yaml"),
         ({"launch": {"command": ["no-such-program"]}}, "there is no program no-such-program"),
         ({"base": "no/such.yaml"}, "no configuration file no/such.yaml"),

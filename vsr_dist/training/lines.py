@@ -9,6 +9,9 @@ import torch
 from vsr_dist.metrics.verdict import verdict_sentence
 from vsr_dist.training.monitor import verdict_of
 
+# Every name under `perf/` that a log line may hold, for whoever must know before there is one.
+PERFORMANCE = frozenset(f"perf/{name}" for name in ("clips_per_s", "step_ms", "data_wait_ms", "peak_memory_mb"))
+
 
 def peak_memory_mb(device: torch.device) -> float:
     """Highest memory so far in MB (1e6 bytes): allocated on a CUDA device, resident size of this process else."""
