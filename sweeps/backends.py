@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+import warnings
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import optuna
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import make_url
@@ -72,7 +75,9 @@ def _open_proxy(config: StudyConfig) -> BaseStorage:
         raise BadConfigError(f"storage {config.storage}: expected grpc://HOST:PORT, e.g. grpc://head-node:13000")
     if importlib.util.find_spec("grpc") is None:
         raise MissingExtraError(f"storage {config.storage} needs grpcio; pip install grpcio protobuf")
-    proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
     try:
         proxy.wait_server_ready(timeout=_GRPC_READY_S)
     except Exception as error:
@@ -81,6 +86,14 @@ def _open_proxy(config: StudyConfig) -> BaseStorage:
             "proxy with optuna.storages.run_grpc_proxy_server, or check host and port"
         ) from error
     return proxy
+
+
+def is_storage_fault(error: BaseException) -> bool:
+    """True if a storage that was open does not do its work now, which may pass: a server that restarts, a network."""
+    kinds = [StorageInternalError, SQLAlchemyError]
+    if "grpc" in sys.modules:
+        kinds.append(sys.modules["grpc"].RpcError)
+    return isinstance(error, tuple(kinds))
 
 
 def study_lock(config: StudyConfig) -> AbstractContextManager[None]:

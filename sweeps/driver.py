@@ -10,6 +10,7 @@ import time
 
 from optuna.trial import FrozenTrial, TrialState
 
+from sweeps.backends import is_storage_fault
 from sweeps.claims import claim, num_left, num_searched, searched
 from sweeps.launch import sigterm_as_interrupt, stop_marked
 from sweeps.lease import LEASE, Watch, is_held_by, this_driver
@@ -17,7 +18,7 @@ from sweeps.preflight import Checked, check_study
 from sweeps.recovery import take_over
 from sweeps.slots import Slots
 from sweeps.space import describe, suggest
-from sweeps.storage import REASON, Store, is_feasible, open_store
+from sweeps.storage import REASON, Store, is_feasible, open_store, storage_name
 from sweeps.study_config import StudyConfig
 from sweeps.trial_options import plan_of
 from sweeps.trial_run import TrialRun
@@ -30,6 +31,8 @@ _INTERRUPTED = "interrupted by Ctrl-C or SIGTERM"
 _POLL_S = 0.05
 # Looking into the storage costs more than looking at a child process.
 _IDLE_S = 1.0
+# A database that restarts, or a network that is repaired, is waited for.
+_STORAGE_PAUSE_S, _STORAGE_PATIENCE_S = 5.0, 3600.0
 
 
 def run_study(config: StudyConfig) -> FrozenTrial | None:
@@ -64,18 +67,49 @@ class _Loop:
         self._begin_s = self._renewed_s = time.monotonic()
         self._next_claim_s = 0.0
         self._waits = False
+        self._outage_s: float | None = None
 
     def run(self) -> None:
         """Until nothing is left to do; whatever ends this call, no trial of this driver is left running."""
         try:
-            while self._has_work():
-                self._fill()
-                self._poll()
-                self._renew()
+            while self._turn():
                 time.sleep(_POLL_S if self.runs else _IDLE_S / 4)
         except BaseException as error:
             self._abandon(error)
             raise
+
+    def _turn(self) -> bool:
+        """Do what there is to do now; False if nothing is left. A storage that fails is asked again after a pause."""
+        try:
+            self._renew()
+            if not self._has_work():
+                return False
+            self._fill()
+            self._poll()
+        except Exception as error:
+            if not is_storage_fault(error):
+                raise
+            self._wait_for_storage(error)
+        else:
+            if self._outage_s is not None:
+                say(f"study {self.config.name}: the storage answers again")
+            self._outage_s = None
+        return True
+
+    def _wait_for_storage(self, error: Exception) -> None:
+        """Pause, while the trainings go on; UserError once the storage has failed for too long."""
+        now_s, name = time.monotonic(), storage_name(self.config)
+        if self._outage_s is None:
+            self._outage_s = now_s
+            say(f"warning: storage {name} fails; asking again, trainings go on: {' '.join(str(error).split())}")
+        if now_s - self._outage_s > _STORAGE_PATIENCE_S:
+            raise UserError(
+                f"storage {name} has failed for {format_duration(now_s - self._outage_s)}; mend it and start the study "
+                "again: its trials go on from their checkpoints"
+            ) from error
+        # Nobody could renew a lease meanwhile.
+        self.watch.forget()
+        time.sleep(_STORAGE_PAUSE_S)
 
     def _has_work(self) -> bool:
         if self.runs:
@@ -158,22 +192,27 @@ class _Loop:
         """Renew this driver's leases in time, and let go of trials that another driver took for left."""
         if time.monotonic() - self._renewed_s < self.config.lease_s / 4:
             return
-        self._renewed_s = time.monotonic()
         for number in list(self.runs):
             if self._holds(number):
                 self.store.note(number, {LEASE: self.driver.lease()})
             else:
                 say(f"trial {number}: another driver has it now; left to that")
                 del self.runs[number]
+        self._renewed_s = time.monotonic()
 
     def _abandon(self, error: BaseException) -> None:
         """Stop what this driver runs, and fail it as interrupted: it is made up for by another trial."""
         stopped = isinstance(error, KeyboardInterrupt)
         reason = _INTERRUPTED if stopped else f"its driver ended: {type(error).__name__}: {error}"
         stop_marked([run.mark for run in self.runs.values()], self.config.grace_s)
-        for trial in self.store.trials():
-            if trial.state == TrialState.RUNNING and is_held_by(trial, self.driver):
-                self.store.fail(trial.number, reason, interrupted=True)
+        try:
+            for trial in self.store.trials():
+                if trial.state == TrialState.RUNNING and is_held_by(trial, self.driver):
+                    self.store.fail(trial.number, reason, interrupted=True)
+        except Exception as fault:
+            if not is_storage_fault(fault):
+                raise
+            say(f"warning: storage {storage_name(self.config)} fails; the next driver takes over what ran here")
 
 
 def _conclude(store: Store) -> FrozenTrial | None:

@@ -60,6 +60,10 @@ class Watch:
     lease_s: float
     _seen: dict[int, tuple[object, float]] = field(default_factory=dict)
 
+    def forget(self) -> None:
+        """Begin to watch anew, after a time in which no driver could renew its lease."""
+        self._seen.clear()
+
     def is_dead(self, trial: FrozenTrial, pulse: Sequence[tuple[float, int]]) -> bool:
         """True if nobody runs this trial any more; `pulse` is what its files look like."""
         lease = trial.user_attrs.get(LEASE)

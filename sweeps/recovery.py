@@ -21,7 +21,7 @@ _SETTLE_S = 1.0
 
 
 def take_over(store: Store, watch: Watch, own: Collection[int]) -> int | None:
-    """Claim one trial that its driver has left; its number, or None if there is none.
+    """Claim one trial that its driver has left; its number, or None if there is none. `own`: those that are run here.
 
     A trial whose processes still run on this machine is adopted. Others go on from their last checkpoint, at most
     `max_retries` times; then they count as interrupted, and their place in the study is free again.
@@ -36,6 +36,8 @@ def take_over(store: Store, watch: Watch, own: Collection[int]) -> int | None:
 
 
 def _is_left(store: Store, watch: Watch, trial: FrozenTrial) -> bool:
+    if is_held_by(trial, watch.driver):
+        return True  # Lost between the storage and this driver when the storage failed.
     config = store.config
     run_dirs = config.run_dirs(trial.number, max(len(trial.user_attrs.get(SEEDS, ())), 1))
     return watch.is_dead(trial, pulse_of(run_dirs, config.log_path(trial.number)))

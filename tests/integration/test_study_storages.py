@@ -12,6 +12,7 @@ from postgres_server import postgres_programs, postgres_server
 from sweeps_stub import make_study, study_tree
 
 from sweeps.driver import run_study
+from sweeps.launch import free_port
 from sweeps.storage import load_trials, storage_name
 from vsr_dist.core.errors import BadConfigError, MissingExtraError
 
@@ -65,6 +66,30 @@ def test_two_drivers_at_one_sqlite_file(tmp_path):
     study = make_study(tmp_path, *["sleep 0.5"] * NUM_TRIALS, storage=storage)
     run_two_drivers(tmp_path, apart=False, storage=storage)
     check_counted_once(load_trials(study))
+
+
+def test_a_grpc_proxy_stands_between_the_driver_and_its_database(tmp_path):
+    pytest.importorskip("grpc")
+    port = free_port()
+    program = f"""
+from optuna.storages import get_storage, run_grpc_proxy_server
+run_grpc_proxy_server(get_storage("sqlite:///{tmp_path}/proxied.db"), host="127.0.0.1", port={port})
+"""
+    bound = {"name": "sharp", "metric": "val/psnr_y", "relative_to": "val_bicubic/psnr_y", "at_least": 0.0}
+    changes = {"constraints": [bound], "pruner": {"kind": "median"}, "workers": 2}
+    study = make_study(tmp_path, "finish", "crash", storage=f"grpc://127.0.0.1:{port}", **changes)
+    proxy = subprocess.Popen([sys.executable, "-W", "ignore", "-c", program])
+    try:
+        run_study(study)
+        run_study(study)
+        trials = load_trials(study)
+    finally:
+        proxy.terminate()
+        proxy.wait(30)
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert all(trial.intermediate_values and trial.constraints for trial in (trials[0], trials[2]))
+    direct = optuna.load_study(study_name="stub", storage=f"sqlite:///{tmp_path}/proxied.db")
+    assert [trial.user_attrs for trial in direct.trials] == [trial.user_attrs for trial in trials]
 
 
 def test_a_journal_elsewhere(tmp_path):
