@@ -118,8 +118,12 @@ class Outbox:
         self.save()
 
     def save(self) -> None:
-        """Write the state."""
-        self._write("state.json", asdict(self.state))
+        """Write the state. The training and the delivering thread both do so."""
+        with self._lock:
+            state = self.state
+            # Copied at one go: the delivering thread may note a new name meanwhile.
+            copies = {"attempted": dict(state.attempted), "pictures": dict(state.pictures)}
+            self._write("state.json", {**vars(state), **copies})
 
     def put(self, kind: Kind, **payload: object) -> None:
         """Add one thing to deliver. A new status replaces one that waits."""
