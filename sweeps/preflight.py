@@ -98,7 +98,10 @@ def _check_metrics(config: StudyConfig, base: Config) -> None:
         names.add("val/stlpips")
     known = names | {f"val_bicubic/{name.removeprefix('val/')}" for name in names} | MEASURES | PERFORMANCE
     asked = used_metrics(config.objectives, config.constraints, config.stop_when)
+    plays = base.loss.adversarial > 0 or not {"loss", "loss.adversarial"}.isdisjoint(config.space)
     for metric, setting in asked.items():
+        if metric in MEASURES and not plays:
+            raise BadConfigError(f"{setting}: {metric} needs a discriminator that plays; set loss.adversarial above 0")
         if metric not in known:
             where = "logged by a training" if metric.startswith("perf/") else "computed by a validation"
             raise BadConfigError(f"{setting}: {metric} is not {where}{nearest_hint(metric, known)}")

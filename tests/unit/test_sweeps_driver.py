@@ -195,6 +195,14 @@ def test_a_changed_study_is_not_mixed_with_the_old_one(tmp_path):
             {"stop_when": [{"metric": "perf/clip_per_s", "below": 1.0}]},
             "stop_when: perf/clip_per_s is not logged by a training.*perf/clips_per_s",
         ),
+        (
+            {
+                "constraints": [{"name": "c", "metric": "drift/auc", "at_least": 0.5}],
+                "set": ["loss.adversarial=0"],
+                "space": {"discriminator.filters": SPACE["discriminator.filters"]},
+            },
+            "constraint c: drift/auc needs a discriminator that plays",
+        ),
         ({"launch": {"config_file": "no/such.yaml"}}, "there is no file no/such.yaml"),
         ({"launch": {"command": ["no-such-program"]}}, "there is no program no-such-program"),
         ({"base": "no/such.yaml"}, "no configuration file no/such.yaml"),
