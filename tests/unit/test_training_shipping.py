@@ -6,7 +6,6 @@ import random
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -213,30 +212,6 @@ def test_pictures_survive_the_process_and_are_sent_once(tmp_path, server):
     sent = [(payload["key"], payload["step"]) for kind, payload in server.jobs if kind == "picture"]
     assert sent == [("samples/a", 10), ("samples/b", 10), ("samples/a", 20)]
     assert not list(outbox.folder.glob("*.png"))
-
-
-def test_what_waits_is_not_read_again_for_each_picture(tmp_path, server, monkeypatch):
-    """Thousands wait after a weekend without the server, and every step would wait for their reading."""
-    _, outbox, _ = open_run(tmp_path, server)
-    monkeypatch.setattr(Outbox, "jobs", lambda self: pytest.fail("read all that waits"))
-    for step in (10, 20, 20):
-        outbox.put_picture("samples/a", step, np.zeros((4, 6, 3), np.uint8))
-    assert len(list(outbox.folder.glob("*-picture.json"))) == len(list(outbox.folder.glob("*.png"))) == 2
-
-
-def test_two_threads_may_save_the_state(tmp_path, server):
-    """Training does so when it describes the run, while the first things are delivered."""
-    _, outbox, _ = open_run(tmp_path, server)
-
-    def save(prefix):
-        for number in range(200):
-            outbox.state.attempted[f"{prefix}{number}"] = number
-            outbox.save()
-
-    with ThreadPoolExecutor(4) as pool:
-        for task in [pool.submit(save, prefix) for prefix in "abcd"]:
-            task.result()
-    assert Outbox(tmp_path).state == outbox.state
 
 
 def test_a_picture_out_of_range_is_cut_off_and_not_stretched():
