@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scipy.stats import linregress
 from scipy.stats import t as student
 
 from sweeps.curves import (
     Reduction,
     Row,
     adversarial_start,
+    after_warmup,
     curve,
     difference_curve,
     ratio_curve,
@@ -22,6 +24,7 @@ from sweeps.curves import (
 )
 
 LOSS = "drift/normalized_loss"
+GAMMA = "control/r1_gamma"
 # Name -> metric, its reference, whether the ratio to it is taken and not the difference, and the reduction.
 MEASURES: dict[str, tuple[str, str | None, bool, Reduction]] = {
     "loss": (LOSS, None, False, "tail_median"),
@@ -76,6 +79,29 @@ def measures(rows: Sequence[Row]) -> dict[str, float]:
             points = (ratio_curve if divided else difference_curve)(rows, metric, reference)
         found[name] = reduce_curve(points, reduction, start)
     return found
+
+
+def later_half(rows: Sequence[Row], metric: str) -> list[tuple[int, float]]:
+    """Points of the later half of the steps, which a rise is taken from; none for a metric that was not logged."""
+    if not any(metric in row for _, row in rows):
+        return []
+    points = after_warmup(curve(rows, metric), adversarial_start(rows))
+    middle = (points[0][0] + points[-1][0]) / 2.0
+    return [point for point in points if point[0] >= middle]
+
+
+def swing(rows: Sequence[Row]) -> float:
+    """Standard deviation of the normalised loss about its line of least squares, over the later half."""
+    steps, losses = zip(*later_half(rows, LOSS), strict=True)
+    line = linregress(steps, losses)
+    rest = [loss - (line.intercept + line.slope * step) for step, loss in zip(steps, losses, strict=True)]
+    return math.sqrt(sum(value * value for value in rest) / (len(rest) - 2))
+
+
+def gamma_range(rows: Sequence[Row]) -> float:
+    """Largest over smallest gamma of R1 in the later half; 1 where it is not steered."""
+    gammas = [gamma for _, gamma in later_half(rows, GAMMA)]
+    return max(gammas) / min(gammas) if gammas else 1.0
 
 
 def finished_rows(folder: Path, name: str) -> dict[int, list[Row]]:

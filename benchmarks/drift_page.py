@@ -85,24 +85,31 @@ def sentences(runs: Mapping[str, Runs], titles: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def acceptance_table(runs: Runs) -> str:
+def acceptance_table(runs: Runs, title: str = "winner") -> str:
     checks = {seed: acceptance(values) for seed, values in runs.items()}
     names = list(next(iter(checks.values())))
     body = [
-        [str(seed), *("yes" if held[name] else "**no**" for name in names), f"{runs[seed]['loss']:.3f}"]
+        [
+            str(seed),
+            *("yes" if held[name] else "**no**" for name in names),
+            f"{runs[seed]['loss']:.3f}",
+            f"{runs[seed]['rise_high']:.3f}",
+        ]
         for seed, held in checks.items()
     ]
     totals = [f"{sum(held[name] for held in checks.values())} of {len(checks)}" for name in names]
     both = sum(all(held.values()) for held in checks.values())
-    return markdown(["winner, seed", *names, "normalised loss"], [*body, ["all", *totals, f"all held: {both}"]])
+    return markdown(
+        [f"{title}, seed", *names, "normalised loss", "upper end"], [*body, ["all", *totals, f"all held: {both}", ""]]
+    )
 
 
-def cost_table(work: Path, runs: Mapping[str, Runs], titles: Mapping[str, str]) -> str:
+def cost_table(work: Path, runs: Mapping[str, Runs], titles: Mapping[str, str], phase: str = "repeat") -> str:
     body = []
     for name, found in runs.items():
         noted = work / "step_cost" / f"{name}.json"
         step = f"{json.loads(noted.read_text())['cpu_s_per_step']:.3f}" if noted.exists() else "not measured"
-        spent = [Runner.cpu_s(work / "repeat" / f"{name}-seed{seed}") for seed in found]
+        spent = [Runner.cpu_s(work / phase / f"{name}-seed{seed}") for seed in found]
         known = [seconds / 60.0 for seconds in spent if seconds is not None]
         change = spread(
             [value - sum(column(runs["paper"], "psnr_y")) / len(runs["paper"]) for value in column(found, "psnr_y")]

@@ -9,7 +9,11 @@ Phases, in this order unless --phases names some of them:
     paper     the paper's adversary and its two proposed cures alone, each with --seeds seeds
     study     configs/studies/drift.yaml, and `vsr-dist study promote` of its best trial to WORK/winner.yaml
     repeat    winner, paper and the base of the study, each with --seeds fresh seeds, on the unseen clips
+    pilots    what the swings of the winner come from and what damps them, on the study's windows
+    second    what the pilots chose, beside the first round's arms, with fresh seeds again, on the unseen clips
     report    docs/drift.md, its pictures, benchmarks/results/drift_proof.json
+
+`--phases section` writes what the page says of the second round (pilots, second) and leaves the rest of it alone.
 
 Everything is resumed: a finished run is not repeated, an interrupted one goes on from its checkpoint, the study goes
 on as studies do. A run is one process with one thread. Run from the repository: the study's file names its folders.
@@ -21,52 +25,29 @@ import argparse
 import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
+from drift_arms import PAPER_ARMS, PILOT_ARMS, ROOT, SECOND_ARMS, Arm, repeat_arms
 from drift_data import HELD_OUT, extract, pack
 from drift_page import write_page
+from drift_second import write_section
 from paper_runs import Runner, python, run_alone
 
 from sweeps.study_config import load_study
 from vsr_dist.core.errors import run_cli
 
-ROOT = Path(__file__).resolve().parents[1]
 WORK = Path("runs/drift-proof")
 STUDY = ROOT / "configs/studies/drift.yaml"
-PHASES = ("pretrain", "paper", "study", "repeat", "report")
+PHASES = ("pretrain", "paper", "study", "repeat", "pilots", "second", "report")
+SECTION = "section"
 # The study's trials have seed 0, its repeats the ones behind; these are far from both.
 FIRST_FRESH_SEED = 100
+SECOND_FRESH_SEED = 200
 STEP_LIMIT_S = 8.0
 
 
-@dataclass(frozen=True)
-class Arm:
-    """What is run with several seeds: a configuration and what is changed in it."""
-
-    title: str
-    config: Path
-    settings: tuple[str, ...] = ()
-
-
-PAPER = ROOT / "configs/drift/paper.yaml"
-PAPER_ARMS = {
-    "paper": Arm("paper", PAPER),
-    "filters": Arm("paper, twice the filters", PAPER, ("discriminator.filters=32",)),
-    "dropout": Arm("paper, dropout 0.3", PAPER, ("discriminator.dropout=0.3",)),
-}
-
-
-def repeat_arms(winner: Path) -> dict[str, Arm]:
-    return {
-        "winner": Arm("the study's winner", winner),
-        "paper": PAPER_ARMS["paper"],
-        "default": Arm("the study's base", ROOT / "configs/drift/base.yaml"),
-    }
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES), metavar="PHASE")
+    parser.add_argument("--phases", nargs="+", choices=(*PHASES, SECTION), default=list(PHASES), metavar="PHASE")
     parser.add_argument("--seeds", type=int, default=5, help="of each arm of paper and repeat")
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one core each")
     parser.add_argument("--winner", type=int, metavar="TRIAL", help="trial to repeat in place of the best feasible one")
@@ -99,9 +80,15 @@ def run_arms(
         settings += [f"run_dir={folder}", f"name={phase}-{name}-seed{seed}", f"seed={seed}", "tracking.mlflow=false"]
         runner.train(arm.config, [*settings, *arguments.overrides], folder)
 
-    seeds = range(first_seed, first_seed + arguments.seeds)
+    numbers = {name: arm.num_seeds or arguments.seeds for name, arm in arms.items()}
+    seeds = range(first_seed, first_seed + max(numbers.values()))
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        done = {(name, seed): pool.submit(train, name, seed) for seed in seeds for name in arms}
+        done = {
+            (name, seed): pool.submit(train, name, seed)
+            for seed in seeds
+            for name, number in numbers.items()
+            if seed < first_seed + number
+        }
         for (name, seed), future in done.items():
             future.result()
             runner.say(f"{phase}: {name}, seed {seed}: done")
@@ -160,6 +147,10 @@ def run_phases(arguments: argparse.Namespace, runner: Runner) -> None:
             promote(arguments, runner)
         run_arms("repeat", "unseen", arms, FIRST_FRESH_SEED, arguments, runner)
         step_costs(arguments, runner, arms)
+    if "pilots" in phases:
+        run_arms("pilots", "study", PILOT_ARMS, 0, arguments, runner)
+    if "second" in phases:
+        run_arms("second", "unseen", SECOND_ARMS, SECOND_FRESH_SEED, arguments, runner)
     if "report" in phases:
         titles = {
             "paper": {name: arm.title for name, arm in PAPER_ARMS.items()},
@@ -168,6 +159,9 @@ def run_phases(arguments: argparse.Namespace, runner: Runner) -> None:
         command = shlex.join(["python", *sys.argv])
         write_page(WORK, titles, load_study(STUDY), command, arguments.page, arguments.pictures, arguments.result)
         runner.say(f"written: {arguments.page}, {arguments.pictures}, {arguments.result}")
+    if SECTION in phases or "report" in phases:
+        write_section(WORK, arguments.page, arguments.pictures, arguments.result)
+        runner.say(f"written: the second round in {arguments.page}, {arguments.pictures}, {arguments.result}")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 drift_page = importlib.import_module("drift_page")
 drift_measures = importlib.import_module("drift_measures")
+drift_second = importlib.import_module("drift_second")
 
 STUDY = ROOT / "configs/studies/drift.yaml"
 TITLES = {
@@ -32,7 +33,7 @@ TITLES = {
 def row(step, loss):
     values = {"step": step, "time_s": 1.0, "drift/normalized_loss": loss, "drift/dead_fraction": 0.01}
     values |= {"drift/paired_accuracy": 0.9, "drift/auc": 0.8, "drift/probe_auc": 1.0, "drift/gradient_ratio": 0.1}
-    values |= {"drift/high_frequency_gap": -2.0, "drift/overfit": 0.0}
+    values |= {"drift/high_frequency_gap": -2.0, "drift/overfit": 0.0, "control/r1_gamma": 0.02 * (1 + step % 32 // 16)}
     for prefix, shift in (("val", 0.5), ("val_bicubic", 0.0)):
         values |= {f"{prefix}/psnr_y": 25.0 + shift, f"{prefix}/ssim_y": 0.8, f"{prefix}/tof": 0.5}
         values |= {f"{prefix}/tdiff": 0.001, f"{prefix}/stlpips": 0.3 - 0.1 * shift}
@@ -87,11 +88,54 @@ def test_the_page_is_filled(tmp_path, monkeypatch):
     assert "**paper**: normalised loss above 0.9 in 2 of 2 runs" in text
     assert "**winner**: normalised loss above 0.9 in 0 of 2 runs, between 0.35 and 0.75 in 2" in text
     assert "| 1 | 0.2500 | yes | none |" in text and "| 0 | 0.3000 | no | c1_not_at_chance |" in text
-    assert "| all | 2 of 2 | 2 of 2 | 2 of 2 | 2 of 2 | all held: 2 |" in text
+    assert "| all | 2 of 2 | 2 of 2 | 2 of 2 | 2 of 2 | all held: 2 |  |" in text
     assert "| base | +0.00 | not measured | 1.50 (1.50 to 1.50) |" in text
     for name in ("paper", "repeat", "tradeoff"):
         assert (tmp_path / f"docs/images/drift_{name}.png").stat().st_size > 5000
     assert json.loads(result.read_text())["repeat"]["winner"]["1"]["loss"] == pytest.approx(0.51)
+
+
+def write_second_round(work):
+    for phase, arms in (("pilots", drift_second.PILOT_ARMS), ("second", drift_second.SECOND_ARMS)):
+        for name in arms:
+            for seed in (0, 1):
+                write_run(work / phase / f"{name}-seed{seed}", 1.0 if name == "paper" else 0.5, slope=0.02 * seed)
+
+
+def test_the_second_round_is_put_between_its_marks(tmp_path):
+    write_second_round(tmp_path / "work")
+    page, pictures, result = tmp_path / "drift.md", tmp_path / "images", tmp_path / "drift.json"
+    page.write_text(f"before\n{drift_second.BEGIN}\nold\n{drift_second.END}\nafter\n")
+    result.write_text('{"steps": 800}')
+    for _ in range(2):
+        drift_second.write_section(tmp_path / "work", page, pictures, result)
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text and "$" not in text
+    assert "| all | 2 of 2 | 2 of 2 | 2 of 2 | 2 of 2 | all held: 2 |  |" in text
+    assert "upper end below 0.10 in 2 of 2 runs (0.000 to 0.020); everything held in 2" in text
+    found = json.loads(result.read_text())
+    assert found["steps"] == 800 and found["second_round"]["runs"]["winner"]["1"]["rise"] == pytest.approx(0.02)
+    for name in ("swings", "second"):
+        assert (pictures / f"drift_{name}.png").stat().st_size > 5000
+
+
+def test_a_page_without_a_place_for_the_second_round_is_refused(tmp_path):
+    page = tmp_path / "drift.md"
+    page.write_text("no marks")
+    with pytest.raises(BadInputError, match="has no place for the second round"):
+        drift_second.write_section(tmp_path, page, tmp_path, tmp_path / "drift.json")
+
+
+def test_swing_is_what_a_line_leaves(tmp_path):
+    rows = write_run(tmp_path / "run", 0.5, slope=0.3)
+    assert drift_measures.swing(rows) == pytest.approx(0.0, abs=1e-9)
+    assert drift_measures.gamma_range(rows) == pytest.approx(2.0)
+    moved = [
+        (step, {**row, drift_measures.LOSS: row[drift_measures.LOSS] + 0.1 * (-1) ** place})
+        for place, (step, row) in enumerate(rows)
+    ]
+    # 20 points of +-0.1 about the line, over 18 degrees of freedom; the line takes next to nothing of them.
+    assert drift_measures.swing(moved) == pytest.approx(0.1 * (20 / 18) ** 0.5, rel=0.01)
 
 
 def made(number, value, excess, study, work):

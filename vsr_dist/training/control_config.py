@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from vsr_dist.core.errors import BadConfigError
 
@@ -15,20 +16,25 @@ from vsr_dist.core.errors import BadConfigError
 class GammaControl:
     """Steers the weights of R1 and R2 so that the discriminator's training loss stays at a wished level.
 
-    `gamma <- clip(gamma * exp(rate * sign(target - EMA(loss))))` after every step: a loss that drifts up to chance
-    lowers the penalties, one that falls raises them. The rule and its constants are those of the trainings in
-    docs/drift_monitor.md, where it held the held-out loss at 0.38 to 0.58 of chance; their target was a loss of 0.5 of
-    `rpgan`, 0.72 of chance. `adversary.r1_gamma` and `r2_gamma` are the start, and their ratio stays.
+    `gamma <- clip(gamma * exp(rate * error))` after every step: a loss that drifts up to chance lowers the penalties,
+    one that falls raises them. With the rule `sign` the error is `sign(target - EMA(loss))`: always a whole step, so
+    that gamma overshoots by what it moves while the average and the discriminator follow, and swings about its place.
+    With `proportional` it is `(target - EMA(loss)) / (1 - target)`, cut to [-1, 1]: an integral controller of log gamma
+    in units of the wished distance from chance, which takes the whole step down at chance, the whole step up at twice
+    the wished distance, and none at the target. `adversary.r1_gamma` and `r2_gamma` are the start, and their ratio
+    stays. docs/drift.md compares the two rules.
 
     Attributes:
         target: wished training loss over its chance value, below 1; 0 switches it off.
-        rate: step of log gamma.
+        rule: how the error is taken.
+        rate: greatest step of log gamma.
         decay: of the loss's moving average.
         lowest: least value of the larger gamma.
         highest: greatest value of the larger gamma.
     """
 
     target: float = 0.0
+    rule: Literal["sign", "proportional"] = "sign"
     rate: float = 0.02
     decay: float = 0.95
     lowest: float = 1e-3

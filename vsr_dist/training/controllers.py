@@ -19,7 +19,7 @@ from vsr_dist.core.errors import BadCheckpointError
 from vsr_dist.losses.objective import LossConfig
 from vsr_dist.metrics.verdict import DEAD_FRACTION
 from vsr_dist.training.adversary import AdversaryConfig
-from vsr_dist.training.control_config import ControlConfig
+from vsr_dist.training.control_config import ControlConfig, GammaControl
 from vsr_dist.training.schedule import adversarial_factor_at
 
 LOSS, ADVERSARIAL_NORM, IMAGE_NORM = "loss_d/adversarial", "gradient/adversarial", "gradient/image"
@@ -106,8 +106,8 @@ class Controllers:
         if rule.target == 0:
             return
         state.gamma_loss = _averaged(state.gamma_loss, loss, rule.decay)
-        direction = (state.gamma_loss < rule.target) - (state.gamma_loss > rule.target)
-        state.gamma = min(max(state.gamma * math.exp(rule.rate * direction), rule.lowest), rule.highest)
+        error = gamma_error(rule, state.gamma_loss)
+        state.gamma = min(max(state.gamma * math.exp(rule.rate * error), rule.lowest), rule.highest)
 
     def _steer_weight(self, adversarial_norm: float, image_norm: float) -> None:
         rule, state = self.config.weight, self.state
@@ -176,6 +176,13 @@ class Controllers:
                 "version of this program"
             )
         self.state = ControlState(**saved)
+
+
+def gamma_error(rule: GammaControl, loss: float) -> float:
+    """How far an averaged loss over chance is from its target, in [-1, 1]; above 0 if it is too low."""
+    if rule.rule == "sign":
+        return float((loss < rule.target) - (loss > rule.target))
+    return min(max((rule.target - loss) / (1.0 - rule.target), -1.0), 1.0)
 
 
 def _averaged(known: float | None, value: float, decay: float) -> float:
