@@ -46,26 +46,35 @@ FIRST_WINNER = (
     "discriminator_optimizer.learning_rate=2e-4",
     "discriminator_optimizer.final_ratio=0.1",
 )
-NEAR = ("adversary.r1_gamma=0.05", "adversary.r2_gamma=0.05")
-PROPORTIONAL = ("control.gamma.rule=proportional", "control.gamma.rate=0.005")
-CHOSEN = "steady"
+CHOSEN = "fixed030"
+FIXED = ("control.gamma.target=0", "adversary.r1_gamma=0.03", "adversary.r2_gamma=0.03")
+
+
+def proportional(rate: float, *settings: str) -> tuple[str, ...]:
+    """Gamma steered by the proportional rule, from near where it settles."""
+    start = ("adversary.r1_gamma=0.05", "adversary.r2_gamma=0.05")
+    return ("control.gamma.rule=proportional", f"control.gamma.rate={rate}", *start, *settings)
 
 
 def pilot(title: str, *settings: str, num_seeds: int = 1) -> Arm:
     """The first round's winner with something changed; no perceptual metric, which no choice reads."""
-    return Arm(title, BASE, (*FIRST_WINNER, *MEASURED, "train.perceptual_metric=none", *settings), num_seeds)
+    seen = (*MEASURED, "train.perceptual_metric=none", "train.log_every=4")
+    return Arm(title, BASE, (*FIRST_WINNER, *seen, *settings), num_seeds)
 
 
 PILOT_ARMS = {
-    "winner": pilot("the first round's winner", num_seeds=3),
-    "fixed": pilot(
-        "gamma fixed at 0.025", "control.gamma.target=0", "adversary.r1_gamma=0.025", "adversary.r2_gamma=0.025"
-    ),
-    CHOSEN: pilot("proportional, from 0.05", *PROPORTIONAL, *NEAR, num_seeds=3),
+    "winner": pilot("the first round's winner"),
+    "prop005": pilot("proportional, rate 0.005", *proportional(0.005)),
+    "prop010": pilot("proportional, rate 0.01", *proportional(0.01), num_seeds=2),
+    "wait200": pilot("proportional, rate 0.01, after 200 steps", *proportional(0.01, "control.gamma.after=200")),
+    CHOSEN: pilot("gamma fixed at 0.03", *FIXED, num_seeds=3),
+    "rest01": pilot("gamma fixed at 0.03, D's final_ratio 0.01", *FIXED, "discriminator_optimizer.final_ratio=0.01"),
 }
+# 50 evaluations in the later half.
+OFTEN = (*MEASURED, "train.validate_every=8")
 SECOND_ARMS = {
-    CHOSEN: Arm("the second round's choice", ROOT / "configs/drift/steady.yaml", MEASURED),
-    "winner": Arm("the first round's winner", BASE, (*FIRST_WINNER, *MEASURED)),
-    "paper": Arm("paper", PAPER, MEASURED),
-    "default": Arm("the study's base", BASE, MEASURED),
+    CHOSEN: Arm("the second round's choice", ROOT / "configs/drift/steady.yaml", OFTEN),
+    "winner": Arm("the first round's winner", BASE, (*FIRST_WINNER, *OFTEN)),
+    "paper": Arm("paper", PAPER, OFTEN),
+    "default": Arm("the study's base", BASE, OFTEN),
 }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from scipy.stats import linregress
@@ -45,6 +46,9 @@ MEASURES: dict[str, tuple[str, str | None, bool, Reduction]] = {
     "stlpips_bicubic": ("val_bicubic/stlpips", None, False, "tail_median"),
 }
 
+# Of runs without a perceptual metric.
+WITHOUT_PERCEPTUAL = tuple(name for name in MEASURES if not name.startswith("stlpips"))
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -68,11 +72,15 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(mean, mean - half, mean + half)
 
 
-def measures(rows: Sequence[Row]) -> dict[str, float]:
-    """Every measure of one run. The tail is its last quarter; a rise is the trend of the later half, per whole run."""
+def measures(rows: Sequence[Row], names: Collection[str] = MEASURES) -> dict[str, float]:
+    """Measures of one run, by default all of them.
+
+    The tail is its last quarter; a rise is the trend of the later half, per whole run.
+    """
     start = adversarial_start(rows)
     found = {}
-    for name, (metric, reference, divided, reduction) in MEASURES.items():
+    for name in names:
+        metric, reference, divided, reduction = MEASURES[name]
         if reference is None:
             points = curve(rows, metric)
         else:
@@ -90,12 +98,29 @@ def later_half(rows: Sequence[Row], metric: str) -> list[tuple[int, float]]:
     return [point for point in points if point[0] >= middle]
 
 
-def swing(rows: Sequence[Row]) -> float:
-    """Standard deviation of the normalised loss about its line of least squares, over the later half."""
+def rests(rows: Sequence[Row]) -> list[float]:
+    """The normalised loss of the later half less its line of least squares."""
     steps, losses = zip(*later_half(rows, LOSS), strict=True)
     line = linregress(steps, losses)
-    rest = [loss - (line.intercept + line.slope * step) for step, loss in zip(steps, losses, strict=True)]
+    return [loss - (line.intercept + line.slope * step) for step, loss in zip(steps, losses, strict=True)]
+
+
+def swing(rows: Sequence[Row]) -> float:
+    """Standard deviation of the normalised loss about its line, over the later half."""
+    rest = rests(rows)
     return math.sqrt(sum(value * value for value in rest) / (len(rest) - 2))
+
+
+def autocorrelation(rows: Sequence[Row]) -> float:
+    """Of what the line leaves, from one evaluation to the next; the interval of a rise takes it to be 0."""
+    rest = rests(rows)
+    return sum(first * second for first, second in pairwise(rest)) / max(sum(value * value for value in rest), 1e-30)
+
+
+def thinned_rise_high(rows: Sequence[Row]) -> float:
+    """The upper end of the rise from every second evaluation."""
+    points = after_warmup(curve(rows, LOSS), adversarial_start(rows))[::-1][::2][::-1]
+    return reduce_curve(points, "tail_rise_high", points[0][0])
 
 
 def gamma_range(rows: Sequence[Row]) -> float:

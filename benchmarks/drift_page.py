@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 import yaml
 from drift_data import HELD_OUT, PARTS, TRAIN
-from drift_measures import LOSS, acceptance, column, finished_rows, measures, spread
+from drift_measures import LOSS, MEASURES, acceptance, column, finished_rows, measures, spread
 from machine import describe_machine
 from paper_runs import Runner
 
@@ -48,12 +48,14 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-def load_phase(work: Path, phase: str, titles: Mapping[str, str]) -> tuple[dict[str, Runs], dict[str, dict[int, Any]]]:
+def load_phase(
+    work: Path, phase: str, titles: Mapping[str, str], names: Collection[str] = MEASURES
+) -> tuple[dict[str, Runs], dict[str, dict[int, Any]]]:
     """(Arm -> seed -> measures, arm -> seed -> rows); BadInputError for an arm without a finished run."""
     rows = {name: finished_rows(work / phase, name) for name in titles}
     if missing := [name for name, found in rows.items() if not found]:
         raise BadInputError(f"{work / phase} has no finished run of {', '.join(missing)}; run --phases {phase} first")
-    return {name: {seed: measures(run) for seed, run in found.items()} for name, found in rows.items()}, rows
+    return {name: {seed: measures(run, names) for seed, run in found.items()} for name, found in rows.items()}, rows
 
 
 def arm_table(runs: Mapping[str, Runs], titles: Mapping[str, str]) -> str:

@@ -1,6 +1,7 @@
-"""What docs/drift.md says of the second round: the pilots, their choice, and its repeat; the prose is drift_second.txt.
+"""What docs/drift.md says of the second round: the pilots, their choice, and its repeat.
 
-The section lies between two marks in the page, so that it can be written where the first round's runs are not.
+The prose is drift_pilots.txt and drift_second.txt. The section lies between two marks in the page, so that it can be
+written where the first round's runs are not.
 """
 
 from __future__ import annotations
@@ -12,9 +13,22 @@ from string import Template
 from typing import Any
 
 import matplotlib
+import numpy as np
 import yaml
 from drift_arms import CHOSEN, PILOT_ARMS, SECOND_ARMS
-from drift_measures import GAMMA, LOSS, acceptance, column, gamma_range, later_half, spread, swing
+from drift_measures import (
+    GAMMA,
+    LOSS,
+    WITHOUT_PERCEPTUAL,
+    acceptance,
+    autocorrelation,
+    column,
+    gamma_range,
+    later_half,
+    spread,
+    swing,
+    thinned_rise_high,
+)
 from drift_page import Runs, acceptance_table, arm_table, cost_table, draw_curves, load_phase, markdown, save, sentences
 from machine import describe_machine
 
@@ -24,16 +38,26 @@ from vsr_dist.core.errors import BadInputError
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-TEMPLATE = Path(__file__).with_name("drift_second.txt")
+PILOTS_TEMPLATE, SECOND_TEMPLATE = (Path(__file__).with_name(f"drift_{name}.txt") for name in ("pilots", "second"))
+NOT_RUN = "The repeat on the unseen clips (`--phases second`) has not been run."
 BEGIN, END = "<!-- second round: written by drift_proof.py -->", "<!-- end of the second round -->"
 FIRST_WINNER = "winner"
+DRAWN = (FIRST_WINNER, "prop010", CHOSEN)
+# At this distance the held-out loss follows gamma, which the pilots log every 4 steps.
+LAG_STEPS = 8
 
 
 def with_swings(runs: Mapping[str, Runs], rows: Mapping[str, Mapping[int, Sequence[Row]]]) -> dict[str, Runs]:
     """The measures of each run and, beside them, how much its loss and its gamma swing."""
+    beside = {
+        "swing": swing,
+        "gamma_range": gamma_range,
+        "autocorrelation": autocorrelation,
+        "thinned_rise_high": thinned_rise_high,
+    }
     return {
         name: {
-            seed: {**values, "swing": swing(rows[name][seed]), "gamma_range": gamma_range(rows[name][seed])}
+            seed: {**values, **{key: measure(rows[name][seed]) for key, measure in beside.items()}}
             for seed, values in found.items()
         }
         for name, found in runs.items()
@@ -65,25 +89,35 @@ def pilot_table(runs: Mapping[str, Runs], titles: Mapping[str, str]) -> str:
 
 def swing_table(runs: Mapping[str, Runs], titles: Mapping[str, str]) -> str:
     """What the interval of the rise is made of, on the unseen clips."""
-    body = [
-        [
-            titles[name],
-            spread(column(found, "rise")).text(3),
-            spread(column(found, "rise_high")).text(3),
-            spread(column(found, "swing")).text(3),
-        ]
-        for name, found in runs.items()
-    ]
-    return markdown(["", "rise", "upper end", "swing"], body)
+    shown = {
+        "rise": "rise",
+        "rise_high": "upper end",
+        "swing": "swing",
+        "autocorrelation": "autocorrelation",
+        "thinned_rise_high": "upper end, every second evaluation",
+    }
+    body = [[titles[name], *(spread(column(found, key)).text(3) for key in shown)] for name, found in runs.items()]
+    return markdown(["", *shown.values()], body)
 
 
-def draw_swings(rows: Mapping[str, Mapping[int, Sequence[Row]]], titles: Mapping[str, str], path: Path) -> None:
-    """Gamma and the held-out loss of seed 0, the first round's winner and the choice one beside the other."""
-    figure, axes = plt.subplots(2, 2, figsize=(9.0, 4.6), sharex=True, sharey="row")
-    for place, name in enumerate((FIRST_WINNER, CHOSEN)):
+def gammas_of(run_dir: Path, rows: Sequence[Row]) -> list[tuple[int, float]]:
+    """(Step, gamma of R1) as logged, or as configured where it is not steered."""
+    if any(GAMMA in row for _, row in rows):
+        return curve(rows, GAMMA)
+    fixed = yaml.safe_load((run_dir / "config.yaml").read_text())["adversary"]["r1_gamma"]
+    return [(rows[place][0], fixed) for place in (0, -1)]
+
+
+def draw_swings(
+    work: Path, rows: Mapping[str, Mapping[int, Sequence[Row]]], titles: Mapping[str, str], path: Path
+) -> None:
+    """Gamma and the held-out loss of seed 0 of three arms, one beside the other."""
+    figure, axes = plt.subplots(2, len(DRAWN), figsize=(12.0, 4.6), sharex=True, sharey="row")
+    for place, name in enumerate(DRAWN):
         upper, lower = axes[0][place], axes[1][place]
         run = rows[name][0]
-        upper.plot(*zip(*curve(run, GAMMA), strict=True), color="#4363d8", linewidth=1.2)
+        gammas = gammas_of(work / "pilots" / f"{name}-seed0", run)
+        upper.plot(*zip(*gammas, strict=True), color="#4363d8", linewidth=1.2)
         upper.set(title=titles[name], yscale="log")
         lower.plot(*zip(*curve(run, LOSS), strict=True), color="#c0392b", linewidth=1.2)
         lower.axvspan(*(later_half(run, LOSS)[end][0] for end in (0, -1)), color="#eeeeee")
@@ -103,25 +137,42 @@ def held_sentence(runs: Runs, title: str) -> str:
     )
 
 
+def explained_by_gamma(rows: Sequence[Row]) -> float:
+    """Share of the variance of the held-out loss in the later half that log gamma explains, LAG_STEPS steps before."""
+    steps, losses = zip(*later_half(rows, LOSS), strict=True)
+    known, gammas = zip(*curve(rows, GAMMA), strict=True)
+    before = np.interp(np.array(steps) - LAG_STEPS, known, np.log(gammas))
+    return float(np.corrcoef(before, losses)[0, 1] ** 2)
+
+
 def titles_of(arms: Mapping[str, Any]) -> dict[str, str]:
     return {name: arm.title for name, arm in arms.items()}
 
 
-def section(work: Path, pictures: Path) -> tuple[str, dict[str, Any]]:
-    """The text between the marks, and the numbers for the JSON; BadInputError names the phase that is missing."""
-    pilot_titles, titles = titles_of(PILOT_ARMS), titles_of(SECOND_ARMS)
-    pilot_runs, pilot_rows = load_phase(work, "pilots", pilot_titles)
-    second_runs, second_rows = load_phase(work, "second", titles)
-    pilots, second = with_swings(pilot_runs, pilot_rows), with_swings(second_runs, second_rows)
-    pictures.mkdir(parents=True, exist_ok=True)
-    draw_swings(pilot_rows, pilot_titles, pictures / "drift_swings.png")
-    draw_curves(second_rows, titles, pictures / "drift_second.png")
+def pilots_part(work: Path, pictures: Path) -> tuple[str, dict[str, Any]]:
+    """The text of the pilots and their numbers; BadInputError if one has not been run."""
+    titles = titles_of(PILOT_ARMS)
+    found, rows = load_phase(work, "pilots", titles, WITHOUT_PERCEPTUAL)
+    pilots = with_swings(found, rows)
+    draw_swings(work, rows, titles, pictures / "drift_swings.png")
+    text = {
+        "pilot_table": pilot_table(pilots, titles),
+        "num_pilots": str(sum(len(runs) for runs in pilots.values())),
+        "explained": f"{100 * explained_by_gamma(rows[FIRST_WINNER][0]):.0f}",
+        "chosen": titles[CHOSEN],
+    }
+    return Template(PILOTS_TEMPLATE.read_text()).substitute(text), pilots
+
+
+def second_part(work: Path, pictures: Path) -> tuple[str, dict[str, Any]]:
+    """The text of the repeat and its numbers; BadInputError if an arm of it has not been run."""
+    titles = titles_of(SECOND_ARMS)
+    found, rows = load_phase(work, "second", titles)
+    second = with_swings(found, rows)
+    draw_curves(rows, titles, pictures / "drift_second.png")
     seed = min(second[CHOSEN])
     config = yaml.safe_load((work / "second" / f"{CHOSEN}-seed{seed}" / "config.yaml").read_text())
     text = {
-        "pilot_table": pilot_table(pilots, pilot_titles),
-        "num_pilots": str(sum(len(found) for found in pilots.values())),
-        "chosen": pilot_titles[CHOSEN],
         "windows": str(config["data"]["val_clips"]),
         "evaluations": str(config["train"]["steps"] // config["train"]["validate_every"]),
         "first_seed": str(seed),
@@ -132,7 +183,7 @@ def section(work: Path, pictures: Path) -> tuple[str, dict[str, Any]]:
         "held": "\n".join(f"- {held_sentence(second[name], titles[name])}" for name in (CHOSEN, FIRST_WINNER)),
         "cost_table": cost_table(work, second, titles, "second"),
     }
-    return Template(TEMPLATE.read_text()).substitute(text), {"pilots": pilots, "runs": second}
+    return Template(SECOND_TEMPLATE.read_text()).substitute(text), second
 
 
 def write_section(work: Path, page: Path, pictures: Path, result: Path) -> None:
@@ -141,8 +192,11 @@ def write_section(work: Path, page: Path, pictures: Path, result: Path) -> None:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise BadInputError(f"{page} has no place for the second round; expected the lines {BEGIN!r} and {END!r}")
-    text, numbers = section(work, pictures)
+    pictures.mkdir(parents=True, exist_ok=True)
+    text, pilots = pilots_part(work, pictures)
+    repeat, second = second_part(work, pictures) if (work / "second").exists() else (NOT_RUN, {})
+    text = f"{text.strip()}\n\n{repeat}"
     page.write_text(f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{after}")
     data = json.loads(result.read_text()) if result.exists() else {}
-    data["second_round"] = {**numbers, "machine": describe_machine()}
+    data["second_round"] = {"pilots": pilots, "runs": second, "machine": describe_machine()}
     result.write_text(json.dumps(data, indent=1) + "\n")

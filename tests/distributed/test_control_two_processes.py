@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 # Levels between which the loss of the first steps wanders, so that the discriminator rests, plays and doubles.
 CONTROL = (
-    "control.gamma={target: 0.72, rule: proportional, lowest: 0.098}",
+    "control.gamma={target: 0.72, rule: proportional, after: 3, lowest: 0.098}",
     "control.weight.ratio=0.1",
     "control.steps={rest_below: 0.97, double_above: 0.993, decay: 0.2}",
     "control.revival={after: 1, every_steps: 6}",

@@ -101,6 +101,18 @@ def test_a_proportional_step_is_the_error_over_the_wished_distance_from_chance(n
     assert steered.plan().r1_gamma == pytest.approx(math.exp(0.1 * share), abs=1e-6)
 
 
+def test_gamma_waits_for_a_fresh_discriminator_and_for_a_revived_one():
+    rule = replace(ON, gamma=GammaControl(target=0.72, after=5), revival=RevivalControl(after=1))
+    steered = controllers(rule)
+    for _ in range(2):
+        gammas = []
+        for _ in range(7):
+            steered.learn(played(0.99))
+            gammas.append(steered.plan().r1_gamma)
+        assert gammas == pytest.approx([1.0] * 5 + [math.exp(-0.02), math.exp(-0.04)])
+        assert steered.check(500, 1.0), "a fresh one again"
+
+
 def swing_behind_a_slow_discriminator(rule):
     """Ratio of the largest to the smallest gamma once settled, where the loss follows 1 - 0.2 / gamma after a lag."""
     steered = controllers(ControlConfig(gamma=GammaControl(target=0.92, rule=rule)))
@@ -188,6 +200,7 @@ def test_state_survives_json_bit_for_bit():
     ("make", "named"),
     [
         (lambda: GammaControl(target=1.0), "target 1.0"),
+        (lambda: GammaControl(after=-1), "after -1"),
         (lambda: GammaControl(lowest=2.0, highest=1.0), "highest 1.0"),
         (lambda: WeightControl(ratio=-1.0), "ratio -1.0"),
         (lambda: StepsControl(rest_below=0.5, double_above=0.4), "double_above 0.4"),

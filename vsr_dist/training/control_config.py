@@ -29,6 +29,7 @@ class GammaControl:
         rule: how the error is taken.
         rate: greatest step of log gamma.
         decay: of the loss's moving average.
+        after: first steps of the discriminator in which gamma is left alone; after a revival again.
         lowest: least value of the larger gamma.
         highest: greatest value of the larger gamma.
     """
@@ -37,6 +38,7 @@ class GammaControl:
     rule: Literal["sign", "proportional"] = "sign"
     rate: float = 0.02
     decay: float = 0.95
+    after: int = 0
     lowest: float = 1e-3
     highest: float = 30.0
 
@@ -48,6 +50,7 @@ class GammaControl:
                 "target": 0 <= self.target < 1,
                 "rate": 0 < self.rate < 1,
                 "decay": 0 <= self.decay < 1,
+                "after": self.after >= 0,
                 "lowest": 0 < self.lowest < math.inf,
                 "highest": self.lowest <= self.highest < math.inf,
             },

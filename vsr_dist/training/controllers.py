@@ -50,6 +50,7 @@ class ControlState:
     adversarial_weight: float
     weight_updates: int = 0
     gamma_loss: float | None = None
+    gamma_steps: int = 0
     steps_loss: float | None = None
     discriminator_steps: int = 1
     dead_checks: int = 0
@@ -106,6 +107,9 @@ class Controllers:
         if rule.target == 0:
             return
         state.gamma_loss = _averaged(state.gamma_loss, loss, rule.decay)
+        state.gamma_steps += 1
+        if state.gamma_steps <= rule.after:
+            return
         error = gamma_error(rule, state.gamma_loss)
         state.gamma = min(max(state.gamma * math.exp(rule.rate * error), rule.lowest), rule.highest)
 
