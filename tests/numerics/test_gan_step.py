@@ -18,15 +18,18 @@ from vsr_dist.models import build_discriminator, build_generator
 from vsr_dist.models.recurrent import RecurrentConfig
 from vsr_dist.models.spatiotemporal import SpatiotemporalConfig
 from vsr_dist.models.srgan_discriminator import SrganDiscriminatorConfig
+from vsr_dist.models.unet_discriminator import UnetConfig
 from vsr_dist.training.adversary import AdversaryConfig
 from vsr_dist.training.gan_step import GanStep, Players, spread_frames
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
 
-def make_step(objective="rpgan", loss=None, adversary=None, discriminator=None, learning_rate=1e-3, max_grad_norm=1.0):
+def make_step(
+    objective="rpgan", loss=None, adversary=None, discriminator=None, learning_rate=1e-3, max_grad_norm=1.0, parts=1
+):
     torch.manual_seed(0)
-    accelerator = Accelerator(cpu=True)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
     generator = build_generator(RecurrentConfig(channels=8, num_blocks=2), 4)
     # The residual starts at zero, where the trunk gets no gradient; the tests look at the trunk as well.
     torch.nn.init.normal_(generator.tail[0].weight, std=0.02)
@@ -98,6 +101,26 @@ def test_discriminator_loss_falls_on_a_fixed_batch():
     step, _, _ = make_step("bce", LossConfig(perceptual=0.0, adversarial=1e-3), learning_rate=0.05)
     losses = [float(step.micro_step(*clips(), adversarial_factor=1.0)["loss_d/total"]) for _ in range(40)]
     assert losses[-1] < losses[0] - 0.05
+
+
+@pytest.mark.parametrize(
+    "discriminator", [UnetConfig(filters=4), SpatiotemporalConfig(filters=4, levels=1, norm="spectral")]
+)
+def test_spectral_norm_moves_once_per_step_however_many_micro_batches(discriminator):
+    """Or two processes would not equal one with two micro-batches. The networks rest, so nothing else moves it."""
+    found = []
+    for parts in (1, 2):
+        AcceleratorState._reset_state()
+        step, _, network = make_step(discriminator=discriminator, learning_rate=0.0, parts=parts)
+        before = {name: value.clone() for name, value in network.named_buffers()}
+        for _ in range(2):
+            for low, real in zip(*(clip.chunk(parts) for clip in clips()), strict=True):
+                network.train()  # as after a validation
+                step.micro_step(low, real, adversarial_factor=1.0)
+        found.append(dict(network.named_buffers()))
+        assert any(not torch.equal(value, before[name]) for name, value in found[-1].items())
+    whole, halves = found
+    assert all(torch.equal(value, halves[name]) for name, value in whole.items())
 
 
 def test_penalties_enter_the_discriminator_loss_once():

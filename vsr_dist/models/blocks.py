@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
 
 NormName = Literal["batch", "none", "group", "spectral"]
 # Wu and He 2018 group by 8 to 32 channels; narrow layers get the largest group count that divides them.
@@ -23,6 +25,29 @@ def norm_layers(conv: nn.Conv2d, norm: NormName) -> list[nn.Module]:
     if norm == "group":
         return [conv, nn.GroupNorm(math.gcd(MAX_GROUPS, conv.out_channels), conv.out_channels)]
     return [conv]
+
+
+def rest_spectral_norm(network: nn.Module) -> None:
+    """Let every spectral norm in it keep its singular vectors in the forward passes, though the network trains.
+
+    torch's takes one power iteration in each forward in training. A step of a GAN has several, and twice as many with
+    two micro-batches as on two processes, so that the two would train differently. `train()` undoes it.
+    """
+    for module in _parametrized(network):
+        module.parametrizations.train(False)  # type: ignore[union-attr]
+
+
+def advance_spectral_norm(network: nn.Module) -> None:
+    """One power iteration of every spectral norm in it (Miyato et al. 2018, arXiv:1802.05957), then rest."""
+    for module in _parametrized(network):
+        module.parametrizations.train(True)  # type: ignore[union-attr]
+        with torch.no_grad():
+            _ = module.weight
+    rest_spectral_norm(network)
+
+
+def _parametrized(network: nn.Module) -> Iterator[nn.Module]:
+    return (module for module in network.modules() if is_parametrized(module))
 
 
 def score(net: nn.Module, inputs: Tensor, full_precision: bool) -> Tensor:

@@ -59,8 +59,8 @@ class AdversaryConfig:
     def scored(self, discriminator: nn.Module, clip_BTCYX: Tensor, bicubic_BTCYX: Tensor, gamma: float) -> Scored:
         """Run the discriminator on a clip (a leaf, float RGB in [0, 1]) as a penalty of weight `gamma` needs it.
 
-        The clips with noise go through the same forward: between two, spectral norm would move on, and its change
-        over sigma be taken for steepness. The noise is of torch's generator, so every rank draws its own.
+        The clips with noise go through the same forward: a change of the network between two, over sigma, would be
+        taken for steepness. The noise is of torch's generator, so every rank draws its own.
         """
         full = self.penalty_precision == "float32" and max(self.r1_gamma, self.r2_gamma) > 0
         if gamma == 0 or self.penalty == "exact":

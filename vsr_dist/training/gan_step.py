@@ -33,6 +33,7 @@ from vsr_dist.losses.temporal import (
     there_and_back,
 )
 from vsr_dist.losses.tv import TV
+from vsr_dist.models.blocks import advance_spectral_norm, rest_spectral_norm
 from vsr_dist.ops.color import from_uint8
 from vsr_dist.ops.resample import bicubic_upsample
 from vsr_dist.training.adversary import AdversaryConfig
@@ -103,6 +104,7 @@ class GanStep:
         Raises NonFiniteError before the optimiser moves, on all ranks together.
         """
         players, device = self.players, self.accelerator.device
+        rest_spectral_norm(players.discriminator)
         low_BTCHW = from_uint8(low_BTCHW.to(device, non_blocking=True))
         real_BTCYX = from_uint8(real_BTCYX.to(device, non_blocking=True))
         if flow_BTKCHW is not None:
@@ -275,6 +277,8 @@ class GanStep:
             raise NonFiniteError(describe_non_finite(found, group), found)
         optimizer.step()
         optimizer.zero_grad()
+        if network is self.players.discriminator:
+            advance_spectral_norm(network)
 
     def abandon(self) -> None:
         """Forget a step that a fault broke off: its gradients and terms, and that D is frozen."""
