@@ -117,12 +117,6 @@ def autocorrelation(rows: Sequence[Row]) -> float:
     return sum(first * second for first, second in pairwise(rest)) / max(sum(value * value for value in rest), 1e-30)
 
 
-def thinned_rise_high(rows: Sequence[Row]) -> float:
-    """The upper end of the rise from every second evaluation."""
-    points = after_warmup(curve(rows, LOSS), adversarial_start(rows))[::-1][::2][::-1]
-    return reduce_curve(points, "tail_rise_high", points[0][0])
-
-
 def gamma_range(rows: Sequence[Row]) -> float:
     """Largest over smallest gamma of R1 in the later half; 1 where it is not steered."""
     gammas = [gamma for _, gamma in later_half(rows, GAMMA)]

@@ -59,12 +59,15 @@ def load_phase(
 
 
 def arm_table(runs: Mapping[str, Runs], titles: Mapping[str, str]) -> str:
-    header = ["", "runs", *(heading for heading, _ in COLUMNS.values())]
+    """One line per arm; a column that the runs did not measure is left out."""
+    measured = set.intersection(*(set(values) for found in runs.values() for values in found.values()))
+    shown = {key: heading for key, heading in COLUMNS.items() if key in measured}
+    header = ["", "runs", *(heading for heading, _ in shown.values())]
     body = [
         [
             titles[name],
             str(len(found)),
-            *(spread(column(found, key)).text(digits) for key, (_, digits) in COLUMNS.items()),
+            *(spread(column(found, key)).text(digits) for key, (_, digits) in shown.items()),
         ]
         for name, found in runs.items()
     ]

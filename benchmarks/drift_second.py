@@ -27,7 +27,6 @@ from drift_measures import (
     later_half,
     spread,
     swing,
-    thinned_rise_high,
 )
 from drift_page import Runs, acceptance_table, arm_table, cost_table, draw_curves, load_phase, markdown, save, sentences
 from machine import describe_machine
@@ -49,12 +48,7 @@ LAG_STEPS = 8
 
 def with_swings(runs: Mapping[str, Runs], rows: Mapping[str, Mapping[int, Sequence[Row]]]) -> dict[str, Runs]:
     """The measures of each run and, beside them, how much its loss and its gamma swing."""
-    beside = {
-        "swing": swing,
-        "gamma_range": gamma_range,
-        "autocorrelation": autocorrelation,
-        "thinned_rise_high": thinned_rise_high,
-    }
+    beside = {"swing": swing, "gamma_range": gamma_range, "autocorrelation": autocorrelation}
     return {
         name: {
             seed: {**values, **{key: measure(rows[name][seed]) for key, measure in beside.items()}}
@@ -89,13 +83,7 @@ def pilot_table(runs: Mapping[str, Runs], titles: Mapping[str, str]) -> str:
 
 def swing_table(runs: Mapping[str, Runs], titles: Mapping[str, str]) -> str:
     """What the interval of the rise is made of, on the unseen clips."""
-    shown = {
-        "rise": "rise",
-        "rise_high": "upper end",
-        "swing": "swing",
-        "autocorrelation": "autocorrelation",
-        "thinned_rise_high": "upper end, every second evaluation",
-    }
+    shown = {"rise": "rise", "rise_high": "upper end", "swing": "swing", "autocorrelation": "autocorrelation"}
     body = [[titles[name], *(spread(column(found, key)).text(3) for key in shown)] for name, found in runs.items()]
     return markdown(["", *shown.values()], body)
 
@@ -167,7 +155,7 @@ def pilots_part(work: Path, pictures: Path) -> tuple[str, dict[str, Any]]:
 def second_part(work: Path, pictures: Path) -> tuple[str, dict[str, Any]]:
     """The text of the repeat and its numbers; BadInputError if an arm of it has not been run."""
     titles = titles_of(SECOND_ARMS)
-    found, rows = load_phase(work, "second", titles)
+    found, rows = load_phase(work, "second", titles, WITHOUT_PERCEPTUAL)
     second = with_swings(found, rows)
     draw_curves(rows, titles, pictures / "drift_second.png")
     seed = min(second[CHOSEN])
@@ -180,7 +168,7 @@ def second_part(work: Path, pictures: Path) -> tuple[str, dict[str, Any]]:
         "second_sentences": sentences(second, titles),
         "swing_table": swing_table(second, titles),
         "acceptance_chosen": acceptance_table(second[CHOSEN], titles[CHOSEN]),
-        "held": "\n".join(f"- {held_sentence(second[name], titles[name])}" for name in (CHOSEN, FIRST_WINNER)),
+        "held": held_sentence(second[CHOSEN], titles[CHOSEN]),
         "cost_table": cost_table(work, second, titles, "second"),
     }
     return Template(SECOND_TEMPLATE.read_text()).substitute(text), second

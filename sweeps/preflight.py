@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sweeps.curves import NoValueError, reduce_curve
 from sweeps.launch import launch_command
 from sweeps.objective import used_metrics
 from sweeps.slots import check_gpus
@@ -61,6 +62,7 @@ def check_study(config: StudyConfig) -> Checked:
     for place, values in enumerate(starts):
         _check_start(config, tree, place, values)
     _check_metrics(config, base)
+    _check_trends(config, base)
     _check_launch(config)
     if config.launch.config_file is not None:
         # A command of one's own may start trials where this machine's files are not.
@@ -105,6 +107,20 @@ def _check_metrics(config: StudyConfig, base: Config) -> None:
         if metric not in known:
             where = "logged by a training" if metric.startswith("perf/") else "computed by a validation"
             raise BadConfigError(f"{setting}: {metric} is not {where}{nearest_hint(metric, known)}")
+
+
+def _check_trends(config: StudyConfig, base: Config) -> None:
+    """A trend needs evaluations: a study whose trials have too few would fail each at its end."""
+    train = base.train
+    if not {"train", "train.steps", "train.validate_every", "train.warmup_steps"}.isdisjoint(config.space):
+        return
+    steps = [*range(train.validate_every, train.steps, train.validate_every), train.steps]
+    points = [(step, 0.0) for step in steps if step > train.warmup_steps]
+    for constraint in config.constraints:
+        try:
+            reduce_curve(points or [(0, 0.0)], constraint.reduce, None)
+        except NoValueError as error:
+            raise BadConfigError(f"constraint {constraint.name}: {error}") from error
 
 
 def validation_names(clip_frames: int) -> set[str]:

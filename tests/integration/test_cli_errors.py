@@ -162,6 +162,7 @@ def test_a_configuration_file_that_is_not_there(fails, tmp_path):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
+        ("tracking.uri=https://me:hunter2@host", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
         ("train.step=5", "unknown key train.step (did you mean 'steps'?)"),
         ("optimizer.learning_rate=5", "unknown key optimizer"),
         ("train.steps=many", "train.steps: Expected int. Got value: many"),
@@ -175,6 +176,10 @@ def test_a_configuration_file_that_is_not_there(fails, tmp_path):
 def test_an_override_that_does_not_fit(fails, config, override, expected):
     for argv in (["train", "--config", config], ["config", "check", config]):
         assert expected in fails(*argv, "--set", override)
+
+
+def test_a_password_is_not_said_again(fails, config):
+    assert "hunter2" not in fails("train", "--config", config, "--set", "tracking.uri=postgresql://me:hunter2@host/db")
 
 
 def test_a_configuration_file_with_several_faults_names_them_all(fails, tmp_path):

@@ -203,6 +203,15 @@ def test_a_changed_study_is_not_mixed_with_the_old_one(tmp_path):
             },
             "constraint c: drift/auc needs a discriminator that plays",
         ),
+        (
+            {
+                "constraints": [
+                    {"name": "c", "metric": "drift/auc", "reduce": "tail_slope_high", "at_most": 0.1},
+                ],
+                "set": ["train.validate_every=5"],
+            },
+            "constraint c: tail_slope_high: expected at least 3 evaluations in the later half",
+        ),
         ({"launch": {"config_file": "no/such.yaml"}}, "there is no file no/such.yaml"),
         ({"launch": {"command": ["no-such-program"]}}, "there is no program no-such-program"),
         ({"base": "no/such.yaml"}, "no configuration file no/such.yaml"),

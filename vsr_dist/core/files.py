@@ -9,9 +9,15 @@ from typing import Any
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file by rename, so that nobody reads half of it. For files that one process writes at a time."""
+    """Write a file by rename, so that nobody reads half of it, not even after a power cut.
+
+    For files that one process writes at a time.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

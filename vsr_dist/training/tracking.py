@@ -68,6 +68,14 @@ class TrackingConfig:
     log_model: bool = io(True)
     system_metrics: bool = io(False)
 
+    def __post_init__(self) -> None:
+        """Refuse a password: the configuration goes to the run directory, to MLflow and into messages."""
+        if urlsplit(self.uri).password:
+            raise BadConfigError(
+                "tracking.uri holds a password, which would be written to config.yaml and to MLflow; take it out, and "
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for a server, PGPASSWORD for PostgreSQL"
+            )
+
 
 def check_uri(uri: str) -> None:
     """Refuse a tracking URI that can never work; whether a server answers there is another question."""
