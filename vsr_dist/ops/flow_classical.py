@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from vsr_dist.core.errors import BadInputError
 from vsr_dist.ops.color import ByteArray, to_uint8
@@ -61,7 +62,8 @@ def estimate_flow(from_NCHW: Tensor, to_NCHW: Tensor, method: FlowMethod) -> Ten
     return flow
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+# `torch.compiler.disable` imports torch._dynamo at once, three seconds of every start; this waits for the first call.
+@_disable_dynamo
 @torch.no_grad()
 def _estimate(from_NCHW: Tensor, to_NCHW: Tensor, method: FlowMethod) -> Tensor:
     pairs = zip(_gray_images(from_NCHW), _gray_images(to_NCHW), strict=True)
