@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/pack_kill.py --kills 20
 
-Each time a pack of two real clips on two workers is started in an empty folder, killed after a random part of the
-time that the undisturbed one took (every second time the parent alone, else the whole process group), checked to
-be no data set, and run again to its end. Writes benchmarks/results/pack_kill.json.
+Each time a pack of real clips (two; `--clips` chooses) on two workers is started in an empty folder, killed after a
+random part of the time that the undisturbed one took (every second time the parent alone, else the whole process
+group), checked to be no data set, and run again to its end. Writes benchmarks/results/pack_kill.json.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from footage import CLIPS
@@ -30,10 +31,11 @@ from sharding.index import read_index
 RESULT = Path(__file__).parent / "results" / "pack_kill.json"
 
 
-def command(out: Path) -> list[str]:
-    clips = [str(CLIPS["bikes"]), str(CLIPS["carphone_pristine"])]
-    options = ["--flow", "dis", "--codec", "png", "--shard-mb", "5", "--holdout-tail", "0.2", "--workers", "2"]
-    return [sys.executable, "-m", "sharding", "pack", *clips, *options, "--out", str(out)]
+def pack_command(names: Sequence[str], shard_mb: float) -> list[str]:
+    """Up to the folder."""
+    clips = [str(CLIPS[name]) for name in names]
+    options = ["--flow", "dis", "--codec", "png", "--holdout-tail", "0.2", "--workers", "2"]
+    return [sys.executable, "-m", "sharding", "pack", *clips, *options, "--shard-mb", str(shard_mb), "--out"]
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -48,10 +50,11 @@ def is_data_set(out: Path) -> bool:
     return True
 
 
-def kill_and_rerun(out: Path, delay_s: float, group: bool, expected: dict[str, bytes]) -> dict[str, object]:
-    process = subprocess.Popen(
-        command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+def kill_and_rerun(
+    command: list[str], out: Path, delay_s: float, group: bool, expected: dict[str, bytes]
+) -> dict[str, object]:
+    words = [*command, str(out)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     time.sleep(delay_s)
     ended = process.poll() is not None
     if not ended:
@@ -62,7 +65,7 @@ def kill_and_rerun(out: Path, delay_s: float, group: bool, expected: dict[str, b
         process.wait()
     num_kept = len(list(out.glob("*.tar")))
     looked_whole = is_data_set(out)
-    subprocess.run(command(out), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     found = contents(out)
     return {
         "after_s": round(delay_s, 3),
@@ -77,19 +80,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clips", nargs="+", choices=CLIPS, default=["bikes", "carphone_pristine"], metavar="CLIP")
+    parser.add_argument("--shard-mb", type=float, default=5)
     parser.add_argument("--result", type=Path, default=RESULT)
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
+    command = pack_command(arguments.clips, arguments.shard_mb)
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole"
         begin_s = time.monotonic()
-        subprocess.run(command(whole), check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, str(whole)], check=True, stdout=subprocess.DEVNULL)
         whole_s = time.monotonic() - begin_s
         expected = contents(whole)
         runs = []
         for number in range(arguments.kills):
             out = Path(folder) / f"run{number}"
-            runs.append(kill_and_rerun(out, draw.uniform(0, whole_s), number % 2 == 1, expected))
+            runs.append(kill_and_rerun(command, out, draw.uniform(0, whole_s), number % 2 == 1, expected))
             print(json.dumps(runs[-1]), flush=True)
     result = {
         "command": shlex.join(["python", *sys.argv]),
