@@ -142,10 +142,13 @@ def test_discriminator_in_channels_last(row):
 @pytest.mark.parametrize(
     ("row", "backend"),
     # C++ code takes inductor most of a minute of CPU for each; the graphs are what these networks decide.
-    [("srgan_none", "aot_eager"), ("unet", "aot_eager"), ("spatiotemporal", "inductor")],
+    [("srgan_none", "aot_eager"), ("unet", "aot_eager"), ("spatiotemporal", "aot_eager_decomp_partition")],
 )
 def test_discriminator_compiled(row, backend):
-    """Logits, and the gradient of loss and finite difference, as without compilation."""
+    """Logits, and the gradient of loss and finite difference, as without compilation.
+
+    `tests/unit/test_training_launch.py` makes machine code of it.
+    """
     discriminator = _discriminator(row).eval()
     clip, bicubic = _clip_pair()
     adversary = AdversaryConfig(r1_gamma=1.0, penalty="finite_difference")
