@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from evaluate_films import evaluation_fails, film_pair
+from mlflow_server import empty_mlflow_database, server
 from small_gan import fresh_accelerate_state
 from train_launcher import launcher, shards
 
@@ -19,12 +21,38 @@ from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
 
 __all__ = [
+    "empty_mlflow_database",
     "evaluation_fails",
     "film_pair",
     "fresh_accelerate_state",
     "launcher",
+    "server",
     "shards",
 ]  # fixtures that are made known to every test
+
+
+def pytest_configure() -> None:
+    """Inductor's pool of compilers is processes that import torch, which takes longer than what they would compile."""
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+
+# Files whose tests take longest, the longest first: what begins late should be short.
+LONGEST = (
+    "test_docs.py",
+    "test_study_faults.py",
+    "test_launchers.py",
+    "test_parity.py",
+    "test_paper_table.py",
+    "test_study_trials.py",
+    "test_tracking_outage.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole files in the order in which they are handed to processes side by side: slow ones first."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (places.get(item.path.name, len(LONGEST)), item.path not in slow))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,9 +1,11 @@
-"""A real MLflow server on loopback that a test may kill and start again, and a gate before it that answers 500."""
+"""A real MLflow server on loopback that a test may kill and start again, a gate before it, and an empty database."""
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,8 +13,38 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file to copy, as MLflow sets it up: the fifty migrations take many seconds, so once for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    path, made = folder / "empty-mlflow.db", folder / "new-mlflow.db"
+    with (folder / "empty-mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            import mlflow
+
+            mlflow.MlflowClient(f"sqlite:///{made}").search_experiments()
+            os.replace(made, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, empty_mlflow_database: Path) -> Iterator[MlflowServer]:
+    """One server for all tests of a worker; whoever kills it starts it again."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_mlflow_database, folder / "server.db")
+    server = MlflowServer(folder)
+    yield server.start()
+    server.kill()
 
 
 def free_port() -> int:
@@ -30,7 +62,7 @@ class MlflowServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> MlflowServer:
-        """Answering when this returns. A new database on a busy machine takes most of a minute."""
+        """Answering when this returns."""
         self.folder.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]

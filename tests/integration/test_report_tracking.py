@@ -6,21 +6,13 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from mlflow_server import Gate, MlflowServer
+from mlflow_server import Gate
 from train_launcher import Launcher
 
 from vsr_dist.cli import main
 from vsr_dist.reporting.runs import open_compared
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """One server for all tests here, for a new database takes longest."""
-    server = MlflowServer(tmp_path_factory.mktemp("server"))
-    yield server.start()
-    server.kill()
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
-from sharding.cli import main as sharding_main
 from sweeps.cli import main
 from sweeps.storage import load_trials
 from sweeps.study_config import load_study
@@ -28,12 +28,10 @@ tracking: {uri: "sqlite:///DIR/mlflow.db", log_model: false}
 
 
 @pytest.fixture
-def study_file(tmp_path, sample_clips):
-    """A data set, a tiny base configuration, and a study of two trials."""
-    data = tmp_path / "data"
-    clip = str(sample_clips["carphone_pristine"])
-    assert run_cli(sharding_main, ["pack", clip, "--out", str(data), "--holdout-tail", "0.2"]) == 0
-    (tmp_path / "base.yaml").write_text(BASE.replace("DATA", str(data)).replace("DIR", str(tmp_path)))
+def study_file(tmp_path, shards, empty_mlflow_database):
+    """A tiny base configuration, and a study of two trials."""
+    shutil.copy(empty_mlflow_database, tmp_path / "mlflow.db")
+    (tmp_path / "base.yaml").write_text(BASE.replace("DATA", str(shards)).replace("DIR", str(tmp_path)))
     study = {
         "name": "real",
         "base": str(tmp_path / "base.yaml"),

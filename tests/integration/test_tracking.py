@@ -25,7 +25,8 @@ SHORT = (
 
 
 @pytest.fixture
-def tracked(launcher: Launcher) -> tuple[Launcher, tuple[str, ...], str]:
+def tracked(launcher: Launcher, empty_mlflow_database: Path) -> tuple[Launcher, tuple[str, ...], str]:
+    shutil.copy(empty_mlflow_database, launcher.folder / "mlflow.db")
     uri = f"sqlite:///{launcher.folder}/mlflow.db"
     return launcher, (*SHORT, "tracking.mlflow=true", f"tracking.uri={uri}", "tracking.experiment=it's a test"), uri
 

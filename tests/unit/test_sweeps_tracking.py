@@ -13,7 +13,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml
-from mlflow_server import MlflowServer, free_port
+from mlflow_server import free_port
 from optuna.trial import TrialState
 from sweeps_results import Results, full_study, settling
 
@@ -27,14 +27,6 @@ from vsr_dist.core.errors import BadConfigError, run_cli
 from vsr_dist.train import run_parameters
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """One server for all tests here, for a new database takes longest."""
-    server = MlflowServer(tmp_path_factory.mktemp("server"))
-    yield server.start()
-    server.kill()
 
 
 def track_base(config: StudyConfig, uri: str, **more: object) -> None:
