@@ -6,7 +6,7 @@ MADE := $(VENV)/.made
 DEMO := $(VENV)/.demo-installed
 DEV := $(VENV)/.dev-installed
 # Files of tests side by side; a test may start two processes of its own.
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 SHELL := bash
@@ -30,9 +30,8 @@ drift-proof: $(DEMO)  ## hours in the background: the paper's drift, its cures, 
 	@nohup $(BIN)/python benchmarks/drift_proof.py $(DRIFT_PROOF_OPTIONS) >> runs/drift-proof/log.txt 2>&1 & \
 	  echo "runs in the background: tail -f runs/drift-proof/log.txt; stop it with: kill $$!; go on: make drift-proof"
 
-test: lint  ## lint, types, import contracts, then the tests, quick ones first
-	$(PYTEST) -m "not slow"
-	$(PYTEST) -m slow
+test: lint  ## lint, types, import contracts, then all tests, the longest files first
+	$(PYTEST)
 
 lint: $(DEV)  ## ruff, formatting, mypy and the import contracts
 	$(BIN)/ruff check
