@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import subprocess
-import sys
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 import yaml
+from forked import run_forked, run_ranks
 
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
@@ -49,7 +46,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory, sample_clips: dict[str, Pat
 
 
 class Launcher:
-    """Writes the tiny configuration once and runs it in processes of its own."""
+    """Writes the tiny configuration once and runs it in processes of its own (`forked.py`), without a launcher."""
 
     def __init__(self, folder: Path, shards: Path) -> None:
         self.folder = folder
@@ -69,44 +66,8 @@ class Launcher:
         for override in (f"run_dir={self.folder / name}", *overrides):
             arguments += ["--set", override]
         if processes == 1:
-            return train_forked(arguments, self.folder)
-        cpu = str(ROOT / "configs/accelerate/cpu-2.yaml")
-        launch = ["accelerate.commands.launch", "--config_file", cpu, "--num_processes", str(processes), "-m"]
-        command = [sys.executable, "-m", *launch, "vsr_dist.train", *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, capture_output=True, text=True, cwd=self.folder, env=environment, check=False)
-
-
-def train_forked(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """`python -m vsr_dist.train ARGUMENTS` in `folder`, in a process that is forked with all imports done.
-
-    Starting Python and importing torch takes longer than most of these trainings.
-    """
-    outputs = folder / "stdout.txt", folder / "stderr.txt"
-    for path in outputs:
-        path.write_text("")
-    process = _forks().Process(target=_train, args=(arguments, folder, *outputs, {"OMP_NUM_THREADS": "1"}))
-    process.start()
-    process.join()
-    texts = [path.read_text() for path in outputs]
-    return subprocess.CompletedProcess(["vsr_dist.train", *arguments], int(process.exitcode or 0), *texts)
-
-
-def _forks() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vsr_dist.train"])
-    return context
-
-
-def _train(arguments: list[str], folder: Path, stdout: Path, stderr: Path, environment: dict[str, str]) -> None:
-    for number, path in ((1, stdout), (2, stderr)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
-    os.chdir(folder)
-    os.environ.update(environment)
-    import vsr_dist.train
-
-    sys.argv = [vsr_dist.train.__file__, *arguments]
-    sys.exit(vsr_dist.train.main(arguments))
+            return run_forked("vsr_dist.train", arguments, self.folder)
+        return run_ranks(processes, "vsr_dist.train", arguments, self.folder)
 
 
 @pytest.fixture

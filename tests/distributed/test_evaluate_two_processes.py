@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 import torch
+from forked import run_forked, run_ranks
 from train_launcher import ROOT
 
 from vsr_dist.core.world import World
@@ -18,18 +19,18 @@ from vsr_dist.inference.generator_io import save_generator
 from vsr_dist.models import build_generator
 from vsr_dist.models.recurrent import RecurrentConfig
 
-LAUNCHERS = {
-    "one": [],
-    "accelerate-2": ["accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/cpu-2.yaml")],
-    # The held-out films are two sequences: one of the three processes has nothing to do.
-    "torchrun-3": ["torch.distributed.run", "--standalone", "--nproc_per_node", "3"],
-}
+ACCELERATE = ["accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/cpu-2.yaml"), "-m"]
+# The held-out films are two sequences: one of the three processes has nothing to do.
+LAUNCHERS = ("one", "accelerate-2", "ranks-3")
 
 
 def evaluate(launcher, checkpoint, data, out, *options):
-    words = [*LAUNCHERS[launcher], "-m"] if LAUNCHERS[launcher] else []
-    words += ["vsr_dist.evaluate", "--checkpoint", str(checkpoint), "--data", str(data), "--out", str(out), *options]
-    command = [sys.executable, "-m", *words]
+    arguments = ["--checkpoint", str(checkpoint), "--data", str(data), "--out", str(out), *options]
+    if launcher == "one":
+        return run_forked("vsr_dist.evaluate", arguments, out.parent)
+    if launcher.startswith("ranks-"):
+        return run_ranks(int(launcher[-1]), "vsr_dist.evaluate", arguments, out.parent)
+    command = [sys.executable, "-m", *ACCELERATE, "vsr_dist.evaluate", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=out.parent, check=False)
 
@@ -69,7 +70,7 @@ def test_any_number_of_processes_writes_the_same_files(tmp_path, pack_films, che
 
 @pytest.mark.slow
 def test_a_mistake_is_said_once(tmp_path, pack_films, checkpoint):
-    done = evaluate("accelerate-2", checkpoint, pack_films("npy"), tmp_path / "out", "--split", "test")
+    done = evaluate("ranks-2", checkpoint, pack_films("npy"), tmp_path / "out", "--split", "test")
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1
     assert "no split 'test'" in done.stderr

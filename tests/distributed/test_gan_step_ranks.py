@@ -12,6 +12,7 @@ import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from forked import forks
 from torch.nn.parallel import DistributedDataParallel
 
 from vsr_dist.core.collectives import Vote, shutdown
@@ -155,7 +156,7 @@ def ranks_of(size, folder):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(work, args=(size, port, str(folder)), nprocs=size)
+    mp.start_processes(work, args=(size, port, str(folder)), nprocs=size, start_method=forks().get_start_method())
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from forked import run_ranks, start_ranks
 from safetensors.torch import load_file
 from train_launcher import ROOT, Launcher
 
@@ -24,6 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LONG = ("train.steps=100000", "train.log_every=5", "train.validate_every=100000", "train.checkpoint_every=100000")
 CPU_2 = str(ROOT / "configs/accelerate/cpu-2.yaml")
 GPU_1 = str(ROOT / "configs/accelerate/gpu-1.yaml")
+DYING_RANK = str(ROOT / "tests/dying_rank.py")
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node")
 
 
@@ -31,14 +33,17 @@ def start(
     launcher: Launcher, words: tuple[str, ...], name: str, *overrides: str, deaths: str | None = None, **variables: str
 ) -> subprocess.Popen[str]:
     """Start a training, by `tests/dying_rank.py` if it has deaths; it goes on from what lies there."""
-    target = ["-m", "vsr_dist.train"] if deaths is None else [str(ROOT / "tests/dying_rank.py")]
-    command = [sys.executable, "-m", *words, *target, "--config", str(launcher.config), "--resume", "auto"]
-    for override in (f"run_dir={launcher.folder / name}", *overrides):
-        command += ["--set", override]
+    target = ["-m", "vsr_dist.train"] if deaths is None else [DYING_RANK]
+    command = [sys.executable, "-m", *words, *target, *options_of(launcher, name, *overrides)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DYING_RANK": deaths or "", **variables}
     return subprocess.Popen(
         command, cwd=launcher.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+def options_of(launcher: Launcher, name: str, *overrides: str) -> list[str]:
+    options = ["--config", str(launcher.config), "--resume", "auto"]
+    return [*options, *(word for item in (f"run_dir={launcher.folder / name}", *overrides) for word in ("--set", item))]
 
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -73,15 +78,17 @@ def everything(run_dir: Path, step: int) -> tuple[dict[str, torch.Tensor], list[
 
 
 def test_five_kills_and_restarts_leave_no_trace(launcher):
-    """torchrun restarts all ranks after each SIGKILL of one; with --resume auto the result has the same bits."""
+    """SIGKILL of a rank before five random steps, each time all start again with --resume auto: the same bits."""
     steps, draws = 20, random.Random(1)
     options = ("train.checkpoint_every=3", "train.keep_checkpoints=2", "train.processes=2")
     whole = launcher.run("whole", *options, processes=2)
     # Each later than the one before, so that every start gets as far as its death.
     deaths = ",".join(f"{draws.randrange(2)}:{step}" for step in sorted(draws.sample(range(1, steps), 5)))
-    words = (*TORCHRUN, "2", "--max-restarts", "5")
-    status, output, errors = finished(start(launcher, words, "killed", *options, deaths=deaths))
-    assert status == 0, output + errors
+    arguments = options_of(launcher, "killed", *options)
+    for number in range(6):
+        variables = {"DYING_RANK": deaths, "TORCHELASTIC_RESTART_COUNT": str(number)}
+        done = run_ranks(2, DYING_RANK, arguments, launcher.folder, variables)
+        assert done.returncode == (-signal.SIGKILL if number < 5 else 0), done.stdout + done.stderr
     killed = launcher.folder / "killed"
     (tensors, lines), (expected, expected_lines) = everything(killed, steps), everything(whole, steps)
     assert tensors.keys() == expected.keys()
@@ -90,11 +97,13 @@ def test_five_kills_and_restarts_leave_no_trace(launcher):
     assert ended(killed)["exit_reason"] == "finished"
 
 
-def test_a_rank_that_dies_takes_the_job_down_with_a_named_error(launcher):
+def test_torchrun_starts_all_again_after_a_death_and_ends_the_job_after_the_next_with_a_named_error(launcher):
     begin_s = time.monotonic()
-    process = start(launcher, (*TORCHRUN, "2"), "run", deaths="1:7")
-    status, _, errors = finished(process)
+    words = (*TORCHRUN, "2", "--max-restarts", "1")
+    process = start(launcher, words, "run", "train.checkpoint_every=5", deaths="0:7,1:12")
+    status, output, errors = finished(process)
     assert status != 0
+    assert "steps 5 to 20" in output
     assert "SIGKILL" in errors or "Signal 9" in errors, "the launcher names the signal"
     assert "rank 0: another process of this training is gone" in errors
     assert time.monotonic() - begin_s < 300
@@ -127,11 +136,12 @@ def test_sigterm_to_the_launcher_stops_all_and_leaves_no_orphan(launcher, words,
     state = checkpoint.read_state(checkpoint.newest(run_dir / "checkpoints"))
     assert state["processes"] == processes
     # Goes on by itself, from there.
-    again = start(launcher, (*TORCHRUN, str(processes)), "run", *LONG)
+    again = start_ranks(processes, "vsr_dist.train", options_of(launcher, "run", *LONG), launcher.folder)
     wait_for_step(run_dir, state["step"])
-    again.send_signal(signal.SIGTERM)
-    _, output, _ = finished(again)
-    assert f"steps {state['step']} to" in output
+    for rank in again:
+        rank.terminate()
+    assert [rank.wait(240) for rank in again] == [143] * processes
+    assert f"steps {state['step']} to" in again[0].output()[0]
 
 
 def wait_for_step(run_dir: Path, step: int, limit_s: float = 240.0) -> None:
@@ -152,19 +162,26 @@ def test_a_killed_launcher_leaves_no_orphan(launcher):
     assert ended(launcher.folder / "run")["exit_reason"] == "stopped"
 
 
-@pytest.mark.parametrize(
-    ("options", "overrides", "expected"),
-    [
-        (("--mixed_precision", "fp16"), (), "mixed_precision is fp16, in which these networks are not safe"),
-        (("--mixed_precision", "bf16"), (), "mixed_precision is bf16, but train.precision is float32"),
-        ((), ("discriminator={kind: srgan, filters: 4, norm: batch}",), "srgan has batch norm, and each of the 2"),
-        ((), ("data.batch_clips=3",), "data.batch_clips is 3; expected a multiple"),
-    ],
-    ids=["fp16", "bf16", "batch-norm", "uneven"],
-)
-def test_what_would_train_wrongly_is_refused_once(launcher, options, overrides, expected):
-    words = ("accelerate.commands.launch", "--config_file", CPU_2, *options)
-    status, _, errors = finished(start(launcher, words, "run", *overrides))
+def test_a_precision_of_the_launcher_is_refused_once(launcher):
+    words = ("accelerate.commands.launch", "--config_file", CPU_2, "--mixed_precision", "fp16")
+    status, _, errors = finished(start(launcher, words, "run"))
     assert status != 0
     assert errors.count("error: ") == 1, errors
-    assert expected in errors
+    assert "mixed_precision is fp16, in which these networks are not safe" in errors
+
+
+@pytest.mark.parametrize(
+    ("variables", "overrides", "expected"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, (), "mixed_precision is bf16, but train.precision is float32"),
+        ({}, ("discriminator={kind: srgan, filters: 4, norm: batch}",), "srgan has batch norm, and each of the 2"),
+        ({}, ("data.batch_clips=3",), "data.batch_clips is 3; expected a multiple"),
+    ],
+    ids=["bf16", "batch-norm", "uneven"],
+)
+def test_what_would_train_wrongly_is_refused_once(launcher, variables, overrides, expected):
+    arguments = options_of(launcher, "run", *overrides)
+    done = run_ranks(2, "vsr_dist.train", arguments, launcher.folder, variables)
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1, done.stderr
+    assert expected in done.stderr

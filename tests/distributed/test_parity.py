@@ -44,14 +44,20 @@ def losses(run_dir: Path) -> list[dict[str, float]]:
     "variant",
     [
         (),
-        ("train.precision=bf16", "adversary.r1_gamma=0", "adversary.r2_gamma=0"),
-        ("discriminator={kind: srgan, filters: 4, norm: batch}", "objective=paper", "train.allow_batch_norm=true"),
+        ("train.precision=bf16", "adversary.r1_gamma=0", "adversary.r2_gamma=0", "loss.perceptual=0"),
+        (
+            "discriminator={kind: srgan, filters: 4, norm: batch}",
+            "objective=paper",
+            "train.allow_batch_norm=true",
+            "loss.perceptual=0",
+        ),
     ],
     ids=["rpgan-r1r2", "bf16", "paper-batchnorm"],
 )
 def test_two_processes_equal_one_with_two_micro_batches(launcher, variant):
     """Rank r sees what micro-batch r sees, and halving is exact: the weights must agree in every bit."""
-    fifty = ("train.steps=50", "train.validate_every=50", "train.checkpoint_every=50")
+    fifty = ("train.steps=50", "train.validate_every=50", "train.checkpoint_every=50", "train.pictures=0")
+    fifty += ("data.batch_clips=2", "data.val_clips=1")  # a clip is a micro-batch
     schedule = ("generator_optimizer.final_ratio=0.1", "discriminator_optimizer.final_ratio=0.5")
     one = launcher.run("one", "train.accumulation_steps=2", *fifty, *schedule, *variant)
     two = launcher.run("two", "train.processes=2", *fifty, *schedule, *variant, processes=2)

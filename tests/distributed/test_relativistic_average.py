@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from forked import forks
 from torch.nn.parallel import DistributedDataParallel
 
 from vsr_dist.core.collectives import differentiable_mean_over_ranks
@@ -68,7 +69,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, args=(str(folder),), nprocs=PROCESSES)
+    mp.start_processes(work, args=(str(folder),), nprocs=PROCESSES, start_method=forks().get_start_method())
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
+import shutil
 import time
 from pathlib import Path
 
 import mlflow
 import pytest
-from train_launcher import ROOT, Launcher
+from forked import Forked, start_ranks
+from train_launcher import Launcher
 
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
@@ -21,15 +19,11 @@ pytestmark = pytest.mark.slow
 LONG = ("train.steps=100000", "train.log_every=5", "train.validate_every=100000", "train.checkpoint_every=100000")
 
 
-def start(launcher: Launcher, name: str, *overrides: str, processes: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m"]
-    if processes > 1:
-        command += ["accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/cpu-2.yaml"), "-m"]
-    command += ["vsr_dist.train", "--config", str(launcher.config)]
+def start(launcher: Launcher, name: str, *overrides: str, processes: int) -> list[Forked]:
+    arguments = ["--config", str(launcher.config)]
     for override in (f"run_dir={launcher.folder / name}", *overrides):
-        command += ["--set", override]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=launcher.folder, env=environment, stdout=subprocess.PIPE, text=True)
+        arguments += ["--set", override]
+    return start_ranks(processes, "vsr_dist.train", arguments, launcher.folder)
 
 
 def wait_for_metrics(run_dir: Path, limit_s: float = 90.0) -> None:
@@ -43,15 +37,16 @@ def wait_for_metrics(run_dir: Path, limit_s: float = 90.0) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_saves_a_checkpoint_and_ends_the_run_as_killed(launcher, processes):
+def test_sigterm_saves_a_checkpoint_and_ends_the_run_as_killed(launcher, empty_mlflow_database, processes):
+    shutil.copy(empty_mlflow_database, launcher.folder / "mlflow.db")
     uri = f"sqlite:///{launcher.folder}/mlflow.db"
     tracking = ("tracking.mlflow=true", f"tracking.uri={uri}")
-    process = start(launcher, "run", *LONG, *tracking, processes=processes)
+    ranks = start(launcher, "run", *LONG, *tracking, processes=processes)
     wait_for_metrics(launcher.folder / "run")
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 143 if processes == 1 else process.returncode != 0
-    assert "told to stop; saved step" in output
+    for rank in ranks:
+        rank.terminate()
+    assert [rank.wait(120) for rank in ranks] == [143] * processes
+    assert "told to stop; saved step" in ranks[0].output()[0]
     assert checkpoint.newest(launcher.folder / "run" / "checkpoints") is not None
     assert not (launcher.folder / "run" / "summary.json").exists()
     mlflow.set_tracking_uri(uri)
@@ -60,7 +55,7 @@ def test_sigterm_saves_a_checkpoint_and_ends_the_run_as_killed(launcher, process
 
 
 def test_a_second_training_in_the_same_folder_is_refused(launcher):
-    process = start(launcher, "run", *LONG, processes=1)
+    (process,) = start(launcher, "run", *LONG, processes=1)
     try:
         wait_for_metrics(launcher.folder / "run")
         second = launcher.attempt("run", options=("--resume", "auto"))
@@ -68,7 +63,7 @@ def test_a_second_training_in_the_same_folder_is_refused(launcher):
         assert "is in use by another training" in second.stderr
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.wait(120)
 
 
 def test_other_data_is_refused_on_resume(launcher, sample_clips, tmp_path):

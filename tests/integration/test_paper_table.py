@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import run_forked
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -24,7 +24,7 @@ SMALL = {
 
 @pytest.mark.slow
 def test_two_models_are_trained_measured_and_compared(pack_films, tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks/paper_table.py"), "--work", str(tmp_path / "work")]
+    command = ["--work", str(tmp_path / "work")]
     command += ["--data", str(pack_films("npy")), "--models", "espcn", "recurrent", "--seeds", "0", "--jobs", "2"]
     command += [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
     targets = {name: tmp_path / "out" / name for name in ("table.md", "picture.png", "result.json")}
@@ -32,7 +32,7 @@ def test_two_models_are_trained_measured_and_compared(pack_films, tmp_path):
 
     def run(*options: str) -> subprocess.CompletedProcess:
         full = [*command, "--calibration-s", "0.2", *options]
-        return subprocess.run(full, capture_output=True, text=True, check=False, cwd=ROOT)
+        return run_forked(ROOT / "tests/paper_table_forking.py", full, tmp_path)
 
     first = run("--minutes", "0.01")
     assert first.returncode == 0, first.stdout + first.stderr

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import optuna
 import pytest
 import yaml
+from forked import Forked
 from postgres_server import postgres_programs, postgres_server
 from sweeps_stub import make_study, study_tree
 
@@ -36,7 +34,7 @@ def run_two_drivers(folder, *, apart, storage):
         tree = study_tree(folder, num_trials=NUM_TRIALS, storage=storage, study_dir=str(study_dir))
         files.append(folder / f"{name}.yaml")
         files[-1].write_text(yaml.safe_dump(tree))
-    drivers = [subprocess.Popen([sys.executable, "-m", "sweeps", "run", "--config", str(file)]) for file in files]
+    drivers = [Forked("sweeps", ["run", "--config", str(file)], folder) for file in files]
     assert [driver.wait(240) for driver in drivers] == [0, 0]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import time
 from collections import Counter
@@ -13,7 +12,8 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from mlflow_server import Gate, MlflowServer, free_port
+from forked import forks
+from mlflow_server import Gate, free_port
 from train_launcher import Launcher
 
 from vsr_dist.build import make_tracker
@@ -29,14 +29,6 @@ from vsr_dist.training.tracking import TrackingConfig, check_uri
 
 pytestmark = pytest.mark.slow
 PICTURE = np.full((8, 8, 3), 77, np.uint8)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """One server for all tests here, for a new database takes longest; whoever kills it starts it again."""
-    server = MlflowServer(tmp_path_factory.mktemp("server"))
-    yield server.start()
-    server.kill()
 
 
 def open_tracker(run_dir: Path, uri: str, resume_step: int = 0, **options) -> Tracker:
@@ -244,7 +236,7 @@ def test_a_server_called_by_a_name_it_does_not_know_is_an_error_that_says_what_t
 def test_trainings_that_start_together_share_a_new_database(tmp_path):
     """MLflow's own set-up of a SQLite file breaks when two processes do it at once."""
     uri = f"sqlite:///{tmp_path}/new.db"
-    context = multiprocessing.get_context("spawn")
+    context = forks()
     processes = [context.Process(target=open_and_end, args=(tmp_path / f"run{n}", uri)) for n in range(3)]
     for process in processes:
         process.start()

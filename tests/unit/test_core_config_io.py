@@ -154,7 +154,7 @@ def test_the_kind_chooses_which_keys_exist():
     assert "unknown key generator.lstm" in refusal("generator.lstm=false")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.fixed_dictionaries(
         {

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from forked import Forked
 from sweeps_stub import make_study, study_tree
 
 from sweeps.claims import claim, next_place
@@ -46,15 +45,12 @@ def driver(folder: Path, *options: str, **changes: object):
     """`python -m sweeps run` in a process of its own."""
     file = folder / "study.yaml"
     file.write_text(yaml.safe_dump(study_tree(folder, **changes)))
-    with (folder / f"driver-{time.monotonic_ns()}.txt").open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sweeps", "run", "--config", str(file), *options], stdout=output, stderr=output
-        )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
+    process = Forked("sweeps", ["run", "--config", str(file), *options], folder)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def kill_once_started(process, study, number):

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from forked import Forked
 from upscale_media import decoded, generator, make_generator, moving, said, times_of, upscale, write_video
 
 __all__ = ["generator"]
@@ -181,12 +179,11 @@ def test_a_killed_job_goes_on_and_ends_in_the_same_bytes(tmp_path, capsys):
     source = write_video(tmp_path / "in.mp4", frames, pts=[3 * n + n % 3 for n in range(120)], audio="aac")
     options = ["--segment-frames", "7", "--preset", "veryfast"]
     assert upscale(network, source, tmp_path / "undisturbed" / output, *options) == 0
-    command = [sys.executable, "-m", "vsr_dist.upscale", str(source), str(tmp_path / output), "--checkpoint"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, str(network), *options], env=environment, stderr=subprocess.PIPE)
+    arguments = [str(source), str(tmp_path / output), "--checkpoint", str(network), *options]
+    process = Forked("vsr_dist.upscale", arguments, tmp_path / "run")
     work = tmp_path / f".{output}.work"
     wait_for((work / "part_000" / "000002.json").exists, process)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert not (tmp_path / output).exists()
     capsys.readouterr()
@@ -206,15 +203,8 @@ def test_a_killed_job_goes_on_and_ends_in_the_same_bytes(tmp_path, capsys):
 def test_ctrl_c_ends_all_threads_and_says_how_to_go_on(tmp_path):
     network = make_generator(tmp_path / "run", noise=0.2)
     source = write_video(tmp_path / "in.mp4", moving(400, 96, 128), options={"preset": "ultrafast"})
-    command = [sys.executable, "-m", "vsr_dist.upscale", str(source), str(tmp_path / "out.mp4"), "--checkpoint"]
-    # A shell that starts the tests in the background has SIGINT ignored, by them and by what they start.
-    found = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        process = subprocess.Popen(
-            [*command, str(network), "--segment-frames", "5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-    finally:
-        signal.signal(signal.SIGINT, found)
+    arguments = [str(source), str(tmp_path / "out.mp4"), "--checkpoint", str(network), "--segment-frames", "5"]
+    process = Forked("vsr_dist.upscale", arguments, tmp_path / "run")
     work = tmp_path / ".out.mp4.work"
     wait_for((work / "part_000" / "000000.json").exists, process)
     process.send_signal(signal.SIGINT)
