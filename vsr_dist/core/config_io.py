@@ -7,6 +7,7 @@ import dataclasses
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,7 @@ def field_types(config_type: type) -> dict[str, type]:
 
 def parse_section(name: str, config_type: type, value: object) -> tuple[Any, list[str]]:
     """(The typed value, no faults) or (None, all that is wrong), for one dotted key of the configuration."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument(f"--{name}", type=config_type)
+    parser = _parser(name, config_type)
     try:
         return parser.instantiate(parser.parse_object({name: value}))[name], []
     except Exception as error:  # noqa: BLE001 - jsonargparse raises several kinds; the text is all a user needs
@@ -126,6 +126,14 @@ def parse_section(name: str, config_type: type, value: object) -> tuple[Any, lis
         parts = value.items() if isinstance(value, dict) else ()
         below = [parse_section(f"{name}.{key}", types[key], part)[1] for key, part in parts if key in types]
         return None, [fault for faults in below for fault in faults] or [_clean(str(error))]
+
+
+@cache
+def _parser(name: str, config_type: type) -> ArgumentParser:
+    """Making one, which looks at every field, takes longer than what it then does; a study asks dozens of times."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument(f"--{name}", type=config_type)
+    return parser
 
 
 def raise_faults(origin: str, faults: Iterable[str]) -> None:
