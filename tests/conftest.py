@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from evaluate_films import evaluation_fails, film_pair
+from forked import _no_forked_process_stays
 from mlflow_server import empty_mlflow_database, server
 from small_gan import fresh_accelerate_state
 from train_launcher import launcher, shards
@@ -21,6 +22,7 @@ from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
 
 __all__ = [
+    "_no_forked_process_stays",
     "empty_mlflow_database",
     "evaluation_fails",
     "film_pair",

@@ -13,10 +13,11 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+import pytest
 import torch
 from mlflow_server import free_port
 
@@ -37,6 +38,18 @@ def forks() -> ForkServerContext:
     return context
 
 
+_started: list[Forked] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_forked_process_stays() -> Iterator[None]:
+    """Not even after a test that failed: multiprocessing would wait for it at the end of all tests."""
+    yield
+    for process in _started:
+        process.kill()
+    _started.clear()
+
+
 class Forked:
     """`python -m MODULE ARGUMENTS`, started; used as a `subprocess.Popen` that writes into files of `folder`."""
 
@@ -53,6 +66,7 @@ class Forked:
         arguments = (self.args, folder, self._outputs, environment)
         self._process = forks().Process(target=_become, args=arguments)
         self._process.start()
+        _started.append(self)
         self.pid = int(self._process.pid or 0)
 
     @property

@@ -10,8 +10,10 @@ import runpy
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -37,6 +39,8 @@ class ForkedCommand:
             status = 1
             try:
                 status = _run(command[3:], stdout.fileno(), env)
+            except BaseException:  # noqa: BLE001 - the process ends here, whatever it was
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -60,5 +64,6 @@ if __name__ == "__main__":
     sys.path.insert(0, str(BENCHMARKS))
     import paper_runs
 
-    paper_runs.subprocess.Popen = ForkedCommand
+    # In this module alone: what is forked may start processes of its own.
+    paper_runs.subprocess = SimpleNamespace(Popen=ForkedCommand, STDOUT=subprocess.STDOUT)
     runpy.run_path(str(BENCHMARKS / "paper_table.py"), run_name="__main__")

@@ -22,7 +22,7 @@ from vsr_dist.training import checkpoint
 from vsr_dist.training.metrics_file import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-LONG = ("train.steps=100000", "train.log_every=5", "train.validate_every=100000", "train.checkpoint_every=100000")
+LONG = ("train.steps=100000", "train.log_every=1", "train.validate_every=100000", "train.checkpoint_every=100000")
 CPU_2 = str(ROOT / "configs/accelerate/cpu-2.yaml")
 GPU_1 = str(ROOT / "configs/accelerate/gpu-1.yaml")
 DYING_RANK = str(ROOT / "tests/dying_rank.py")
