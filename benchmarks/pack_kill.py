@@ -4,7 +4,8 @@
 
 Each time a pack of real clips (two; `--clips` chooses) on two workers is started in an empty folder, killed after a
 random part of the time that the undisturbed one took (every second time the parent alone, else the whole process
-group; again if it had ended by then), checked to be no data set, and run again to its end. Writes benchmarks/results/pack_kill.json.
+group; again if it had ended by then), checked to be no data set, and run again to its end. Writes
+benchmarks/results/pack_kill.json.
 """
 
 from __future__ import annotations

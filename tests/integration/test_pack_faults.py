@@ -76,7 +76,7 @@ def test_kills_at_random_moments_leave_the_bytes_as_they_are(tmp_path: Path) -> 
     result = tmp_path / "kills.json"
     script = ROOT / "benchmarks" / "pack_kill.py"
     command = [sys.executable, str(script), "--kills", "4", "--seed", "7", "--result", str(result)]
-    command += ["--clips", "carphone_pristine", "--shard-mb", "0.3"]
+    command += ["--clips", "bikes"]
     subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
     found = json.loads(result.read_text())
     assert found["num_equal"] == 4 and found["num_shards"] > 4
