@@ -30,8 +30,9 @@ drift-proof: $(DEMO)  ## hours in the background: the paper's drift, its cures, 
 	@nohup $(BIN)/python benchmarks/drift_proof.py $(DRIFT_PROOF_OPTIONS) >> runs/drift-proof/log.txt 2>&1 & \
 	  echo "runs in the background: tail -f runs/drift-proof/log.txt; stop it with: kill $$!; go on: make drift-proof"
 
-test: lint  ## lint, types, import contracts, then all tests, the longest files first
-	$(PYTEST)
+test: lint  ## lint, types, import contracts, then the tests, quick ones first
+	$(PYTEST) -m "not slow"
+	$(PYTEST) -m slow
 
 lint: $(DEV)  ## ruff, formatting, mypy and the import contracts
 	$(BIN)/ruff check
