@@ -39,7 +39,8 @@ from vsr_dist.training.revival import Revival
 from vsr_dist.training.schedule import OptimizerConfig
 from vsr_dist.training.shipping import Delivery, Shipper
 from vsr_dist.training.tracker import MlflowSide, Tracker
-from vsr_dist.training.tracking import MlflowDestination, SystemSampler, check_uri, make_target
+from vsr_dist.training.tracking import MlflowDestination, SystemSampler, make_target
+from vsr_dist.training.tracking_config import check_uri
 from vsr_dist.training.trainer import Parts
 from vsr_dist.training.validation import Validator
 

@@ -42,7 +42,7 @@ from vsr_dist.ops.flow_classical import MIN_SIDE_PX
 from vsr_dist.training.adversary import AdversaryConfig
 from vsr_dist.training.control_config import ControlConfig
 from vsr_dist.training.schedule import OptimizerConfig
-from vsr_dist.training.tracking import TrackingConfig
+from vsr_dist.training.tracking_config import TrackingConfig
 from vsr_dist.training.train_config import TrainConfig
 
 _DEFAULT_KIND = {"generator": "recurrent", "discriminator": "spatiotemporal"}

@@ -21,7 +21,7 @@ from vsr_dist.reporting.runs import CONFIG_NAME, Compared, open_compared
 from vsr_dist.reporting.tables import verdict_words
 from vsr_dist.training.outbox import FOLDER_NAME, Outbox
 from vsr_dist.training.report_run import publish_files
-from vsr_dist.training.tracking import TrackingConfig, check_uri
+from vsr_dist.training.tracking_config import TrackingConfig, check_uri
 
 REPORT_KIND = "report"
 _MAX_TAG_CHARS = 5000

@@ -13,7 +13,8 @@ from vsr_dist.run_dir import SUMMARY_NAME, lock_run_dir
 from vsr_dist.training.metrics_file import METRICS_NAME, MetricsFile
 from vsr_dist.training.outbox import FOLDER_NAME, Outbox, now_ms
 from vsr_dist.training.shipping import Delivery, Rejected, Unavailable
-from vsr_dist.training.tracking import MlflowDestination, check_uri
+from vsr_dist.training.tracking import MlflowDestination
+from vsr_dist.training.tracking_config import check_uri
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

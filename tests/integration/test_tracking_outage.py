@@ -25,7 +25,7 @@ from vsr_dist.models import build_generator
 from vsr_dist.models.espcn import EspcnConfig
 from vsr_dist.training.metrics_file import read_metrics
 from vsr_dist.training.tracker import Tracker
-from vsr_dist.training.tracking import TrackingConfig, check_uri
+from vsr_dist.training.tracking_config import TrackingConfig, check_uri
 
 pytestmark = pytest.mark.slow
 PICTURE = np.full((8, 8, 3), 77, np.uint8)

@@ -10,7 +10,6 @@ of D's gradients is all-reduced for it. Each player's backward is followed by it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -293,10 +292,3 @@ def spread_frames(num_frames: int, num_wanted: int) -> list[int]:
     if num_wanted <= 0 or num_wanted >= num_frames:
         return list(range(num_frames))
     return [int((i + 0.5) * num_frames / num_wanted) for i in range(num_wanted)]
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Give every parameter group the same learning rate."""
-    groups: Iterable[dict[str, object]] = optimizer.param_groups
-    for group in groups:
-        group["lr"] = learning_rate

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vsr_dist.core.errors import BadCheckpointError, BadConfigError
-from vsr_dist.training.tracking import check_uri
+from vsr_dist.training.tracking_config import check_uri
 
 SCHEMES = ("models:/", "runs:/")
 _SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}

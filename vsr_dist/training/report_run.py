@@ -11,7 +11,8 @@ from vsr_dist.core.locks import exclusive
 from vsr_dist.training.metrics_file import METRICS_NAME, MetricsFile
 from vsr_dist.training.outbox import FOLDER_NAME, Outbox, Target, now_ms
 from vsr_dist.training.shipping import Delivery, Rejected, Unavailable, legal_name
-from vsr_dist.training.tracking import MlflowDestination, TrackingConfig, make_target
+from vsr_dist.training.tracking import MlflowDestination, make_target
+from vsr_dist.training.tracking_config import TrackingConfig
 
 _LOCK_NAME = "report.lock"
 

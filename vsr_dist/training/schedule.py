@@ -1,9 +1,12 @@
-"""What changes over a run, as pure functions of the step: learning rates and the adversarial weight."""
+"""What changes over a run: learning rates and the adversarial weight, as pure functions of the step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+import torch
 
 from vsr_dist.core.errors import BadConfigError
 
@@ -45,3 +48,10 @@ def adversarial_factor_at(step: int, warmup_steps: int, ramp_steps: int) -> floa
     if step < warmup_steps:
         return 0.0
     return min(1.0, (step - warmup_steps + 1) / max(ramp_steps, 1))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give every parameter group the same learning rate."""
+    groups: Iterable[dict[str, object]] = optimizer.param_groups
+    for group in groups:
+        group["lr"] = learning_rate

@@ -10,10 +10,8 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -21,19 +19,16 @@ from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 
 from vsr_dist.core.console import say
-from vsr_dist.core.errors import BadConfigError
-from vsr_dist.core.fields import io
 from vsr_dist.core.locks import exclusive
 from vsr_dist.training.outbox import Job, Outbox, Target
 from vsr_dist.training.shipping import MAX_POINTS, Point, Rejected, Unavailable
+from vsr_dist.training.tracking_config import SQLITE, TrackingConfig
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 _MAX_PARAMETER_CHARS = 6000
 _MAX_PER_REQUEST = 100
 _MAX_DIGEST_CHARS = 36
 _TOKEN_TAG = "vsr_dist.token"
-_SQLITE = "sqlite:///"
-_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 _SETTINGS = {
     # The outbox tries again by itself. MLflow's own defaults keep a caller for four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -44,57 +39,6 @@ _SETTINGS = {
 # The server says: this one thing is wrong. Anything else may be better at the next try.
 _REJECTED_STATUS = (400, 409)
 _REFUSED_STATUS = (401, 403, 404)
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """Where a run is tracked.
-
-    Attributes:
-        mlflow: send parameters, metrics, pictures and the model to MLflow; `metrics.jsonl` is written in any case.
-        uri: MLflow tracking URI: a server (`http://host:5000`) or a local SQLite file (`sqlite:///mlflow.db`).
-        experiment: MLflow experiment name.
-        tags: further tags of the run.
-        extra_params: further parameters of the run, beside its configuration, by name.
-        log_model: log the final generator as an MLflow model.
-        system_metrics: add `system/*` of process 0's machine (CPU, memory, disk, network, GPU) to each log line.
-    """
-
-    mlflow: bool = io(True)
-    uri: str = io("sqlite:///mlflow.db")
-    experiment: str = io("vsr-dist")
-    tags: dict[str, str] = field(default_factory=dict, metadata={"effect": "io"})
-    extra_params: dict[str, str] = field(default_factory=dict, metadata={"effect": "io"})
-    log_model: bool = io(True)
-    system_metrics: bool = io(False)
-
-    def __post_init__(self) -> None:
-        """Refuse a password: the configuration goes to the run directory, to MLflow and into messages."""
-        if urlsplit(self.uri).password:
-            raise BadConfigError(
-                "tracking.uri holds a password, which would be written to config.yaml and to MLflow; take it out, and "
-                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for a server, PGPASSWORD for PostgreSQL"
-            )
-
-
-def check_uri(uri: str) -> None:
-    """Refuse a tracking URI that can never work; whether a server answers there is another question."""
-    scheme = uri.partition(":")[0].partition("+")[0]
-    fault = None
-    if scheme not in _SCHEMES or "://" not in uri:
-        fault = f"its scheme is none of {', '.join(_SCHEMES)}"
-    elif scheme in {"http", "https"}:
-        try:
-            fault = None if urlsplit(uri).hostname and urlsplit(uri).port != 0 else "it names no host"
-        except ValueError as error:
-            fault = str(error)
-    elif scheme == "sqlite" and not uri.removeprefix(_SQLITE).strip("/"):
-        fault = "it names no file"
-    if fault:
-        raise BadConfigError(
-            f"MLflow at tracking.uri={uri} cannot be used: {fault}; give a server (http://host:5000) or a file "
-            "(sqlite:///mlflow.db)"
-        )
 
 
 def make_target(config: TrackingConfig, name: str, tags: Mapping[str, str]) -> Target:
@@ -173,8 +117,8 @@ class MlflowDestination:
 
     def _set_up_alone(self) -> AbstractContextManager[None]:
         """For SQLite only: MLflow makes the tables at the first use, and fails if two processes do so at once."""
-        file = Path(self.uri.removeprefix(_SQLITE).partition("?")[0])
-        is_ours = self.uri.startswith(_SQLITE) and os.access(file.parent, os.W_OK)
+        file = Path(self.uri.removeprefix(SQLITE).partition("?")[0])
+        is_ours = self.uri.startswith(SQLITE) and os.access(file.parent, os.W_OK)
         return exclusive(file.with_name(f"{file.name}.lock")) if is_ours else nullcontext()
 
     def _experiment_id(self, name: str) -> str:
@@ -182,9 +126,9 @@ class MlflowDestination:
         if found is not None:
             return str(found.experiment_id)
         location = None
-        if self.uri.startswith(_SQLITE):
+        if self.uri.startswith(SQLITE):
             # Beside the database and absolute: MLflow's own default is relative to wherever a command was started.
-            location = (Path(self.uri.removeprefix(_SQLITE)).absolute().parent / "mlartifacts").as_uri()
+            location = (Path(self.uri.removeprefix(SQLITE)).absolute().parent / "mlartifacts").as_uri()
         try:
             return str(self._client.create_experiment(name, artifact_location=location))
         except self._mlflow.exceptions.MlflowException:

@@ -25,13 +25,13 @@ from vsr_dist.data.ring import ClipBatch
 from vsr_dist.training import checkpoint
 from vsr_dist.training.controllers import Controllers
 from vsr_dist.training.debug_bundle import seeds, write_bundle
-from vsr_dist.training.gan_step import GanStep, set_learning_rate, spread_frames
+from vsr_dist.training.gan_step import GanStep, spread_frames
 from vsr_dist.training.keeper import Keeper
 from vsr_dist.training.lines import peak_memory_mb
 from vsr_dist.training.monitor import verdict_of
 from vsr_dist.training.revival import Revival
 from vsr_dist.training.samples import write_samples
-from vsr_dist.training.schedule import OptimizerConfig, learning_rate_at
+from vsr_dist.training.schedule import OptimizerConfig, learning_rate_at, set_learning_rate
 from vsr_dist.training.screen import show_interval, show_validation
 from vsr_dist.training.tracker import Tracker
 from vsr_dist.training.train_config import TrainConfig
