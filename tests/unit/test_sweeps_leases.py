@@ -219,7 +219,7 @@ def test_a_lease_of_another_machine_is_dead_when_nothing_moves(tmp_path, monkeyp
 
 def test_an_error_of_the_driver_leaves_no_trial_running(tmp_path, monkeypatch):
     study = make_study(tmp_path, "slow", num_trials=1)
-    monkeypatch.setattr("sweeps.driver._Loop._renew", lambda self: os.stat("/no/such/file"))
+    monkeypatch.setattr("sweeps.driver._Loop._poll", lambda self: os.stat("/no/such/file"))
     with pytest.raises(FileNotFoundError):
         run_study(study)
     assert states(study) == ["FAIL"]
