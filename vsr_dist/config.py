@@ -195,6 +195,8 @@ def _network_faults(config: Config) -> list[str]:
             discriminator = build_discriminator(config.discriminator, config.scale)
     except BadConfigError as error:
         return [str(error)]
+    except RuntimeError as error:  # torch cannot even count the elements of a weight
+        return [f"the networks are too large ({str(error).splitlines()[0]}); lower their channels, filters or levels"]
     data, faults = config.data, []
     for key in ("crop_px", "val_crop_px"):
         side = getattr(data, key)

@@ -162,6 +162,7 @@ def test_a_configuration_file_that_is_not_there(fails, tmp_path):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
+        ("generator.channels=1000000000000", "the networks are too large"),
         ("tracking.uri=https://me:hunter2@host", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
         ("train.step=5", "unknown key train.step (did you mean 'steps'?)"),
         ("optimizer.learning_rate=5", "unknown key optimizer"),
