@@ -198,6 +198,7 @@ def test_a_run_that_died_without_a_word_is_failed_after_replay(server, tmp_path)
     run_dir = tmp_path / "run"
     tracker = open_tracker(run_dir, server.uri)
     train(tracker, 1, 3)
+    tracker.mlflow.shipper.close(60)  # as its thread ends with the process, which said nothing of a status
     assert main(["track", "replay", str(run_dir)]) == 0
     assert only_run(server.uri, tmp_path).info.status == "FAILED"
 
