@@ -14,8 +14,7 @@ from sweeps.study_config import StudyConfig
 from sweeps.tracking_overrides import TRIAL_TAGS
 from vsr_dist.config import config_tree, dump_config, load_config, parse_config
 from vsr_dist.core.errors import UserError
-
-_RESOLVED_NAME = "config.yaml"
+from vsr_dist.run_dir import CONFIG_NAME
 
 
 def promote(config: StudyConfig, out: Path | None, number: int | None = None) -> tuple[FrozenTrial, Path]:
@@ -28,7 +27,7 @@ def promote(config: StudyConfig, out: Path | None, number: int | None = None) ->
     """
     findings = Findings(config, load_trials(config))
     chosen = best_trial(findings) if number is None else picked_trial(findings, number)
-    resolved = findings.run_dirs(chosen)[0] / _RESOLVED_NAME
+    resolved = findings.run_dirs(chosen)[0] / CONFIG_NAME
     if not resolved.is_file():
         raise UserError(
             f"trial {chosen.number} is to be promoted, but {resolved} is gone; put the folder back, or run this where "

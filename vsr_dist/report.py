@@ -17,8 +17,9 @@ from vsr_dist.config import load_config
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadConfigError, OneLineParser, run_cli
 from vsr_dist.reporting.page import ReportFiles, refuse_out, write_report
-from vsr_dist.reporting.runs import CONFIG_NAME, Compared, open_compared
+from vsr_dist.reporting.runs import Compared, open_compared
 from vsr_dist.reporting.tables import verdict_words
+from vsr_dist.run_dir import CONFIG_NAME
 from vsr_dist.training.outbox import FOLDER_NAME, Outbox
 from vsr_dist.training.report_run import publish_files
 from vsr_dist.training.tracking_config import TrackingConfig, check_uri

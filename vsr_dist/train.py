@@ -30,6 +30,7 @@ from vsr_dist.core.world import World
 from vsr_dist.inference.generator_io import DESCRIPTION_NAME, WEIGHTS_NAME, save_generator
 from vsr_dist.models.base import Generator
 from vsr_dist.run_dir import (
+    CONFIG_NAME,
     LOST_RANK_STATUS,
     STOPPED_STATUS,
     SUMMARY_NAME,
@@ -218,7 +219,7 @@ def _describe(config: Config, parts: Parts, first_step: int, settings: dict[str,
     tracker, run_dir, index = parts.tracker, parts.run_dir, parts.loader.windows_of.index
     surroundings = environment()
     tracker.document(run_dir / "environment.json", surroundings)
-    tracker.files(run_dir / "config.yaml")
+    tracker.files(run_dir / CONFIG_NAME)
     if tracker.is_described:
         # MLflow's parameters cannot change, but where things are read and written, and how fast, may.
         tracker.tags({"resumed_from_step": str(first_step)})

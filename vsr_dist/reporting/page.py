@@ -16,7 +16,7 @@ from vsr_dist.reporting.colours import colours_of
 from vsr_dist.reporting.curves import curves_figure
 from vsr_dist.reporting.evaluations import evaluation_blocks
 from vsr_dist.reporting.pictures import ASSETS, Gallery, add_evaluations, add_samples
-from vsr_dist.reporting.runs import CONFIG_NAME, SCORES_NAME, Compared, TrainingRun
+from vsr_dist.reporting.runs import SCORES_NAME, Compared, TrainingRun
 from vsr_dist.reporting.scores import metric_of
 from vsr_dist.reporting.tables import (
     facts_blocks,
@@ -24,6 +24,7 @@ from vsr_dist.reporting.tables import (
     settings_blocks,
     validation_blocks,
 )
+from vsr_dist.run_dir import CONFIG_NAME
 
 HTML_NAME, MARKDOWN_NAME, CSV_NAME, CURVES_NAME = "report.html", "report.md", "report.csv", "report.png"
 # In the page, so that a folder with a report of another verb is not written over.

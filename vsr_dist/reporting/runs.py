@@ -13,12 +13,12 @@ from vsr_dist.config import Config, parse_config
 from vsr_dist.core.config_io import flatten, read_yaml
 from vsr_dist.core.errors import BadConfigError, BadInputError
 from vsr_dist.core.fields import effects
-from vsr_dist.run_dir import ENDED_NAME, SUMMARY_NAME, read_ended
+from vsr_dist.run_dir import CONFIG_NAME, ENDED_NAME, SUMMARY_NAME, read_ended
 from vsr_dist.training.metrics_file import METRICS_NAME, Line, read_metrics
 from vsr_dist.training.outbox import FOLDER_NAME
 from vsr_dist.training.samples import SAMPLES_NAME, Samples, read_samples
 
-CONFIG_NAME, SCORES_NAME = "config.yaml", "metrics.json"
+SCORES_NAME = "metrics.json"
 Document = dict[str, Any]
 # What an evaluation measures everything beside: the second where input and truth are of one size.
 _BASELINES = ("bicubic", "identity")
