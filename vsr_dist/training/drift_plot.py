@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vsr_dist.metrics.drift import DEAD_GRADIENT, drift_slope
+from vsr_dist.metrics.drift import DEAD_GRADIENT
 from vsr_dist.metrics.verdict import DEAD_FRACTION, OVERFIT, PROBE_GAP, TOO_STRONG_LOSS, WEAK_LOSS
-from vsr_dist.training.monitor import NORMALISED_LOSS, loss_history, thinned, verdict_of
+from vsr_dist.training.monitor import NORMALISED_LOSS, loss_history, trend_of, verdict_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +60,7 @@ def _draw_level(axes: Axes, lines: Lines) -> None:
     axes.plot(steps, values, marker=".", label="D loss / chance, held out")
     axes.axhspan(TOO_STRONG_LOSS, WEAK_LOSS, color="tab:green", alpha=0.08)
     axes.axhline(1.0, color="0.6", linewidth=0.8)
-    trend = drift_slope(*np.array(thinned(history), dtype=np.float64).T)
+    trend = trend_of(history)
     if trend is not None:
         late = steps >= (steps[0] + steps[-1]) / 2.0
         middle = np.median(steps[late]), np.median(values[late])

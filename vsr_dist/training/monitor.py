@@ -18,6 +18,7 @@ from vsr_dist.core.collectives import from_main
 from vsr_dist.losses.adversarial import AdversarialObjective
 from vsr_dist.losses.objective import LossConfig
 from vsr_dist.metrics.drift import (
+    Trend,
     auc,
     dead_fraction,
     drift_slope,
@@ -95,20 +96,17 @@ def loss_history(lines: Iterable[Mapping[str, float]]) -> list[tuple[int, float]
 
 
 def slope_scores(history: Sequence[tuple[int, float]]) -> dict[str, float]:
-    """`drift/slope` per 1000 steps with the ends of its 95 % interval; nothing below three points in the late half.
-
-    A long history is `thinned`.
-    """
-    seen = thinned(history)
-    trend = drift_slope([step for step, _ in seen], [value for _, value in seen])
+    """`drift/slope` per 1000 steps with the ends of its 95 % interval; nothing below three points in the late half."""
+    trend = trend_of(history)
     if trend is None:
         return {}
     return {"drift/slope": trend.slope, "drift/slope_ci_low": trend.low, "drift/slope_ci_high": trend.high}
 
 
-def thinned(history: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
-    """Every point, or every second, third and so on: at most 1000 of them, the newest among them."""
-    return history[:: -max(1, -(-len(history) // _SLOPE_POINTS))][::-1]
+def trend_of(history: Sequence[tuple[int, float]]) -> Trend | None:
+    """`drift_slope` of every point, or of every second, third and so on: at most 1000, the newest among them."""
+    seen = history[:: -max(1, -(-len(history) // _SLOPE_POINTS))][::-1]
+    return drift_slope([step for step, _ in seen], [value for _, value in seen])
 
 
 def drift_scores(looks: Sequence[Look], objective: AdversarialObjective) -> dict[str, float]:
