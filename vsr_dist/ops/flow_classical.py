@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
+from vsr_dist.core.eager import outside_graphs
 from vsr_dist.core.errors import BadInputError
 from vsr_dist.ops.color import ByteArray, to_uint8
 from vsr_dist.ops.motion import FlowArray, farneback
@@ -62,8 +62,7 @@ def estimate_flow(from_NCHW: Tensor, to_NCHW: Tensor, method: FlowMethod) -> Ten
     return flow
 
 
-# `torch.compiler.disable` imports torch._dynamo at once, three seconds of every start; this waits for the first call.
-@_disable_dynamo
+@outside_graphs
 @torch.no_grad()
 def _estimate(from_NCHW: Tensor, to_NCHW: Tensor, method: FlowMethod) -> Tensor:
     pairs = zip(_gray_images(from_NCHW), _gray_images(to_NCHW), strict=True)

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
+from vsr_dist.core.eager import outside_graphs
 from vsr_dist.ops.color import ByteArray, from_uint8, to_uint8
 from vsr_dist.ops.flow_smooth import EMA_ALPHA, GAUSSIAN_PAST_FRAMES, gaussian_weights
 
@@ -117,8 +117,7 @@ def align_clip(frames_THWC: ByteArray, mode: AlignMode, smoothing: MotionSmoothi
     return mean.astype(np.uint8)
 
 
-# `torch.compiler.disable` imports torch._dynamo at once, three seconds of every start; this waits for the first call.
-@_disable_dynamo
+@outside_graphs
 @torch.no_grad()
 def align_low_clip(low_BTCHW: Tensor, mode: AlignMode, smoothing: MotionSmoothing = "ema") -> Tensor:
     """`align_clip` on each clip of a batch: float RGB in [0, 1], same shape, dtype and device out.
