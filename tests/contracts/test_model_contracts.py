@@ -144,20 +144,21 @@ def test_generator_under_bfloat16_autocast(row):
     torch.testing.assert_close(half.float(), exact, atol=0.05, rtol=0.05)
 
 
+def image_and_gradients(network, low):
+    fake = network(low)
+    return fake, *torch.autograd.grad(fake.pow(2).mean(), list(network.parameters()))
+
+
 @pytest.mark.parametrize("row", GENERATOR_ROWS)
 def test_generator_in_channels_last(row):
     """Images and every gradient are those of the usual layout, of frames that come in either."""
     generator = _wake(_generator(row))
     low = torch.rand(2, 3, 3, _side(generator), _side(generator))
 
-    def image_and_gradients(clip):
-        fake = generator(clip)
-        return fake, *torch.autograd.grad(fake.pow(2).mean(), list(generator.parameters()))
-
-    expected = image_and_gradients(low)
+    expected = image_and_gradients(generator, low)
     generator.to(memory_format=torch.channels_last)
     for clip in (low, low.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)):
-        for found, known in zip(image_and_gradients(clip), expected, strict=True):
+        for found, known in zip(image_and_gradients(generator, clip), expected, strict=True):
             torch.testing.assert_close(found, known, atol=2e-4, rtol=1e-3)
 
 
@@ -168,13 +169,9 @@ def test_generator_compiled(row):
     generator = _wake(_generator(row))
     low = torch.rand(2, 3, 3, _side(generator), _side(generator))
 
-    def image_and_gradients(network):
-        fake = network(low)
-        return fake, *torch.autograd.grad(fake.pow(2).mean(), list(generator.parameters()))
-
     # The graphs are what these networks decide; C++ code would take most of a minute of CPU for each.
     compiled = torch.compile(generator, backend="aot_eager")
-    for found, known in zip(image_and_gradients(compiled), image_and_gradients(generator), strict=True):
+    for found, known in zip(image_and_gradients(compiled, low), image_and_gradients(generator, low), strict=True):
         torch.testing.assert_close(found, known, atol=2e-4, rtol=1e-3)
     torch.compiler.reset()
 

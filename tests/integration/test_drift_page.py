@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
 import pytest
 import yaml
+from benchmark_modules import import_benchmark
 
 from sweeps.space import check_space
 from sweeps.study_config import load_study
@@ -18,10 +17,9 @@ from vsr_dist.core.config_io import apply_overrides, read_yaml
 from vsr_dist.core.errors import BadInputError
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-drift_page = importlib.import_module("drift_page")
-drift_measures = importlib.import_module("drift_measures")
-drift_second = importlib.import_module("drift_second")
+drift_page = import_benchmark("drift_page")
+drift_measures = import_benchmark("drift_measures")
+drift_second = import_benchmark("drift_second")
 
 STUDY = ROOT / "configs/studies/drift.yaml"
 CONFIG = {

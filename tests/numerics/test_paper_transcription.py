@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from benchmark_modules import import_benchmark
 from small_gan import forget_accelerate_state
 
 from vsr_dist.config import load_config
@@ -21,12 +20,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def step_time():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        yield importlib.import_module("step_time")
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-        forget_accelerate_state()
+    yield import_benchmark("step_time")
+    forget_accelerate_state()
 
 
 def test_five_steps_of_the_paper_equal_five_of_ours(step_time):

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import time
-from pathlib import Path
 
 import cv2
 import pytest
+from benchmark_modules import import_benchmark
 
-ROOT = Path(__file__).parents[2]
 BICUBIC = {"psnr_y": 30.0, "ssim_y": 0.8, "psnr_rgb": 28.0, "ssim_rgb": 0.78, "tof": 0.3, "tdiff": 4e-4}
 
 
 @pytest.fixture(scope="module")
 def report():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        yield importlib.import_module("paper_report")
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+    return import_benchmark("paper_report")
 
 
 @pytest.fixture(scope="module")
 def runs(report):
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        yield importlib.import_module("paper_runs")
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+    return import_benchmark("paper_runs")
 
 
 def model(report, name, psnr_y, tof):

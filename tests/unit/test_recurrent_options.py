@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
+from benchmark_modules import import_benchmark
 
 from vsr_dist.config import check_config, load_config
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def options():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        yield importlib.import_module("recurrent_options")
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+    return import_benchmark("recurrent_options")
 
 
 @pytest.fixture
