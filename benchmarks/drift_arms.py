@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,10 @@ class Arm:
     config: Path
     settings: tuple[str, ...] = ()
     num_seeds: int | None = None
+
+
+def titles_of(arms: Mapping[str, Arm]) -> dict[str, str]:
+    return {name: arm.title for name, arm in arms.items()}
 
 
 PAPER_ARMS = {
@@ -73,6 +78,6 @@ PILOT_ARMS = {
 # No perceptual metric here either: on 64 windows it takes more time than the training.
 REPEATED = (*MEASURED, "train.perceptual_metric=none")
 SECOND_ARMS = {
-    CHOSEN: Arm("the second round's choice", ROOT / "configs/drift/steady.yaml", REPEATED),
+    CHOSEN: Arm("the second round's choice", BASE, (*FIRST_WINNER, *FIXED, *REPEATED)),
     "paper": Arm("paper", PAPER, REPEATED),
 }

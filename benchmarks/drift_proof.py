@@ -27,7 +27,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from drift_arms import PAPER_ARMS, PILOT_ARMS, ROOT, SECOND_ARMS, Arm, repeat_arms
+from drift_arms import PAPER_ARMS, PILOT_ARMS, ROOT, SECOND_ARMS, Arm, repeat_arms, titles_of
 from drift_data import HELD_OUT, extract, pack
 from drift_page import write_page
 from drift_second import write_section
@@ -151,11 +151,9 @@ def run_phases(arguments: argparse.Namespace, runner: Runner) -> None:
         run_arms("pilots", "study", PILOT_ARMS, 0, arguments, runner)
     if "second" in phases:
         run_arms("second", "unseen", SECOND_ARMS, SECOND_FRESH_SEED, arguments, runner)
+        step_costs(arguments, runner, SECOND_ARMS)
     if "report" in phases:
-        titles = {
-            "paper": {name: arm.title for name, arm in PAPER_ARMS.items()},
-            "repeat": {name: arm.title for name, arm in arms.items()},
-        }
+        titles = {"paper": titles_of(PAPER_ARMS), "repeat": titles_of(arms)}
         command = shlex.join(["python", *sys.argv])
         write_page(WORK, titles, load_study(STUDY), command, arguments.page, arguments.pictures, arguments.result)
         runner.say(f"written: {arguments.page}, {arguments.pictures}, {arguments.result}")

@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import yaml
-from drift_arms import CHOSEN, PILOT_ARMS, SECOND_ARMS
+from drift_arms import CHOSEN, PILOT_ARMS, SECOND_ARMS, titles_of
 from drift_measures import (
     GAMMA,
     LOSS,
@@ -131,10 +131,6 @@ def explained_by_gamma(rows: Sequence[Row]) -> float:
     known, gammas = zip(*curve(rows, GAMMA), strict=True)
     before = np.interp(np.array(steps) - LAG_STEPS, known, np.log(gammas))
     return float(np.corrcoef(before, losses)[0, 1] ** 2)
-
-
-def titles_of(arms: Mapping[str, Any]) -> dict[str, str]:
-    return {name: arm.title for name, arm in arms.items()}
 
 
 def pilots_part(work: Path, pictures: Path) -> tuple[str, dict[str, Any]]:
