@@ -29,7 +29,7 @@ from machine import describe_machine
 from scipy.stats import permutation_test
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests/helpers"))
 from metric_references import (  # noqa: E402
     blind_warping_error,
     dists_by_hand,

@@ -28,7 +28,7 @@ from machine import describe_machine
 from vsr_dist.training.metrics_file import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests/helpers"))
 from mlflow_server import MlflowServer  # noqa: E402
 
 ARMS = ("no tracking", "server works", "server dies", "no server")

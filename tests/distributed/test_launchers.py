@@ -25,14 +25,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LONG = ("train.steps=100000", "train.log_every=1", "train.validate_every=100000", "train.checkpoint_every=100000")
 CPU_2 = str(ROOT / "configs/accelerate/cpu-2.yaml")
 GPU_1 = str(ROOT / "configs/accelerate/gpu-1.yaml")
-DYING_RANK = str(ROOT / "tests/dying_rank.py")
+DYING_RANK = str(ROOT / "tests/helpers/dying_rank.py")
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node")
 
 
 def start(
     launcher: Launcher, words: tuple[str, ...], name: str, *overrides: str, deaths: str | None = None, **variables: str
 ) -> subprocess.Popen[str]:
-    """Start a training, by `tests/dying_rank.py` if it has deaths; it goes on from what lies there."""
+    """Start a training, by `tests/helpers/dying_rank.py` if it has deaths; it goes on from what lies there."""
     target = ["-m", "vsr_dist.train"] if deaths is None else [DYING_RANK]
     command = [sys.executable, "-m", *words, *target, *options_of(launcher, name, *overrides)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DYING_RANK": deaths or "", **variables}

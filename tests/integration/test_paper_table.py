@@ -32,7 +32,7 @@ def test_two_models_are_trained_measured_and_compared(pack_films, tmp_path):
 
     def run(*options: str) -> subprocess.CompletedProcess:
         full = [*command, "--calibration-s", "0.2", *options]
-        return run_forked(ROOT / "tests/paper_table_forking.py", full, tmp_path)
+        return run_forked(ROOT / "tests/helpers/paper_table_forking.py", full, tmp_path)
 
     first = run("--minutes", "0.01")
     assert first.returncode == 0, first.stdout + first.stderr

@@ -75,7 +75,7 @@ def test_a_faulty_training_fails_alone(study_file, monkeypatch, processes, expec
     monkeypatch.setenv("FAULTS", ",".join(expected))
     monkeypatch.setenv("FAULT_RANK", str(processes - 1))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    program = (str(ROOT / "tests" / "faulty_training.py"),)
+    program = (str(ROOT / "tests" / "helpers" / "faulty_training.py"),)
     num_faults = len(expected)
     study = load_study(study_file(processes=processes, program=program, stall_timeout_s=20, num_trials=num_faults + 1))
     best = run_study(study)

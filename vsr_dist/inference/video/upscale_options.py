@@ -48,7 +48,7 @@ class UpscaleOptions:
         return StreamOptions(self.tile_px, self.overlap_px, self.precision, self.compile, self.cuts)
 
 
-def check_paths(options: UpscaleOptions) -> str | None:
+def check_paths(options: UpscaleOptions) -> str | None:  # noqa: C901 - a flat list of checks
     """The output's container, after a look at all places that are written to."""
     target = container_of(options.output)
     if options.output.name in ("", ".."):

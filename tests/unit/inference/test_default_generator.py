@@ -19,7 +19,7 @@ from vsr_dist.metrics.fidelity import frame_fidelity
 from vsr_dist.ops.color import from_uint8, to_uint8
 from vsr_dist.upscaler import DEFAULT_FOLDER
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "configs" / "default_generator.yaml"
 
 

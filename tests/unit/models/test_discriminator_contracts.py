@@ -147,7 +147,7 @@ def test_discriminator_in_channels_last(row):
 def test_discriminator_compiled(row, backend):
     """Logits, and the gradient of loss and finite difference, as without compilation.
 
-    `tests/unit/test_training_launch.py` makes machine code of it.
+    `tests/unit/training/test_training_launch.py` makes machine code of it.
     """
     discriminator = _discriminator(row).eval()
     clip, bicubic = _clip_pair()

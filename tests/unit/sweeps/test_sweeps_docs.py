@@ -9,7 +9,7 @@ import yaml
 
 from sweeps.study_config import parse_study
 
-PAGE = Path(__file__).parents[2] / "docs" / "studies.md"
+PAGE = Path(__file__).parents[3] / "docs" / "studies.md"
 
 
 def test_the_snippets_make_a_study_together():

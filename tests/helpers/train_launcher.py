@@ -12,7 +12,7 @@ from forked import run_forked, run_ranks
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 TINY = {
     "name": "tiny",

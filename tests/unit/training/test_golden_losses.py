@@ -1,6 +1,6 @@
 """The losses of a tiny training, committed: a change keeps them, or renews them and says why in the CHANGELOG.
 
-Renew with: VSR_DIST_RENEW_GOLDEN=1 python -m pytest tests/numerics/test_golden_losses.py
+Renew with: VSR_DIST_RENEW_GOLDEN=1 python -m pytest tests/unit/training/test_golden_losses.py
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from train_launcher import TINY
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "adding_a_model.md").read_text()
 # A block of code, with the last file that the text before it names.
 BLOCK = re.compile(r"`([\w/]+\.py)`:\n\n```python\n(.*?)```", re.DOTALL)
@@ -68,7 +68,7 @@ def test_the_new_file_keeps_the_house_rules(copy):
 
 
 def test_the_contract_tests_pass_on_the_new_model(copy):
-    printed = run(copy, "pytest", "-q", "tests/contracts/test_model_contracts.py", "-k", "detail or every_kind")
+    printed = run(copy, "pytest", "-q", "tests/unit/models/test_model_contracts.py", "-k", "detail or every_kind")
     assert re.search(r"^[5-9] passed", printed, re.MULTILINE), printed
 
 

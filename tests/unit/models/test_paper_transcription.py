@@ -15,7 +15,7 @@ from vsr_dist.models import build_discriminator, build_generator
 from vsr_dist.models.paper_srgan import PaperSrganConfig
 from vsr_dist.models.srgan_discriminator import SrganDiscriminatorConfig
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ launch: {config_file: cpu.yaml}
 space:
   loss.tv: {type: float, low: 0, high: 1}
 """
-DEMO = Path(__file__).parents[2] / "configs" / "studies" / "demo.yaml"
+DEMO = Path(__file__).parents[3] / "configs" / "studies" / "demo.yaml"
 
 
 def changed(**changes):

@@ -23,7 +23,7 @@ from vsr_dist.models.srresnet import SrresnetConfig
 from vsr_dist.models.vsrnet import VsrnetConfig, flow_over, neighbour_flow
 from vsr_dist.ops.resample import bicubic_upsample
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BASELINES = sorted((ROOT / "configs" / "baselines").glob("*.yaml"))
 
 
