@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -63,6 +63,20 @@ def check_world(config: Config, world: World) -> None:
                 "would normalise by its own part of the batch: set discriminator.norm to none, group or spectral, or "
                 "train.allow_batch_norm=true if that is what you want"
             )
+
+
+def resolve_epochs(config: Config) -> Config:
+    """The configuration with `train.steps` that make up `train.epochs` of its data; unchanged where epochs is 0.
+
+    An epoch is as many global batches as hold every training window once; the last batch of the run may run over.
+    Reads the set's index. Holds no collective call.
+    """
+    if config.train.epochs == 0:
+        return config
+    data = config.data
+    num_windows = len(TrainLoader(data, open_shard_set(data), config.seed, World(), 1).windows)
+    steps = -(-config.train.epochs * num_windows // data.batch_clips)
+    return replace(config, train=replace(config.train, steps=steps))
 
 
 @dataclass(frozen=True)

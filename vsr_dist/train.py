@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 
 from accelerate import Accelerator
 
-from vsr_dist.build import build_parts, check_world, make_tracker, open_inputs
+from vsr_dist.build import build_parts, check_world, make_tracker, open_inputs, resolve_epochs
 from vsr_dist.config import Config, config_tree, load_config
 from vsr_dist.core.collectives import barrier, from_main, shutdown, together
 from vsr_dist.core.config_io import add_override_option
@@ -91,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run_in(config: Config, resume: str | None, accelerator: Accelerator, world: World, stop: StopRequest) -> int:
     """Train in the configured run directory, which only rank 0 looks at, and locks until the process ends."""
     together(lambda: check_world(config, world))
+    config = together(lambda: resolve_epochs(config))
     lock = together(lambda: lock_run_dir(config) if world.is_main else None)
     with lock or nullcontext():
         start = from_main(together(lambda: prepare_run_dir(config, resume) if world.is_main else Start()))

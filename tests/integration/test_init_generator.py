@@ -47,6 +47,15 @@ def validation(run_dir, step):
     return {name: value for name, value in lines[-1].items() if name not in ("step", "time_s")}
 
 
+def test_epochs_become_steps_of_the_data(train, tmp_path):
+    """Sequences of 15, 5 and 10 frames have 13 + 3 + 8 windows of 3, which are 12 batches of 2."""
+    status, _ = train("epochs", "train.epochs=1", "train.validate_every=1000", "train.checkpoint_every=1000")
+    assert status == 0
+    resolved = yaml.safe_load((tmp_path / "epochs" / "config.yaml").read_text())["train"]
+    num_steps = json.loads((tmp_path / "epochs" / "summary.json").read_text())["steps"]
+    assert resolved["epochs"] == 1 and resolved["steps"] == num_steps == 12
+
+
 def test_step_0_is_the_file_and_resuming_neither_needs_it_nor_changes_the_result(train, tmp_path):
     assert train("first", "seed=1", "loss.adversarial=0", "generator_optimizer.learning_rate=0.01")[0] == 0
     trained = tmp_path / "first"

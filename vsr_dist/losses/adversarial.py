@@ -124,6 +124,23 @@ def rpgan_generator(real: Tensor | None, fake: Tensor) -> Tensor:
     return F.softplus(_paired(real, fake)).mean()
 
 
+def paper_formula(objective: AdversarialObjective, real: Tensor, fake: Tensor) -> Tensor:
+    """The paper's discriminator loss of logits that any objective trained, so that all can be compared. Scalar.
+
+    `1 - mean p(real) + mean p(fake)`, 1 at chance and 0 for perfect separation. p is the probability of being real
+    that the objective gives a logit: sigmoid(logit) for `paper`, `bce`, `hinge` and `lsgan`. Relativistic objectives
+    leave the offset of the logits free, so p is taken of differences: for `rpgan` of pairs,
+    p(real) = sigmoid(real - fake) and p(fake) = 1 - p(real), which makes it
+    `2 (1 - mean sigmoid(real - fake))`; for `ragan` of differences to the other kind's mean over these logits.
+    """
+    real, fake = full_precision(real), full_precision(fake)
+    if objective.name == "rpgan":
+        return 2.0 * (1.0 - torch.sigmoid(_paired(real, fake)).mean())
+    if objective.name == "ragan":
+        real, fake = real - fake.mean(), fake - real.mean()
+    return paper_discriminator(real, fake)
+
+
 def _paired(first: Tensor, second: Tensor) -> Tensor:
     if first.shape != second.shape:
         shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"

@@ -10,6 +10,7 @@ Axes: N any number of images, C channels, Y X rows and columns.
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from collections.abc import Callable, Mapping
@@ -45,15 +46,19 @@ class PerceptualConfig:
     plain trunk from torchvision's download cache; `file` the plain trunk from `path`. layer: how many layers
     of `features` run, 31 (up to the fifth pooling) in the paper. normalise: subtract ImageNet's mean and
     divide by its deviation; False is as printed in listing 3, which feeds [0, 1] images to a network trained
-    otherwise.
+    otherwise. rescale: factor of the perceptual loss that brings this trunk's scale to that of the MSE, as SRGAN's
+    1/12.75 on VGG19's features does (`vsr_dist.losses.perceptual`).
     """
 
     weights: WeightsName = "stlpips"
     path: str | None = None
     layer: int = NUM_LAYERS
     normalise: bool = True
+    rescale: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.rescale < math.inf:
+            raise BadConfigError(f"perceptual.rescale: expected a finite number above 0, found {self.rescale}")
         if not 1 <= self.layer <= NUM_LAYERS:
             raise BadConfigError(f"perceptual.layer: expected 1 to {NUM_LAYERS}, found {self.layer}")
         if (self.path is not None) != (self.weights == "file"):
@@ -119,7 +124,7 @@ class PerceptualTrunk(nn.Module):
         self.source = f"{config.weights} VGG16, {config.layer} layers, inputs {inputs}, weights {path}"
         num_poolings = sum(isinstance(layer, BlurPool | nn.MaxPool2d) for layer in self.features)
         self.min_px = _min_px(num_poolings, shift_tolerant)
-        self.normalise = config.normalise
+        self.normalise, self.rescale = config.normalise, config.rescale
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)

@@ -33,6 +33,7 @@ from vsr_dist.losses.temporal import (
 )
 from vsr_dist.losses.tv import TV
 from vsr_dist.models.blocks import advance_spectral_norm, rest_spectral_norm
+from vsr_dist.models.features import PerceptualTrunk
 from vsr_dist.ops.color import from_uint8
 from vsr_dist.ops.resample import bicubic_upsample
 from vsr_dist.training.adversary import AdversaryConfig
@@ -56,7 +57,7 @@ class Players:
     discriminator: nn.Module
     generator_optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer
-    features: nn.Module | None = None
+    features: PerceptualTrunk | None = None
 
 
 class GanStep:
@@ -203,7 +204,7 @@ class GanStep:
             fake_BTCYX, real_BTCYX = fake_BTCYX[:, frames], real_BTCYX[:, frames]
         with torch.no_grad():
             real_features = features(real_BTCYX.flatten(0, 1))
-        return perceptual(features(fake_BTCYX.flatten(0, 1)), real_features)
+        return perceptual(features(fake_BTCYX.flatten(0, 1)), real_features, features.rescale)
 
     def _discriminator_turn(self, real_BTCYX: Tensor, fake_BTCYX: Tensor, bicubic_BTCYX: Tensor) -> dict[str, Tensor]:
         """What the plan lets the discriminator do with a micro-batch; the scalars are those of its first pass."""

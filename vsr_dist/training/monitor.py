@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vsr_dist.core.collectives import from_main
-from vsr_dist.losses.adversarial import AdversarialObjective
+from vsr_dist.losses.adversarial import AdversarialObjective, paper_formula
 from vsr_dist.losses.objective import LossConfig
 from vsr_dist.metrics.drift import (
     Trend,
@@ -23,10 +23,11 @@ from vsr_dist.metrics.drift import (
     dead_fraction,
     drift_slope,
     gradient_ratio,
+    kolmogorov_smirnov,
     normalised_loss,
     paired_accuracy,
 )
-from vsr_dist.metrics.spectrum import fit_probe, high_frequency_gap
+from vsr_dist.metrics.spectrum import fit_probe
 from vsr_dist.metrics.verdict import VERDICTS, VerdictName, verdict
 from vsr_dist.training.gan_step import spread_frames
 from vsr_dist.training.metrics_file import read_metrics
@@ -37,8 +38,8 @@ NORMALISED_LOSS, VERDICT_CODE = "drift/normalized_loss", "drift/verdict_code"
 MEASURES = frozenset({NORMALISED_LOSS, VERDICT_CODE}) | {
     f"drift/{name}"
     for name in (
-        *("paired_accuracy", "auc", "dead_fraction", "overfit", "gradient_ratio"),
-        *("probe_auc", "probe_gap", "high_frequency_gap", "slope", "slope_ci_low", "slope_ci_high"),
+        *("paper_loss", "paired_accuracy", "auc", "ks", "dead_fraction", "overfit", "gradient_ratio"),
+        *("probe_auc", "probe_gap", "slope", "slope_ci_low", "slope_ci_high"),
     )
 }
 # The slope looks at every pair of its points: at ten thousand it would take longer than what lies between two of them.
@@ -119,8 +120,10 @@ def drift_scores(looks: Sequence[Look], objective: AdversarialObjective) -> dict
     real_means, fake_means = _means(real), _means(fake)
     return {
         NORMALISED_LOSS: normalised_loss(float(loss.detach()), objective.chance),
+        "drift/paper_loss": float(paper_formula(objective, real.detach(), fake.detach())),
         "drift/paired_accuracy": paired_accuracy(real_means, fake_means),
         "drift/auc": auc(real_means, fake_means),
+        "drift/ks": kolmogorov_smirnov(real_means, fake_means),
         "drift/dead_fraction": float(np.mean([dead_fraction(gradient.numpy()) for gradient in gradients])),
     }
 
@@ -134,7 +137,6 @@ def probe_scores(held_out: Sequence[Look], reference: Sequence[Look], discrimina
     return {
         "drift/probe_auc": probe_auc,
         "drift/probe_gap": probe_auc - discriminator_auc,
-        "drift/high_frequency_gap": high_frequency_gap(real, fake),
     }
 
 

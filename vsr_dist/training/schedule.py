@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -18,11 +19,14 @@ class OptimizerConfig:
     Attributes:
         learning_rate: at the start.
         final_ratio: learning rate at the last step as a share of the first; 1 keeps it constant.
+        schedule_start: where the cosine begins: `run` at step 0, `adversarial` where the warm-up ends; until then the
+            learning rate is constant.
         betas: decay rates of the first and second moment.
     """
 
     learning_rate: float = 1e-4
     final_ratio: float = 1.0
+    schedule_start: Literal["run", "adversarial"] = "run"
     betas: tuple[float, float] = (0.9, 0.99)
 
     def __post_init__(self) -> None:
@@ -33,12 +37,14 @@ class OptimizerConfig:
             raise BadConfigError(f"betas are {self.betas}; expected two numbers from 0 to below 1")
 
 
-def learning_rate_at(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """Half a cosine from `learning_rate` at step 0 to `final_ratio` of it at step `num_steps` - 1.
+def learning_rate_at(config: OptimizerConfig, step: int, num_steps: int, warmup_steps: int = 0) -> float:
+    """Half a cosine from `learning_rate` at its first step to `final_ratio` of it at step `num_steps` - 1.
 
-    Loshchilov and Hutter 2017 (SGDR), equation 5, without restarts.
+    The first step is 0, or `warmup_steps` with `schedule_start: adversarial`. Loshchilov and Hutter 2017 (SGDR),
+    equation 5, without restarts.
     """
-    progress = step / max(num_steps - 1, 1)
+    first = warmup_steps if config.schedule_start == "adversarial" else 0
+    progress = max(step - first, 0) / max(num_steps - 1 - first, 1)
     low = config.learning_rate * config.final_ratio
     return low + 0.5 * (config.learning_rate - low) * (1.0 + math.cos(math.pi * progress))
 

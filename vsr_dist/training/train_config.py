@@ -9,6 +9,7 @@ from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.fields import io, speed
 
 _AT_LEAST = {
+    "epochs": 0,
     "warmup_steps": 0,
     "ramp_steps": 0,
     "perceptual_frames": 0,
@@ -30,6 +31,7 @@ class TrainConfig:
 
     Attributes:
         steps: optimiser steps of each player (the discriminator rests in the warm-up).
+        epochs: passes over the training windows; above 0 it sets `steps`, 0 leaves `steps` as it is.
         warmup_steps: first steps, without the adversarial and the perceptual term.
         ramp_steps: steps after the warm-up over which the adversarial weight grows to its full value.
         accumulation_steps: micro-batches per optimiser step and process.
@@ -67,6 +69,7 @@ class TrainConfig:
     """
 
     steps: int = 100_000
+    epochs: int = 0
     warmup_steps: int = 0
     ramp_steps: int = 0
     accumulation_steps: int = 1

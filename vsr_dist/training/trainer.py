@@ -222,7 +222,8 @@ class Trainer:
         seed_step(self.seed, parts.world.rank, step)
         for name, optimizer in parts.live.optimizers.items():
             share = config.rollback_factor**self._num_rollbacks
-            set_learning_rate(optimizer, share * learning_rate_at(self.schedules[name], step, config.steps))
+            rate = learning_rate_at(self.schedules[name], step, config.steps, config.warmup_steps)
+            set_learning_rate(optimizer, share * rate)
         factor = self._factor_at(step)
         parts.step.begin(parts.controllers.plan())
         micro_steps = []

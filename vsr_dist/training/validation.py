@@ -18,7 +18,7 @@ from vsr_dist.core.world import World
 from vsr_dist.data.ring import ClipBatch
 from vsr_dist.losses.pixel import PIXEL, PixelName
 from vsr_dist.metrics.fidelity_batched import FIDELITY, frame_fidelity_fast
-from vsr_dist.metrics.spectrum import Features, band_powers
+from vsr_dist.metrics.spectrum import Features, band_powers, high_frequency_gap
 from vsr_dist.metrics.temporal import tdiff, tof
 from vsr_dist.ops.color import from_uint8, to_uint8
 from vsr_dist.ops.picture import Picture, two_by_two
@@ -146,15 +146,18 @@ class Validator:
 
 
 def clip_scores(prefix: str, fake_TCYX: Tensor, real_TCYX: Tensor, scale: int) -> dict[str, float]:
-    """Fidelity and temporal metrics of one clip (float RGB in [0, 1]), rounded to 8 bits first."""
-    fake_TYXC = to_uint8(fake_TCYX).permute(0, 2, 3, 1).cpu().numpy()
-    real_TYXC = to_uint8(real_TCYX).permute(0, 2, 3, 1).cpu().numpy()
+    """Fidelity, spectral and temporal metrics of one clip (float RGB in [0, 1]), rounded to 8 bits first."""
+    fake_TCYX, real_TCYX = to_uint8(fake_TCYX), to_uint8(real_TCYX)
+    fake_TYXC = fake_TCYX.permute(0, 2, 3, 1).cpu().numpy()
+    real_TYXC = real_TCYX.permute(0, 2, 3, 1).cpu().numpy()
     inside = slice(scale, -scale)
     frames = [
         frame_fidelity_fast(fake[inside, inside], real[inside, inside], FIDELITY)
         for fake, real in zip(fake_TYXC, real_TYXC, strict=True)
     ]
     scores = {name: float(np.mean([frame[name] for frame in frames])) for name in frames[0]}
+    real_bands, fake_bands = (band_powers(from_uint8(clip))[None] for clip in (real_TCYX, fake_TCYX))
+    scores["high_frequency_gap"] = high_frequency_gap(real_bands, fake_bands)
     if len(real_TYXC) > 1:
         # Windows are short: no frame is cut at their ends, unlike in the published protocol.
         scores["tdiff"] = tdiff(fake_TYXC, real_TYXC)

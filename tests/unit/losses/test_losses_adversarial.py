@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vsr_dist.losses.adversarial import ADVERSARIAL
+from vsr_dist.losses.adversarial import ADVERSARIAL, paper_formula
 from vsr_dist.losses.regularise import finite_difference_penalty, gradient_penalty
 
 torch.set_num_threads(1)
@@ -162,3 +162,28 @@ def test_finite_difference_does_not_punish_the_same_answer_to_all_noise():
     noise = torch.randn(4, 50, dtype=torch.float64)
     energy = noise.pow(2).sum(1)
     assert finite_difference_penalty(energy, energy.clone(), 1.0, gamma=1.0).item() == 0.0
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_the_papers_formula_of_any_objective_is_one_at_chance_and_zero_for_perfect_separation(name):
+    objective = ADVERSARIAL[name]
+    same = torch.full((4, 2), UNDECIDED[name] + 0.7)
+    assert paper_formula(objective, same, same).item() == pytest.approx(1.0, abs=1e-6)
+    assert paper_formula(objective, same + 40.0, same - 40.0).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_papers_formula_by_hand():
+    real, fake = torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [-1.0]])
+    p = [1 / (1 + math.exp(-z)) for z in (1.0, 3.0, 0.0, -1.0)]
+    literal = 1 - (p[0] + p[1]) / 2 + (p[2] + p[3]) / 2
+    for name in ("paper", "bce", "hinge", "lsgan"):
+        assert paper_formula(ADVERSARIAL[name], real, fake).item() == pytest.approx(literal, rel=1e-6)
+    # Pairs differ by 1 and 4.
+    pairs = [1 / (1 + math.exp(-z)) for z in (1.0, 4.0)]
+    assert paper_formula(ADVERSARIAL["rpgan"], real, fake).item() == pytest.approx(2 * (1 - sum(pairs) / 2), rel=1e-6)
+    # Less the other kind's mean: 1.5 and 3.5; -2 and -3. A common offset of the logits changes nothing.
+    q = [1 / (1 + math.exp(-z)) for z in (1.5, 3.5, -2.0, -3.0)]
+    average = 1 - (q[0] + q[1]) / 2 + (q[2] + q[3]) / 2
+    for offset in (0.0, 17.0):
+        found = paper_formula(ADVERSARIAL["ragan"], real + offset, fake + offset)
+        assert found.item() == pytest.approx(average, rel=1e-5)

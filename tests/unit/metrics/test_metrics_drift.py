@@ -15,6 +15,7 @@ from vsr_dist.metrics.drift import (
     dead_fraction,
     drift_slope,
     gradient_ratio,
+    kolmogorov_smirnov,
     margin,
     normalised_loss,
     paired_accuracy,
@@ -121,3 +122,11 @@ def test_trend_needs_points():
 def test_gradient_ratio():
     assert gradient_ratio(2.0, 4.0, weight=0.1) == pytest.approx(0.05)
     assert gradient_ratio(0.0, 0.0) == 0.0 and gradient_ratio(1.0, 0.0) == math.inf
+
+
+def test_kolmogorov_smirnov_by_hand_and_unchanged_by_an_increasing_function():
+    # Below 1.5: one of four real scores, three of four fake ones; nowhere do the shares differ by more.
+    real, fake = [1.0, 2.0, 3.0, 4.0], [0.0, 0.5, 1.2, 2.5]
+    assert kolmogorov_smirnov(real, fake) == pytest.approx(0.5)
+    assert kolmogorov_smirnov(np.exp(real), np.exp(fake)) == kolmogorov_smirnov(real, fake)
+    assert kolmogorov_smirnov(real, real) == 0.0 and kolmogorov_smirnov([1.0], [0.0]) == 1.0

@@ -98,7 +98,7 @@ def test_equal_spectra_and_a_blind_discriminator_are_an_equilibrium(tmp_path):
         validator.batch = replace(validator.batch, low_BTCHW=low, real_BTCYX=real)
     found = measured(judge, Brightness(0.0))
     assert found["drift/probe_auc"] == 0.5 and found["drift/probe_gap"] == 0.0
-    assert found["drift/high_frequency_gap"] == pytest.approx(0.0, abs=1e-9)
+    assert found["drift/paper_loss"] == pytest.approx(1.0) and found["drift/ks"] == 0.0
     assert verdict_of(found) == "equilibrium"
 
 
@@ -106,7 +106,9 @@ def test_a_working_discriminator(tmp_path):
     """bce at margin m per kind: (softplus(-m) + softplus(-m)) / (2 ln 2), the offset centring both."""
     found = measured(monitor(tmp_path), Brightness(2.0 / GAP, offset=-1.0))
     assert found["drift/normalized_loss"] == pytest.approx(math.log1p(math.exp(-1.0)) / math.log(2.0), rel=1e-4)
-    assert found["drift/paired_accuracy"] == found["drift/auc"] == 1.0
+    assert found["drift/paired_accuracy"] == found["drift/auc"] == found["drift/ks"] == 1.0
+    # Logits 1 and -1: 1 - sigmoid(1) + sigmoid(-1).
+    assert found["drift/paper_loss"] == pytest.approx(2.0 / (1.0 + math.e), rel=1e-4)
     assert verdict_of(found) == "healthy"
 
 

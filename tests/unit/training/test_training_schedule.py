@@ -41,6 +41,16 @@ def test_ratio_one_is_constant_and_a_run_of_one_step_starts_at_the_top():
     assert learning_rate_at(OptimizerConfig(learning_rate=5e-4, final_ratio=0.0), 9, 10) == 0.0
 
 
+def test_a_schedule_that_starts_with_the_adversary_is_the_same_as_one_of_the_adversarial_part_alone():
+    alone = OptimizerConfig(learning_rate=2e-4, final_ratio=0.1)
+    after = OptimizerConfig(learning_rate=2e-4, final_ratio=0.1, schedule_start="adversarial")
+    assert {learning_rate_at(after, step, 50, warmup_steps=30) for step in range(31)} == {2e-4}
+    for step in range(20):
+        assert learning_rate_at(after, 30 + step, 50, warmup_steps=30) == learning_rate_at(alone, step, 20)
+    # From the run's start the rate has already fallen where the adversarial part begins.
+    assert learning_rate_at(alone, 30, 50, warmup_steps=30) < 1e-4
+
+
 @pytest.mark.parametrize(
     ("warmup_steps", "ramp_steps", "expected"),
     [
