@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo paper-table drift-proof test lint quick constraints clean
+.PHONY: help venv demo paper-table experiment test lint quick constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -25,10 +25,11 @@ paper-table: $(DEMO)  ## hours in the background: the paper's models, ours and b
 	@nohup $(BIN)/python benchmarks/paper_table.py $(PAPER_TABLE_OPTIONS) >> runs/paper-table/log.txt 2>&1 & \
 	  echo "runs in the background: tail -f runs/paper-table/log.txt; stop it with: kill $$!; go on: make paper-table"
 
-drift-proof: $(DEMO)  ## hours in the background: the paper's drift, its cures, a study, fresh seeds; run again to go on
-	@mkdir -p runs/drift-proof
-	@nohup $(BIN)/python benchmarks/drift_proof.py $(DRIFT_PROOF_OPTIONS) >> runs/drift-proof/log.txt 2>&1 & \
-	  echo "runs in the background: tail -f runs/drift-proof/log.txt; stop it with: kill $$!; go on: make drift-proof"
+experiment: $(DEMO)  ## hours in the background: make experiment NAME=drift; run again to go on
+	@test -f experiments/$(NAME).py || { echo "usage: make experiment NAME=drift (a script of experiments/)" >&2; exit 2; }
+	@mkdir -p runs/$(NAME)
+	@nohup nice -n 19 $(BIN)/python experiments/$(NAME).py $(OPTIONS) >> runs/$(NAME)/log.txt 2>&1 & \
+	  echo "runs in the background: tail -f runs/$(NAME)/log.txt; stop it with: kill $$!; go on: make experiment NAME=$(NAME)"
 
 test: lint  ## lint, types, import contracts, then the tests, quick ones first
 	$(PYTEST) -m "not slow"

@@ -26,9 +26,11 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments"))
 from machine import describe_machine
 from paper_report import Trained, as_data, document, draw
-from paper_runs import Runner, python, run_alone
+from runner import Runner, python, run_alone
 
 from vsr_dist.core.config_io import add_override_option
 from vsr_dist.core.errors import BadConfigError, run_cli

@@ -24,10 +24,12 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments"))
 from machine import describe_machine
 from paper_report import spread, verdict
-from paper_runs import Runner, run_alone
 from paper_table import pack_demo
+from runner import Runner, run_alone
 
 from vsr_dist.core.errors import BadConfigError, run_cli
 from vsr_dist.data.stream import SplitStream

@@ -21,7 +21,7 @@ VSR_DIST = [sys.executable, "-m", "vsr_dist.cli"]
 
 
 class ForkedCommand:
-    """What `paper_runs.Runner` needs of a `subprocess.Popen`: its number, for it waits and counts by itself."""
+    """What `runner.Runner` needs of a `subprocess.Popen`: its number, for it waits and counts by itself."""
 
     def __init__(
         self,
@@ -31,6 +31,7 @@ class ForkedCommand:
         stderr: int,
         env: Mapping[str, str],
         start_new_session: bool,
+        preexec_fn: object,
     ) -> None:
         assert command[:3] == VSR_DIST and stderr == subprocess.STDOUT and start_new_session
         self.returncode: int | None = None
@@ -61,9 +62,9 @@ def _run(arguments: Sequence[str], log: int, env: Mapping[str, str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(BENCHMARKS))
-    import paper_runs
+    sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS.parent / "experiments")]
+    import runner
 
     # In this module alone: what is forked may start processes of its own.
-    paper_runs.subprocess = SimpleNamespace(Popen=ForkedCommand, STDOUT=subprocess.STDOUT)
+    runner.subprocess = SimpleNamespace(Popen=ForkedCommand, STDOUT=subprocess.STDOUT)
     runpy.run_path(str(BENCHMARKS / "paper_table.py"), run_name="__main__")

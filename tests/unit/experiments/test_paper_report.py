@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
-
 import cv2
 import pytest
 from benchmark_modules import import_benchmark
@@ -15,11 +12,6 @@ BICUBIC = {"psnr_y": 30.0, "ssim_y": 0.8, "psnr_rgb": 28.0, "ssim_rgb": 0.78, "t
 @pytest.fixture(scope="module")
 def report():
     return import_benchmark("paper_report")
-
-
-@pytest.fixture(scope="module")
-def runs(report):
-    return import_benchmark("paper_runs")
 
 
 def model(report, name, psnr_y, tof):
@@ -93,29 +85,3 @@ def test_picture_is_drawn(report, tmp_path):
     report.draw(models, BICUBIC, tmp_path / "folder" / "picture.png")
     picture = cv2.imread(str(tmp_path / "folder" / "picture.png"))
     assert picture.shape[1] > 1000 and picture.std() > 10
-
-
-def test_runs_are_measured_in_cpu_time_and_failures_show_the_log(runs, tmp_path):
-    runner = runs.Runner()
-    busy = "import time\nwhile time.process_time() < 0.3: pass"
-    begin_s = time.monotonic()
-    spent = runner.run([sys.executable, "-c", busy], tmp_path / "log", tmp_path / "run.cpu")
-    assert 0.29 < spent < 0.3 + time.monotonic() - begin_s
-    runner.run([sys.executable, "-c", "import time; time.sleep(0.3)"], tmp_path / "log", tmp_path / "run.cpu")
-    assert spent < runner.cpu_s(tmp_path / "run") < spent + 0.3
-    assert runner.cpu_s(tmp_path / "other") is None
-    with pytest.raises(RuntimeError, match=r"status 3; the end of .*log2:\nno luck"):
-        runner.run([sys.executable, "-c", "print('no luck'); raise SystemExit(3)"], tmp_path / "log2")
-
-
-def test_stopping_ends_what_runs_and_starts_nothing(runs, tmp_path):
-    import threading
-
-    runner = runs.Runner()
-    threading.Timer(0.3, runner.stop).start()
-    begin_s = time.monotonic()
-    with pytest.raises(runs.Stopped):
-        runner.run([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log")
-    assert time.monotonic() - begin_s < 10
-    with pytest.raises(runs.Stopped):
-        runner.run([sys.executable, "-c", "pass"], tmp_path / "log")
