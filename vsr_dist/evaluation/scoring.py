@@ -22,7 +22,7 @@ from vsr_dist.metrics.perceptual import Features, ShiftTolerantLpips
 from vsr_dist.metrics.protocol import Protocol as Preset
 from vsr_dist.metrics.protocol import Region
 from vsr_dist.metrics.registry import METRICS, RegionName
-from vsr_dist.metrics.temporal import flow_distance, tdiff, visible, warp_pair
+from vsr_dist.metrics.temporal import flicker, flow_distance, tdiff, visible, warp_pair
 from vsr_dist.metrics.vmaf import VmafStream, load_vmaf
 from vsr_dist.ops.color import ByteArray, from_uint8
 from vsr_dist.ops.motion import farneback
@@ -180,6 +180,12 @@ class Scorer:
             for method, fake_YXC in frame.fakes.items():
                 fake_pair = np.stack([frame.fakes_before[method][region], fake_YXC[region]])
                 scores[method]["tdiff"] = tdiff(fake_pair, real_pair)
+        if "flicker" in self._names:
+            for method, fake_YXC in frame.fakes.items():
+                before_YXC = frame.fakes_before[method]
+                level = flicker(before_YXC[region], fake_YXC[region], real_before[region], frame.real[region])
+                if level is not None:
+                    scores[method]["flicker"] = level
         if "warp" in self._names:
             mask_YX = visible(forward_YX2, farneback(grays[1], grays[0]))
             for method, fake_YXC in frame.fakes.items():

@@ -84,6 +84,16 @@ TABLE: tuple[Metric, ...] = (
         factor=1e4,
     ),
     Metric(
+        "flicker",
+        "flicker levels",
+        3,
+        -1,
+        "pair",
+        "other",
+        "mean absolute change of luma from a frame to the next, in 8-bit levels, over the pixels where the truth's "
+        "luma changes by less than one level; no value for a frame with less than 1 % of such pixels; blur lowers it",
+    ),
+    Metric(
         "stlpips",
         "ST-LPIPS",
         4,

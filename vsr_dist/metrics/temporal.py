@@ -11,11 +11,15 @@ import torch
 
 from vsr_dist.core.errors import BadInputError
 from vsr_dist.metrics.protocol import CROP_MARGIN_PX, CROP_MULTIPLE_PX, Region, centre_crop
-from vsr_dist.ops.color import ByteArray
+from vsr_dist.ops.color import ByteArray, rgb_to_y_bt601_array
 from vsr_dist.ops.motion import FlowArray, estimate_motion
 from vsr_dist.ops.warp import backward_warp
 
 BoolArray = npt.NDArray[np.bool_]
+# A pixel is static where the truth's luma changes by less than this, in 8-bit levels; a frame with a smaller share of
+# static pixels has no flicker.
+STATIC_BELOW_LEVELS = 1.0
+MIN_STATIC_SHARE = 0.01
 
 
 def tdiff(fake_TYXC: ByteArray, real_TYXC: ByteArray) -> float:
@@ -122,6 +126,23 @@ def visible(forward_YX2: FlowArray, backward_YX2: FlowArray) -> BoolArray:
     slope[:-1] += np.square(forward_YX2[1:, :, 1] - forward_YX2[:-1, :, 1])
     mask: BoolArray = ~(occluded | (slope > 0.01 * length + 0.002))
     return mask
+
+
+def flicker(
+    fake_before_YXC: ByteArray, fake_YXC: ByteArray, real_before_YXC: ByteArray, real_YXC: ByteArray
+) -> float | None:
+    """Mean absolute luma change from a frame to the next where the truth stands still, in 8-bit levels.
+
+    Luma is BT.601, 16 to 235, not rounded. Static pixels are those where the truth's luma changes by less than
+    `STATIC_BELOW_LEVELS`; None where they are less than `MIN_STATIC_SHARE` of the frame, as under a moving camera.
+    Lower is steadier; the truth itself is above 0 (noise), and blur lowers it: read it beside the PSNR.
+    """
+    real_change_YX = np.abs(rgb_to_y_bt601_array(real_YXC) - rgb_to_y_bt601_array(real_before_YXC))
+    static_YX = real_change_YX < STATIC_BELOW_LEVELS
+    if static_YX.mean() < MIN_STATIC_SHARE:
+        return None
+    fake_change_N = rgb_to_y_bt601_array(fake_YXC[static_YX]) - rgb_to_y_bt601_array(fake_before_YXC[static_YX])
+    return float(np.abs(fake_change_N).mean())
 
 
 def _check(fake_TYXC: ByteArray, real_TYXC: ByteArray, min_frames: int) -> None:

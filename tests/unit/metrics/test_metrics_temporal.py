@@ -10,7 +10,7 @@ from metric_references import blind_warping_error, tecogan_tof
 
 from vsr_dist.core.errors import BadInputError
 from vsr_dist.losses.temporal import temporal_difference
-from vsr_dist.metrics.temporal import tdiff, tof, warping_error
+from vsr_dist.metrics.temporal import flicker, tdiff, tof, warping_error
 
 
 def _texture(side=160):
@@ -97,3 +97,31 @@ def test_tof_names_the_way_out():
         tof(clip, clip)
     with pytest.raises(BadInputError, match="crop_to_multiple=False"):
         tof(clip, clip, trim_frames=0)
+
+
+def test_flicker_equals_a_loop_over_static_pixels():
+    rng = np.random.default_rng(2)
+    real = np.repeat(rng.integers(0, 250, (1, 20, 24, 3), dtype=np.uint8), 2, axis=0)
+    real[1, :, 12:] += rng.integers(0, 6, (20, 12, 3), dtype=np.uint8)
+    fake = rng.integers(0, 256, (2, 20, 24, 3), dtype=np.uint8)
+
+    def luma(rgb):
+        red, green, blue = (int(value) for value in rgb)
+        return 16 + (65.481 * red + 128.553 * green + 24.966 * blue) / 255
+
+    changes = [
+        abs(luma(fake[1, y, x]) - luma(fake[0, y, x]))
+        for y in range(20)
+        for x in range(24)
+        if abs(luma(real[1, y, x]) - luma(real[0, y, x])) < 1
+    ]
+    assert 240 < len(changes) < 300, "some of the noisy half moves less than a level"
+    assert flicker(fake[0], fake[1], real[0], real[1]) == pytest.approx(np.mean(changes), rel=1e-12)
+
+
+def test_flicker_is_the_size_of_a_flash_and_absent_without_static_pixels():
+    real = np.full((64, 64, 3), 100, np.uint8)
+    flash = real + np.uint8(10)
+    assert flicker(real, flash, real, real) == pytest.approx(10 * 219 / 255)
+    assert flicker(real, real, real, real) == 0.0
+    assert flicker(real, real, real, flash) is None
