@@ -20,6 +20,7 @@ import shlex
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -35,9 +36,10 @@ from runner import Runner, python, run_alone
 from vsr_dist.core.config_io import add_override_option
 from vsr_dist.core.errors import BadConfigError, run_cli
 from vsr_dist.data.stream import SplitStream
+from vsr_dist.evaluation.subjects import NamedMethod
+from vsr_dist.inference.engine import StreamOptions, VideoStream
+from vsr_dist.inference.frames import Frame, FrameStream
 from vsr_dist.inference.generator_io import load_generator
-from vsr_dist.inference.sequence import BicubicUpscaler, GeneratorUpscaler, SequenceUpscaler
-from vsr_dist.ops.color import from_uint8
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO_CLIPS = ("bikes", "bigbuckbunny", "carphone_pristine")
@@ -163,14 +165,15 @@ def pack_demo(work: Path, runner: Runner) -> Path:
     return data
 
 
-def frame_ms(upscaler: SequenceUpscaler, low_TCHW: torch.Tensor) -> float:
+def frame_ms(stream: FrameStream, low_THWC: Sequence[Frame]) -> float:
     """CPU milliseconds per frame on one thread, the median of some rounds."""
     measured = []
     for _ in range(TIMED_ROUNDS):
-        upscaler.reset()
         begin_s = time.process_time()
-        upscaler.upscale(low_TCHW)
-        measured.append(1000.0 * (time.process_time() - begin_s) / len(low_TCHW))
+        for low_HWC in low_THWC:
+            stream.push(low_HWC)
+        stream.finish()
+        measured.append(1000.0 * (time.process_time() - begin_s) / len(low_THWC))
     return statistics.median(measured)
 
 
@@ -179,7 +182,8 @@ def report(arguments: argparse.Namespace, planned: dict[str, dict[str, float]], 
     torch.set_num_threads(1)
     stream = SplitStream(data, "val")
     clip = next(islice(stream, 1))
-    low_TCHW = from_uint8(torch.from_numpy(clip.low_THWC[:TIMED_FRAMES].copy())).permute(0, 3, 1, 2).contiguous()
+    low_THWC = list(clip.low_THWC[:TIMED_FRAMES])
+    cpu = torch.device("cpu")
     evaluated = arguments.work / "evaluations"
     baseline = json.loads((evaluated / "bicubic" / "metrics.json").read_text())
     bicubic = baseline["table"]["overall"]["bicubic"]
@@ -200,7 +204,7 @@ def report(arguments: argparse.Namespace, planned: dict[str, dict[str, float]], 
                 int(planned[name]["steps"]),
                 planned[name]["step_cpu_s"],
                 {seed: Runner.cpu_s(folder) for seed, folder in folders.items()},
-                frame_ms(GeneratorUpscaler(generator), low_TCHW),
+                frame_ms(VideoStream(generator, StreamOptions(), cpu), low_THWC),
                 {seed: found["overall"]["ours"] for seed, found in tables.items()},
             )
         )
@@ -209,8 +213,8 @@ def report(arguments: argparse.Namespace, planned: dict[str, dict[str, float]], 
         "minutes": arguments.minutes,
         "width": arguments.width,
         "calibration_s": arguments.calibration_s,
-        "bicubic_frame_ms": frame_ms(BicubicUpscaler(stream.index.scale), low_TCHW),
-        "frame_px": "{} x {}".format(*low_TCHW.shape[2:]),
+        "bicubic_frame_ms": frame_ms(NamedMethod("bicubic", stream.index.scale, cpu), low_THWC),
+        "frame_px": "{} x {}".format(*low_THWC[0].shape[:2]),
         "protocol": baseline["protocol"],
         "data_digest": baseline["data_digest"],
     }

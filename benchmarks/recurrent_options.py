@@ -19,6 +19,7 @@ import shlex
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -33,10 +34,11 @@ from runner import Runner, run_alone
 
 from vsr_dist.core.errors import BadConfigError, run_cli
 from vsr_dist.data.stream import SplitStream
+from vsr_dist.inference.engine import StreamOptions, VideoStream
+from vsr_dist.inference.frames import Frame
 from vsr_dist.inference.generator_io import load_generator
-from vsr_dist.inference.sequence import GeneratorUpscaler
 from vsr_dist.metrics.table import METRICS
-from vsr_dist.ops.color import from_uint8
+from vsr_dist.models.base import Generator
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs/demo.yaml"
@@ -140,28 +142,29 @@ def entry_of(arm: str, plain: dict, arguments: argparse.Namespace) -> dict[str, 
     }
 
 
-def measure(generators: dict[str, torch.nn.Module], low_TCHW: torch.Tensor) -> dict[str, float]:
+def measure(generators: dict[str, Generator], low_THWC: Sequence[Frame]) -> dict[str, float]:
     """CPU milliseconds per frame on one thread, the median of some rounds in which all take turns."""
     torch.set_num_threads(1)
-    upscalers = {arm: GeneratorUpscaler(generator) for arm, generator in generators.items()}
-    found: dict[str, list[float]] = {arm: [] for arm in upscalers}
+    streams = {arm: VideoStream(g, StreamOptions(), torch.device("cpu")) for arm, g in generators.items()}
+    found: dict[str, list[float]] = {arm: [] for arm in streams}
     for turn in range(TIMED_ROUNDS + 1):
-        for arm, upscaler in upscalers.items():
-            upscaler.reset()
+        for arm, stream in streams.items():
             begin_s = time.process_time()
-            upscaler.upscale(low_TCHW)
+            for low_HWC in low_THWC:
+                stream.push(low_HWC)
+            stream.finish()
             if turn:
-                found[arm].append(1000.0 * (time.process_time() - begin_s) / len(low_TCHW))
+                found[arm].append(1000.0 * (time.process_time() - begin_s) / len(low_THWC))
     return {arm: statistics.median(values) for arm, values in found.items()}
 
 
 def report(arguments: argparse.Namespace) -> None:
     clip = next(islice(SplitStream(arguments.work / "data", "val"), 1))
-    low_TCHW = from_uint8(torch.from_numpy(clip.low_THWC[:TIMED_FRAMES].copy())).permute(0, 3, 1, 2).contiguous()
+    low_THWC = list(clip.low_THWC[:TIMED_FRAMES])
     plain = scores_of(PLAIN, arguments)
     finished = {arm: scores_of(arm, arguments) for arm in arguments.arms if scores_of(arm, arguments)}
     generators = {arm: load_generator(run_of(arm, min(seeds), arguments))[0] for arm, seeds in finished.items()}
-    frame_ms = measure(generators, low_TCHW)
+    frame_ms = measure(generators, low_THWC)
     arms = {
         arm: {
             "parameters": sum(parameter.numel() for parameter in generator.parameters()),
@@ -175,7 +178,7 @@ def report(arguments: argparse.Namespace) -> None:
         "steps": arguments.steps,
         "channels": arguments.channels,
         "evaluated_frames_per_sequence": arguments.frames,
-        "frame_px": list(low_TCHW.shape[2:]),
+        "frame_px": list(low_THWC[0].shape[:2]),
         "arms": arms,
         "machine": describe_machine(),
     }

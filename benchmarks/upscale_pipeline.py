@@ -28,9 +28,9 @@ from footage import endless_shot
 from machine import describe_machine
 
 from vsr_dist.core.world import World
+from vsr_dist.inference.engine import StreamOptions, VideoStream
+from vsr_dist.inference.frames import Frame
 from vsr_dist.inference.generator_io import save_generator
-from vsr_dist.inference.streaming.engine import StreamOptions, VideoStream, open_stream
-from vsr_dist.inference.streaming.stream import Frame
 from vsr_dist.inference.video.colour import ToRgb
 from vsr_dist.inference.video.media_facts import read_facts
 from vsr_dist.inference.video.media_in import MediaReader, Place
@@ -122,7 +122,7 @@ def measure_time(folder: Path, checkpoint: str | None, device: torch.device, num
     facts = read_facts(source, Fraction(25))
     reader = MediaReader(facts, ToRgb(facts.tags, deep=facts.deep), deinterlace=False)
     frames = [frame.rgb for frame in reader.frames(Place())]
-    stream = open_stream(generator, StreamOptions(), device)
+    stream = VideoStream(generator, StreamOptions(), device)
     stream.push(frames[0])  # the first call also measures the network
     stream.finish()
     alone = [network_alone_s(stream, frames)]

@@ -21,13 +21,12 @@ from vsr_dist.core.collectives import gather_lists, join_ranks, shutdown, togeth
 from vsr_dist.core.errors import BadConfigError, BadInputError, OneLineParser, run_cli
 from vsr_dist.core.world import World
 from vsr_dist.evaluation.comparing import compare_in_one, compare_results, compare_with_result, is_result
-from vsr_dist.evaluation.measure import Measured, Measurement
 from vsr_dist.evaluation.output import Report, clear, write
-from vsr_dist.evaluation.pair_source import PairSource
 from vsr_dist.evaluation.results import Result, check_measured_alike, read_result
-from vsr_dist.evaluation.scoring import Scorer, available
-from vsr_dist.evaluation.sources import EvaluationSource, ShardSource
-from vsr_dist.evaluation.subject import (
+from vsr_dist.evaluation.scoring import Measured, Measurement, Scorer, available
+from vsr_dist.evaluation.sources import EvaluationSource, PairSource, ShardSource
+from vsr_dist.evaluation.subjects import (
+    NAMED_METHODS,
     OTHER,
     RESULT,
     Subject,
@@ -36,7 +35,6 @@ from vsr_dist.evaluation.subject import (
     open_device,
     open_method,
 )
-from vsr_dist.inference.named_methods import NAMED_METHODS
 from vsr_dist.metrics.protocol import PROTOCOLS, Protocol, find_protocol
 from vsr_dist.metrics.registry import METRICS, parse_metrics
 
@@ -101,8 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
         job = together(lambda: _open(arguments, world))
         pictures = arguments.out if job.source.has_low and not arguments.no_pictures else None
         together(lambda: clear(arguments.out, pictures is not None) if world.is_main else None)
-        measurement = Measurement(job.source, job.subjects, job.scorer, job.preset.trim_frames)
-        measured = together(lambda: measurement.run(job.device, pictures, world))
+        measurement = Measurement(job.source, job.subjects, job.scorer, job.preset.trim_frames, job.device)
+        measured = together(lambda: measurement.run(pictures, world))
         order = [info.name for info in job.source.sequences]
         measured = sorted(gather_lists(measured), key=lambda one: order.index(one.sequence))
         if world.is_main:
@@ -156,7 +154,7 @@ def _open(arguments: argparse.Namespace, world: World) -> _Job:
         # Not after hours of measuring.
         check_measured_alike(_THIS, _alike(source, preset), read_result(arguments.against))
     device = open_device(arguments.device, world)
-    subjects = baseline(source)
+    subjects = baseline(source, device)
     if arguments.against is not None and not is_result(arguments.against):
         if not source.has_low:
             raise BadConfigError(f"--against {arguments.against} is a network, which needs --low to work on")
@@ -190,7 +188,7 @@ def _subject(arguments: argparse.Namespace, source: EvaluationSource, device: to
     if arguments.fake is not None:
         return Subject(RESULT, None, {"result": str(arguments.fake)})
     if arguments.method is not None:
-        return open_method(arguments.method, source)
+        return open_method(arguments.method, source, device)
     return open_checkpoint(arguments.checkpoint, source, device)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from vsr_dist.inference.streaming.engine import StreamOptions, open_stream
+from vsr_dist.inference.engine import StreamOptions, VideoStream
 from vsr_dist.models import build_generator
 from vsr_dist.models.espcn import EspcnConfig
 from vsr_dist.models.paper_srgan import PaperSrganConfig
@@ -40,7 +40,7 @@ def make(config, scale=2):
 
 
 def stream_of(generator, **options):
-    return open_stream(generator, StreamOptions(**options), CPU)
+    return VideoStream(generator, StreamOptions(**options), CPU)
 
 
 def run(stream, frames):

@@ -230,7 +230,7 @@ def test_evaluate_with_what_does_not_fit(fails, tmp_path, pack_films, finished_r
     smaller = RecurrentConfig(channels=4, num_blocks=1)
     assert description["scale"] == 4
     save_generator(finished_run, build_generator(smaller, 2), smaller, {})
-    assert "enlarges x2" in fails(*command, tmp_path / "out")
+    assert "has scale 2" in fails(*command, tmp_path / "out")
     (finished_run / "generator.safetensors").write_bytes(b"damaged")
     assert "does not hold the weights" in fails(*command, tmp_path / "out")
 

@@ -13,7 +13,7 @@ from evaluate_films import NUM_FRAMES, evaluate, small, spoilt, truth, write_fra
 from realvsr_tree import make_realvsr
 
 from vsr_dist.cli import main
-from vsr_dist.inference.encode import VideoWriter
+from vsr_dist.inference.pictures import VideoWriter
 from vsr_dist.metrics.fidelity import frame_fidelity
 from vsr_dist.metrics.temporal import tdiff, tof
 

@@ -15,9 +15,8 @@ from vsr_dist.core.files import write_json, write_whole
 from vsr_dist.core.versions import package_versions
 from vsr_dist.evaluation.results import FORMAT_VERSION, intervals, sequence_table
 from vsr_dist.evaluation.sources import EvaluationSource
-from vsr_dist.evaluation.subject import Subject
-from vsr_dist.inference.pictures.sequence_show import FILES_TEXT, FOLDERS, SHOW_TEXT, clear_pictures
-from vsr_dist.inference.pictures.showcase import stack_rows, write_png
+from vsr_dist.evaluation.subjects import Subject
+from vsr_dist.inference.pictures import FILES_TEXT, FOLDERS, SHOW_TEXT, clear_pictures, stack_rows, write_png
 from vsr_dist.metrics.protocol import Protocol
 from vsr_dist.metrics.registry import METRICS
 from vsr_dist.metrics.table import (

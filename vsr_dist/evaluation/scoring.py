@@ -1,12 +1,18 @@
-"""Scores of frames: what runs on the device, in order, and what threads do for each frame by itself.
+"""Measuring an evaluation: every frame upscaled in order, scored on the device and by threads, and shown in pictures.
 
-Axis letters: T time, Y X rows and columns, C channels, N images.
+Axis letters: T time, H W low-resolution, Y X high-resolution rows and columns, C channels, N images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
 from typing import Any, Protocol
 
 import cv2
@@ -14,18 +20,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vsr_dist.core.console import Progress
 from vsr_dist.core.errors import BadConfigError, MissingExtraError
+from vsr_dist.core.world import World
+from vsr_dist.data.stream import share_sequences
+from vsr_dist.evaluation.sources import EvaluationSource, Piece, SequenceInfo
+from vsr_dist.evaluation.subjects import OURS, Subject
+from vsr_dist.inference.pictures import FrameSet, SequenceShow
 from vsr_dist.metrics.dists import Dists
 from vsr_dist.metrics.fidelity_batched import FIDELITY, fidelity_of_tensors, frame_fidelity_fast
 from vsr_dist.metrics.lpips import Lpips
 from vsr_dist.metrics.perceptual import Features, ShiftTolerantLpips
 from vsr_dist.metrics.protocol import Protocol as Preset
 from vsr_dist.metrics.protocol import Region
-from vsr_dist.metrics.registry import METRICS, RegionName
+from vsr_dist.metrics.registry import METRICS, RegionName, in_order
+from vsr_dist.metrics.table import FrameRow
 from vsr_dist.metrics.temporal import flicker, flow_distance, tdiff, visible, warp_pair
 from vsr_dist.metrics.vmaf import VmafStream, load_vmaf
 from vsr_dist.ops.color import ByteArray, from_uint8
 from vsr_dist.ops.motion import farneback
+from vsr_dist.ops.picture import Picture
 
 # Method -> metric -> value.
 Scores = dict[str, dict[str, float]]
@@ -194,3 +208,195 @@ class Scorer:
 
 def _image(frame_YXC: Tensor) -> Tensor:
     return from_uint8(frame_YXC).permute(2, 0, 1)[None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores of every frame of a sequence, in order, and its row of the comparison picture (uint8 RGB, Y X 3)."""
+
+    sequence: str
+    rows: list[FrameRow]
+    picture: Picture | None
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """One frame under every method, uint8 RGB: on the host, and on the device where networks or a GPU measure it."""
+
+    position: int
+    number: int
+    low_HWC: ByteArray | None
+    real_YXC: ByteArray
+    fakes: Mapping[str, ByteArray]
+
+
+@dataclass
+class _Pending:
+    """A frame some of whose scores are not computed yet."""
+
+    sequence: SequenceInfo
+    number: int
+    scores: Scores
+    host: Future[Scores]
+
+
+class _Alignment:
+    """Pairs the frames of a sequence with every method's results, which may come late."""
+
+    def __init__(self, subjects: Sequence[Subject]) -> None:
+        self._subjects = subjects
+        self._inputs: deque[tuple[int, ByteArray | None, ByteArray]] = deque()
+        self._results: dict[str, deque[ByteArray]] = {subject.name: deque() for subject in subjects}
+        self._num_frames = 0
+
+    def batches(self, pieces: Iterator[Piece]) -> Iterator[list[_Frame]]:
+        """All frames of one sequence, in order, each as soon as every result is known."""
+        for piece in pieces:
+            self._push(piece)
+            yield self._pop()
+        for subject in self._subjects:
+            if subject.stream is not None:
+                self._results[subject.name].extend(subject.stream.finish())  # type: ignore[arg-type]
+        yield self._pop()
+
+    def _push(self, piece: Piece) -> None:
+        for place, real_YXC in enumerate(piece.real_TYXC):
+            low_HWC = None if piece.low_THWC is None else piece.low_THWC[place]
+            self._inputs.append((piece.first_frame + place, low_HWC, real_YXC))
+            for subject in self._subjects:
+                if subject.stream is not None and low_HWC is not None:
+                    self._results[subject.name].extend(subject.stream.push(low_HWC))  # type: ignore[arg-type]
+                elif piece.fake_TYXC is not None:
+                    self._results[subject.name].append(piece.fake_TYXC[place])
+
+    def _pop(self) -> list[_Frame]:
+        complete = []
+        for _ in range(min(len(results) for results in self._results.values())):
+            number, low_HWC, real_YXC = self._inputs.popleft()
+            fakes = {name: results.popleft() for name, results in self._results.items()}
+            complete.append(_Frame(self._num_frames, number, low_HWC, real_YXC, fakes))
+            self._num_frames += 1
+        return complete
+
+
+class Measurement:
+    """Scores of one rank's sequences, piece by piece, and their pictures."""
+
+    def __init__(
+        self,
+        source: EvaluationSource,
+        subjects: Sequence[Subject],
+        scorer: Scorer,
+        trim_frames: int,
+        device: torch.device,
+    ) -> None:
+        self.source, self.subjects, self.scorer, self.trim_frames = source, list(subjects), scorer, trim_frames
+        self._device = device
+        self._pending: list[_Pending] = []
+        self._vmaf_done = 0
+        self._num_workers = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+    def run(self, pictures: Path | None, world: World) -> list[Measured]:
+        """Every sequence of this rank, in order; pictures are written to a folder on the way, or none."""
+        lengths = {info.name: info.num_frames for info in self.source.sequences}
+        mine = set(share_sequences(lengths, world.size)[world.rank])
+        infos = {info.name: info for info in self.source.sequences if info.name in mine}
+        found: dict[str, Picture] = {}
+        total = sum(info.num_frames for info in infos.values())
+        with (
+            ThreadPoolExecutor(self._num_workers) as pool,
+            Progress(total, "frame", enabled=world.is_main) as progress,
+        ):
+            for name, pieces in groupby(self.source.pieces(mine), key=lambda piece: piece.sequence):
+                with ExitStack() as stack:
+                    show = None
+                    if pictures is not None:
+                        show = stack.enter_context(SequenceShow(pictures, name, infos[name].fps))
+                    self._measure_sequence(pieces, infos[name], pool, show, progress)
+                if show is not None:
+                    found[name] = show.picture
+            rows = self._rows(infos)
+        return [Measured(name, rows[name], found.get(name)) for name in infos]
+
+    def _measure_sequence(
+        self,
+        pieces: Iterator[Piece],
+        info: SequenceInfo,
+        pool: ThreadPoolExecutor,
+        show: SequenceShow | None,
+        progress: Progress,
+    ) -> None:
+        before = None
+        for frames in _Alignment(self.subjects).batches(pieces):
+            for frame, scores, real_YXC, fakes in self._on_device(frames):
+                if show is not None and frame.low_HWC is not None:
+                    show.add(self._shown(frame), frame.number)
+                before = self._measure_frame(frame, scores, real_YXC, fakes, before, info, pool)
+                progress.advance()
+        self._add_vmaf(self.scorer.over_sequence(None, {}))
+        self.scorer.reset()
+
+    def _on_device(self, frames: Sequence[_Frame]) -> Iterator[tuple[_Frame, Scores, Tensor, Mapping[str, Tensor]]]:
+        """Each frame with what a GPU measures of several at once, and with its tensors on the device."""
+        if not frames:
+            return
+        real_TYXC = torch.from_numpy(np.stack([frame.real_YXC for frame in frames])).to(self._device)
+        fakes = {
+            name: torch.from_numpy(np.stack([frame.fakes[name] for frame in frames])).to(self._device)
+            for name in frames[0].fakes
+        }
+        scores = self.scorer.of_piece(real_TYXC, fakes)
+        for place, frame in enumerate(frames):
+            now = {name: fake_TYXC[place] for name, fake_TYXC in fakes.items()}
+            yield frame, scores[place], real_TYXC[place], now
+
+    def _measure_frame(
+        self,
+        frame: _Frame,
+        scores: Scores,
+        real_YXC: Tensor,
+        fakes: Mapping[str, Tensor],
+        before: HostFrame | None,
+        info: SequenceInfo,
+        pool: ThreadPoolExecutor,
+    ) -> HostFrame | None:
+        """Start the scores of one frame, unless the protocol trims it; returns it for the next one."""
+        if not self.trim_frames <= frame.position < info.num_frames - self.trim_frames:
+            return None
+        host = HostFrame(
+            frame.real_YXC, frame.fakes, None if before is None else before.real, {} if before is None else before.fakes
+        )
+        found = self.scorer.on_device(real_YXC, fakes)
+        both = {method: {**scores[method], **found[method]} for method in found}
+        self._pending.append(_Pending(info, frame.number, both, pool.submit(self.scorer.on_host, host)))
+        self._add_vmaf(self.scorer.over_sequence(real_YXC, fakes))
+        if len(self._pending) > 4 * self._num_workers:
+            # Frames that wait for their scores are held in memory: limit their number.
+            self._pending[-4 * self._num_workers].host.result()
+        return host
+
+    def _shown(self, frame: _Frame) -> FrameSet:
+        """Baseline and the next method; a second network is measured, but not shown."""
+        assert frame.low_HWC is not None
+        names = [subject.name for subject in self.subjects]
+        second = frame.fakes[names[1]] if len(names) > 1 else None
+        shown = (names[0], names[1] if len(names) > 1 else OURS)
+        return FrameSet(frame.low_HWC, frame.fakes[names[0]], second, frame.real_YXC, shown)
+
+    def _add_vmaf(self, known: Mapping[str, list[float]]) -> None:
+        """Values that became known late go to the frames that wait for them."""
+        for place in range(max((len(values) for values in known.values()), default=0)):
+            for method, values in known.items():
+                self._pending[self._vmaf_done].scores[method]["vmaf"] = values[place]
+            self._vmaf_done += 1
+
+    def _rows(self, infos: Mapping[str, SequenceInfo]) -> dict[str, list[FrameRow]]:
+        rows: dict[str, list[FrameRow]] = {name: [] for name in infos}
+        for waiting in self._pending:
+            host = waiting.host.result()
+            for method, scores in waiting.scores.items():
+                both = {**scores, **host[method]}
+                kept = {name: both[name] for name in in_order(tuple(both))}
+                info = waiting.sequence
+                rows[info.name].append(FrameRow(info.source, info.name, waiting.number, method, kept))
+        return rows

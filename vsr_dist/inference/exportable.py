@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vsr_dist.core.errors import BadConfigError, UserError
-from vsr_dist.inference.streaming.probe import context_frames, moving_texture
+from vsr_dist.inference.receptive_field import context_frames, moving_texture
 from vsr_dist.models.base import Generator, RecurrentGenerator
 
 

@@ -14,9 +14,8 @@ from sharding.video import iter_frames
 from vsr_dist import Upscaler
 from vsr_dist.config import load_config
 from vsr_dist.core.config_io import flatten
-from vsr_dist.inference.sequence import BicubicUpscaler
+from vsr_dist.evaluation.subjects import NamedMethod
 from vsr_dist.metrics.fidelity import frame_fidelity
-from vsr_dist.ops.color import from_uint8, to_uint8
 from vsr_dist.upscaler import DEFAULT_FOLDER
 
 ROOT = Path(__file__).parents[3]
@@ -38,8 +37,7 @@ def test_it_beats_bicubic_on_a_clip_that_it_never_saw(sample_clips):
     real = list(islice(iter_frames(sample_clips["carphone_pristine"]), 6))
     low = [bicubic_downscale(frame, 4) for frame in real]
     ours = list(Upscaler.from_checkpoint(device="cpu").upscale(low))
-    low_TCHW = from_uint8(torch.stack([torch.from_numpy(frame) for frame in low])).permute(0, 3, 1, 2)
-    bicubic = to_uint8(BicubicUpscaler(4).upscale(low_TCHW)).permute(0, 2, 3, 1).numpy()
+    bicubic = [image for frame in low for image in NamedMethod("bicubic", 4, torch.device("cpu")).push(frame)]
     gains = [
         frame_fidelity(mine, truth, 4).psnr_y - frame_fidelity(theirs, truth, 4).psnr_y
         for mine, theirs, truth in zip(ours, bicubic, real, strict=True)

@@ -8,7 +8,7 @@ import pytest
 from sharding.samples import find_samples
 from sharding.shots import StepScorer, find_cuts
 from sharding.video import iter_frames
-from vsr_dist.inference.streaming.shots import CutFinder
+from vsr_dist.inference.scene_cuts import CutFinder
 
 BIKES = next(path for path in find_samples() if path.stem == "bikes")
 

@@ -9,9 +9,9 @@ from safetensors.torch import load, save
 from streaming import ALL, CPU, GRU, PACKED, STEPWISE, WINDOWED, difference, make, run, stream_of
 
 from vsr_dist.core.errors import BadConfigError, BadInputError
-from vsr_dist.inference.sequence import GeneratorUpscaler
-from vsr_dist.inference.streaming.engine import StreamOptions
-from vsr_dist.inference.streaming.shots import CONTEXT_FRAMES
+from vsr_dist.inference.engine import StreamOptions
+from vsr_dist.inference.scene_cuts import CONTEXT_FRAMES
+from vsr_dist.models.base import RecurrentGenerator
 from vsr_dist.models.recurrent import RecurrentConfig
 from vsr_dist.ops.color import from_uint8, to_uint8
 
@@ -23,12 +23,17 @@ def walk(films):
 
 
 def shot_by_shot(generator, frames, cuts):
-    upscaler, images = GeneratorUpscaler(generator), []
+    """The network applied to each whole shot, without the engine: step by step, or in one call if it has no step."""
+    images = []
     for shot in np.split(frames, cuts):
-        upscaler.reset()
-        low_TCHW = from_uint8(torch.from_numpy(shot.copy())).permute(0, 3, 1, 2)
-        images.append(to_uint8(upscaler.upscale(low_TCHW)).permute(0, 2, 3, 1).numpy())
-    return np.concatenate(images)
+        low_TCHW, state = from_uint8(torch.from_numpy(shot.copy())).permute(0, 3, 1, 2), None
+        if isinstance(generator, RecurrentGenerator):
+            for low_CHW in low_TCHW:
+                fake_BCYX, state = generator.step(low_CHW[None], state)
+                images.append(fake_BCYX)
+        else:
+            images.append(generator(low_TCHW[None])[0])
+    return to_uint8(torch.cat(images)).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.mark.parametrize("kind", STEPWISE)
@@ -181,7 +186,10 @@ def test_a_video_has_one_size_and_depth(walk, other):
 
 
 def test_a_state_of_something_else_is_refused():
-    with pytest.raises(BadInputError, match=r"the state of a stream lacks cuts\.scores, cuts\.steps, num_cuts"):
+    with pytest.raises(
+        BadInputError,
+        match=r"expected the state of a stream, found tensors without cuts\.scores, cuts\.steps, num_cuts",
+    ):
         stream_of(make(GRU)).restore({"weights": torch.zeros(3)})
 
 

@@ -11,13 +11,21 @@ import cv2
 import numpy as np
 import pytest
 
-from vsr_dist.inference.pictures import time_profile
-from vsr_dist.inference.pictures.difference_maps import DifferenceMaps
-from vsr_dist.inference.pictures.sequence_show import FOLDERS, SequenceShow, clear_pictures
-from vsr_dist.inference.pictures.showcase import FrameSet
-from vsr_dist.inference.pictures.telling_crops import CropPicker, crop_side_px, telling_places
-from vsr_dist.inference.pictures.time_profile import TimeProfile
-from vsr_dist.inference.pictures.wipe import divider_at, wipe_picture
+from vsr_dist.inference import pictures
+from vsr_dist.inference.pictures import (
+    FOLDERS,
+    CropPicker,
+    DifferenceMaps,
+    FrameSet,
+    SequenceShow,
+    TimeProfile,
+    VideoWriter,
+    clear_pictures,
+    crop_side_px,
+    divider_at,
+    wipe_picture,
+    worst_places,
+)
 
 SCALE, HEIGHT, WIDTH = 4, 96, 120
 
@@ -81,7 +89,7 @@ def test_a_worse_frame_takes_the_place_of_an_earlier_one():
 
 def test_places_are_the_best_of_all_positions():
     error = np.random.default_rng(1).random((48, 64)).astype(np.float32)
-    (best,) = telling_places(cv2.resize(error, (16, 12), interpolation=cv2.INTER_AREA), 16, 4, 1)
+    (best,) = worst_places(cv2.resize(error, (16, 12), interpolation=cv2.INTER_AREA), 16, 4, 1)
     sums = {(y, x): error[y : y + 16, x : x + 16].mean() for y in range(0, 33, 4) for x in range(0, 49, 4)}
     assert (best.top, best.left) == max(sums, key=sums.get)
     assert best.error == pytest.approx(max(sums.values()), rel=1e-5)
@@ -111,7 +119,7 @@ def test_the_profile_is_the_row_of_every_frame():
     assert profile.row == 44
     found = profile.profiles()
     assert list(found) == ["bicubic", "ours", "ground truth"]
-    assert np.array_equal(found["bicubic"], np.stack([frame.bicubic_YXC[44] for frame in frames]))
+    assert np.array_equal(found["bicubic"], np.stack([frame.baseline_YXC[44] for frame in frames]))
     assert np.array_equal(found["ours"], np.stack([frame.fake_YXC[44] for frame in frames]))
     assert np.array_equal(found["ground truth"], np.stack([frame.real_YXC[44] for frame in frames]))
 
@@ -122,11 +130,11 @@ def test_the_profile_of_a_short_or_still_sequence_is_of_the_middle():
     assert {title: rows.shape for title, rows in profile.profiles().items()} == dict.fromkeys(
         ("bicubic", "ours", "ground truth"), (1, WIDTH, 3)
     )
-    assert abs(profile.row - HEIGHT / 2) <= time_profile.ROW_STEP_PX
+    assert abs(profile.row - HEIGHT / 2) <= pictures.PROFILE_ROW_STEP_PX
 
 
 def test_wide_frames_show_the_columns_that_move(monkeypatch):
-    monkeypatch.setattr(time_profile, "MAX_COLUMNS", 40)
+    monkeypatch.setattr(pictures, "PROFILE_MAX_COLUMNS", 40)
     profile = TimeProfile()
     for number in range(17):
         real = np.full((HEIGHT, WIDTH, 3), 50, np.uint8)
@@ -137,7 +145,7 @@ def test_wide_frames_show_the_columns_that_move(monkeypatch):
 
 
 def test_a_long_profile_ends(monkeypatch):
-    monkeypatch.setattr(time_profile, "MAX_FRAMES", 24)
+    monkeypatch.setattr(pictures, "PROFILE_MAX_FRAMES", 24)
     profile = TimeProfile()
     for number in range(40):
         profile.add(frame_set(), number)
@@ -178,8 +186,8 @@ def test_the_picture_of_the_maps_has_the_same_colour_for_the_same_difference():
 
 def test_the_divider_moves_and_parts_the_picture():
     frame = frame_set(bicubic=with_square(0, 0, 100), fake=np.full((HEIGHT, WIDTH, 3), 200, np.uint8))
-    assert divider_at(0) == 0.5
-    shares = [divider_at(turn / 40) for turn in range(40)]
+    assert divider_at(0, 10.0) == 0.5
+    shares = [divider_at(number, 10.0) for number in range(40)]
     assert min(shares) == pytest.approx(0.05) and max(shares) == pytest.approx(0.95)
     for share in (0.05, 0.5, 0.95):
         row = wipe_picture(frame, share)[100, :, 0]
@@ -268,5 +276,36 @@ def test_memory_does_not_grow_with_the_frames():
         return peak
 
     peak_after(2)  # what is made once
-    short, long = peak_after(time_profile.MAX_FRAMES), peak_after(3 * time_profile.MAX_FRAMES)
+    short, long = peak_after(pictures.PROFILE_MAX_FRAMES), peak_after(3 * pictures.PROFILE_MAX_FRAMES)
     assert long < 1.05 * short
+
+
+@pytest.mark.parametrize("fps", [Fraction(25), Fraction(30000, 1001)])
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (33, 47)])
+def test_a_written_video_can_be_read(tmp_path, fps, height, width):
+    path = tmp_path / "film.mp4"
+    shades = range(20, 240, 20)
+    with VideoWriter(path, fps) as writer:
+        for shade in shades:
+            writer.write(np.full((height, width, 3), shade, np.uint8))
+        assert not path.exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["film.mp4"]
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].average_rate == fps
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert [frame.shape for frame in frames] == [(height // 2 * 2, width // 2 * 2, 3)] * len(shades)
+    for frame, shade in zip(frames, shades, strict=True):
+        assert abs(frame.mean() - shade) < 3
+
+
+@pytest.mark.parametrize("num_frames", [0, 1, 40])
+def test_an_exception_leaves_nothing(tmp_path, num_frames):
+    def film():
+        with VideoWriter(tmp_path / "film.mp4", Fraction(25)) as writer:
+            for _ in range(num_frames):
+                writer.write(np.zeros((32, 48, 3), np.uint8))
+            raise KeyError("the network failed")
+
+    with pytest.raises(KeyError, match="the network failed"):
+        film()
+    assert list(tmp_path.iterdir()) == []

@@ -12,9 +12,17 @@ from streaming import CPU, GRU, LEARNED, PACKED, WINDOWED, difference, make, run
 from sharding.samples import find_samples
 from sharding.video import iter_frames
 from vsr_dist.core.errors import UserError
-from vsr_dist.inference.streaming import tiled
-from vsr_dist.inference.streaming.memory import free_bytes, is_out_of_memory, peak_bytes_per_px
-from vsr_dist.inference.streaming.tiles import ALIGN_PX, Axis, Grid, Overlap, run_in_tiles
+from vsr_dist.inference import tiles
+from vsr_dist.inference.tiles import (
+    ALIGN_PX,
+    Axis,
+    Grid,
+    Overlap,
+    free_bytes,
+    is_out_of_memory,
+    peak_bytes_per_px,
+    run_in_tiles,
+)
 from vsr_dist.models.recurrent import Recurrent
 
 
@@ -163,7 +171,7 @@ def test_the_tile_follows_from_free_memory(bikes, monkeypatch):
     whole = run(stream_of(make(GRU)), bikes[:3])
     sides = []
     for megabytes in (1, 6, 1000):
-        monkeypatch.setattr(tiled, "free_bytes", lambda device, room=megabytes * 1e6: room)
+        monkeypatch.setattr(tiles, "free_bytes", lambda device, room=megabytes * 1e6: room)
         stream = stream_of(make(GRU))
         assert difference(run(stream, bikes[:3]), whole) <= 1
         sides.append(stream.facts()["tile_px"])
@@ -173,7 +181,7 @@ def test_the_tile_follows_from_free_memory(bikes, monkeypatch):
 
 
 def test_a_resumed_stream_keeps_its_tile(bikes, monkeypatch):
-    monkeypatch.setattr(tiled, "free_bytes", lambda device: 1e6)
+    monkeypatch.setattr(tiles, "free_bytes", lambda device: 1e6)
     stream = stream_of(make(GRU))
     stream.push(bikes[0])
     state = stream.state()
@@ -202,3 +210,12 @@ def test_an_overlap_may_be_asked_for(bikes):
     stream = stream_of(make(GRU), tile_px=72, overlap_px=40)
     run(stream, bikes[:1])
     assert stream.facts()["overlap_px"] == 40
+
+
+def test_a_video_of_another_size_gets_a_tile_of_its_own(bikes):
+    """The tile that fits a small video would cut a larger one behind it for no reason."""
+    stream, large = stream_of(make(GRU)), bikes[:3]
+    run(stream, np.ascontiguousarray(bikes[:3, :24, :32]))
+    assert stream.facts()["tile_px"] == 32
+    assert np.array_equal(run(stream, large), run(stream_of(make(GRU)), large))
+    assert stream.facts()["tile_px"] == 168

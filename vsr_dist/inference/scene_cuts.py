@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sharding.shots import MIN_SCORE, NUM_STEPS_AROUND, THUMBNAIL_SIZE_PX, StepScorer, find_cuts
-from vsr_dist.inference.streaming.stream import Frame
+from vsr_dist.inference.frames import Frame
 
 # Before a place from which on the same cuts are found as from the start of the video: the steps around the first one.
 CONTEXT_FRAMES = NUM_STEPS_AROUND + 1

@@ -1,21 +1,35 @@
-"""Frames as they are decoded (integers, rows by columns by colours) to what networks take, and back.
+"""Frames as decoders give them (integers, rows by columns by colours) to what networks take, and back.
 
 Axis letters: B batch, C channels, H W low-resolution, Y X high-resolution rows and columns.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vsr_dist.core.errors import BadInputError
-from vsr_dist.inference.streaming.stream import Frame
 
+# RGB, (H, W, 3). uint16 uses the full range 0 to 65535, for sources of more than 8 bits.
+Frame = NDArray[np.uint8] | NDArray[np.uint16]
 # Integer that stands for 1.0.
 FULL_SCALE: dict[Any, float] = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
+
+
+class FrameStream(Protocol):
+    """Frames of one video in, enlarged frames out, in order: one out for each in, possibly with a delay."""
+
+    def push(self, frame_HWC: Frame) -> list[Frame]:
+        """Take the next frame; returns the results (Y, X, 3) that are finished now, of its dtype: none or several."""
+        ...
+
+    def finish(self) -> list[Frame]:
+        """The rest of the results, at the end of the video. Afterwards another video may begin."""
+        ...
 
 
 def check_frame(frame_HWC: Frame, like_HWC: tuple[tuple[int, ...], Any] | None = None) -> None:
@@ -28,8 +42,8 @@ def check_frame(frame_HWC: Frame, like_HWC: tuple[tuple[int, ...], Any] | None =
         raise BadInputError(f"expected frames of at least one pixel, found {found}")
     if like_HWC is not None and (frame_HWC.shape, frame_HWC.dtype) != like_HWC:
         raise BadInputError(
-            f"a frame of {found} in a video of {like_HWC[1]} {like_HWC[0]}; a video has frames of one size and depth: "
-            "begin a new one, or convert the frames"
+            f"a frame of {found} in a video of {like_HWC[1]} {like_HWC[0]}; all frames of a video must have one size "
+            "and depth: start a new stream, or convert the frames"
         )
 
 

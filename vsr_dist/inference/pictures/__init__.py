@@ -1,1 +1,0 @@
-"""What an evaluation shows: crops, profiles over time, maps of differences, videos."""
