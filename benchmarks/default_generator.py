@@ -22,8 +22,9 @@ import cv2
 import yaml
 from machine import describe_machine
 
+from vsr_dist.core.report_blocks import to_markdown
+from vsr_dist.evaluation.output import score_table
 from vsr_dist.inference.generator_io import DESCRIPTION_NAME, WEIGHTS_NAME
-from vsr_dist.metrics.table import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "default_generator.yaml"
@@ -94,7 +95,7 @@ def main() -> None:
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     before, rest = PAGE.read_text().split(BEGIN)
-    text = markdown_table(table, ["bicubic", "ours"], METRICS)
+    text = to_markdown([score_table(table, ["bicubic", "ours"], METRICS)]).strip()
     PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
     picture = cv2.imread(str(arguments.out / "comparison.png"))
     cv2.imwrite(str(PICTURE), picture, [cv2.IMWRITE_JPEG_QUALITY, 85])

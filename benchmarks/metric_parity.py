@@ -5,7 +5,7 @@
 The references are other packages, or the formula written out in tests/metric_references.py. Frames: 6 each of carphone
 (the distorted film against the pristine one) and of bikes reduced to a quarter and enlarged by bicubic. AlexNet and
 VGG16 get random weights, the same on both sides: the trained ones cannot be fetched everywhere, and the arithmetic is
-what is compared. Needs the extras perceptual, lpips and vmaf. Writes benchmarks/results/metric_parity.json and the
+what is compared. Needs the extras perceptual and metrics. Writes benchmarks/results/metric_parity.json and the
 table between the marks of docs/evaluation.md.
 """
 
@@ -41,12 +41,10 @@ from metric_references import (  # noqa: E402
 
 from sharding.samples import find_samples  # noqa: E402
 from sharding.video import iter_frames  # noqa: E402
-from vsr_dist.metrics import dists, lpips  # noqa: E402
-from vsr_dist.metrics.fidelity_batched import FIDELITY, fidelity_of_tensors, frame_fidelity_fast  # noqa: E402
-from vsr_dist.metrics.perceptual import ShiftTolerantLpips  # noqa: E402
+from vsr_dist.metrics.fidelity import FIDELITY, batch_fidelity, frame_fidelity  # noqa: E402
+from vsr_dist.metrics.perceptual import Dists, Lpips, ShiftTolerantLpips, VmafStream, load_vmaf  # noqa: E402
 from vsr_dist.metrics.temporal import tdiff, tof, warping_error  # noqa: E402
 from vsr_dist.metrics.uncertainty import compare  # noqa: E402
-from vsr_dist.metrics.vmaf import VmafStream, load_vmaf  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "metric_parity.json"
 PAGE = ROOT / "docs" / "evaluation.md"
@@ -82,8 +80,8 @@ def fidelity_rows(data: list[tuple[Clip, Clip]]) -> list[Row]:
                 expected = scikit_fidelity(fake, real, rounded)
                 batch = (torch.from_numpy(frame)[None] for frame in (fake, real))
                 sides = {
-                    "CPU": frame_fidelity_fast(fake, real, FIDELITY, rounded),
-                    "tensor": fidelity_of_tensors(*batch, FIDELITY, rounded)[0],
+                    "CPU": frame_fidelity(fake, real, FIDELITY, rounded),
+                    "tensor": batch_fidelity(*batch, FIDELITY, rounded)[0],
                 }
                 for side, scores in sides.items():
                     for name, value in scores.items():
@@ -132,31 +130,25 @@ def st_lpips_row(data: list[tuple[Clip, Clip]]) -> Row:
 
 
 def deep_rows(data: list[tuple[Clip, Clip]], folder: Path) -> list[Row]:
-    """LPIPS and DISTS with random trunks: the formula written out, and the packages where they are installed."""
+    """LPIPS and DISTS of torchmetrics with random trunks, against the formulas written out."""
     models = importlib.import_module("torchvision.models")
     torch.manual_seed(0)
     (folder / "checkpoints").mkdir()
-    trunks = {lpips.TRUNK_FILE: models.alexnet(weights=None), dists.TRUNK_FILE: models.vgg16(weights=None)}
-    for name, network in trunks.items():
-        torch.save(network.eval().state_dict(), folder / "checkpoints" / name)
+    alexnet, vgg16 = models.alexnet(weights=None).eval(), models.vgg16(weights=None).eval()
+    torch.save(alexnet.state_dict(), folder / "checkpoints" / "alexnet-owt-7be5be79.pth")
+    torch.save(vgg16.state_dict(), folder / "checkpoints" / "vgg16-397923af.pth")
     torch.hub.set_dir(str(folder))
+    lpips, dists = Lpips(), Dists()
+    heads = [getattr(lpips.network, f"lin{number}").model[-1].weight for number in range(5)]
+    weights = {"alpha": dists.network.alpha, "beta": dists.network.beta}
     rows = []
-    for name, make, by_hand, trunk in (
-        ("lpips", lpips.Lpips, lpips_by_hand, lpips.TRUNK_FILE),
-        ("dists", dists.Dists, dists_by_hand, dists.TRUNK_FILE),
+    for name, ours, by_hand in (
+        ("lpips", lpips, lambda *pair: lpips_by_hand(alexnet, heads, *pair)),
+        ("dists", dists, lambda *pair: dists_by_hand(vgg16, weights, *pair)),
     ):
-        ours = make()
-        weights = [h.weight for h in ours.heads] if name == "lpips" else {"alpha": ours.alpha, "beta": ours.beta}
-        pairs = [(float(ours(*pair)), float(by_hand(trunks[trunk], weights, *pair))) for pair in images(data)]
+        pairs = [(float(ours.distance(*map(ours.features, pair))), float(by_hand(*pair))) for pair in images(data)]
         rows.append(row(f"{name} (random trunk)", "the formula on torchvision's network", pairs))
-    theirs = importlib.import_module("lpips").LPIPS(net="alex", verbose=False)
-    pairs = [(float(lpips.Lpips()(*pair)), float(theirs(*pair, normalize=True))) for pair in images(data)]
-    rows.append(row("lpips (random trunk)", "lpips 0.1.4", pairs))
-    package = importlib.import_module("DISTS_pytorch").DISTS(load_weights=False)
-    ours_dists = dists.Dists()
-    package.alpha.data, package.beta.data = ours_dists.alpha, ours_dists.beta
-    pairs = [(float(ours_dists(*pair)), float(package(*pair))) for pair in images(data)]
-    return [*rows, row("dists (random trunk)", "DISTS-pytorch 0.1", pairs)]
+    return rows
 
 
 def vmaf_row() -> Row:

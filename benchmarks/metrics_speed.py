@@ -27,10 +27,12 @@ import numpy as np
 import torch
 from machine import describe_machine
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/helpers"))
+from metric_references import scikit_fidelity
+
 from sharding.samples import find_samples
 from sharding.video import iter_frames
-from vsr_dist.metrics.fidelity import frame_fidelity
-from vsr_dist.metrics.fidelity_batched import FIDELITY, fidelity_of_tensors, frame_fidelity_fast
+from vsr_dist.metrics.fidelity import batch_fidelity, frame_fidelity
 from vsr_dist.ops.color import from_uint8, to_uint8
 from vsr_dist.ops.resample import bicubic_upsample
 
@@ -53,18 +55,19 @@ def pairs(clip: str) -> list[Pair]:
 
 
 def scikit(pair: Pair) -> object:
-    return frame_fidelity(*pair, BORDER_PX)
+    inside = slice(BORDER_PX, -BORDER_PX)
+    return scikit_fidelity(pair[0][inside, inside], pair[1][inside, inside], rounded=False)
 
 
 def ours(pair: Pair) -> object:
     inside = slice(BORDER_PX, -BORDER_PX)
-    return frame_fidelity_fast(pair[0][inside, inside], pair[1][inside, inside], FIDELITY)
+    return frame_fidelity(pair[0][inside, inside], pair[1][inside, inside])
 
 
 def tensor(pair: Pair) -> object:
     inside = slice(BORDER_PX, -BORDER_PX)
     batch = (torch.from_numpy(np.ascontiguousarray(frame[inside, inside]))[None] for frame in pair)
-    return fidelity_of_tensors(*batch, FIDELITY)
+    return batch_fidelity(*batch)
 
 
 def seconds(side: Callable[[Pair], object], data: list[Pair], threads: int) -> tuple[float, float]:

@@ -11,8 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from vsr_dist.metrics.registry import DEFAULT_METRICS
-from vsr_dist.metrics.table import METRICS
+from vsr_dist.metrics.registry import DEFAULT_METRICS, METRICS
 
 FACTORS = {"tdiff": 1e4}
 COMPARED = ("psnr_y", "ssim_y", "tof")
@@ -55,7 +54,7 @@ def metric_spread(model: Trained, metric: str) -> Spread:
 
 def gain(model: Trained, bicubic: Mapping[str, float], metric: str) -> Spread:
     """The metric minus bicubic's, signed so that above 0 is better."""
-    sign = METRICS[metric][2]
+    sign = METRICS[metric].direction
     return spread([sign * (scores[metric] - bicubic[metric]) for scores in model.scores.values()])
 
 
@@ -71,9 +70,9 @@ def sentence(model: Trained, bicubic: Mapping[str, float]) -> str:
     """How a model compares with bicubic; only what holds for every seed is called better or worse."""
     parts = []
     for metric in COMPARED:
-        heading, decimals, _ = METRICS[metric]
+        heading, decimals = METRICS[metric].heading, METRICS[metric].decimals
         found = gain(model, bicubic, metric)
-        sign = METRICS[metric][2]
+        sign = METRICS[metric].direction
         change = f"{sign * found.mean:+.{decimals}f}"
         parts.append(f"{heading} {change} ({verdict(found)})")
     seeds = len(model.scores)
@@ -82,7 +81,7 @@ def sentence(model: Trained, bicubic: Mapping[str, float]) -> str:
 
 def table(models: Sequence[Trained], bicubic: Mapping[str, float], bicubic_frame_ms: float) -> str:
     """Markdown: a row per model, mean and range over seeds."""
-    headings = ["model", "parameters", "steps", "ms per frame", *(METRICS[name][0] for name in DEFAULT_METRICS)]
+    headings = ["model", "parameters", "steps", "ms per frame", *(METRICS[name].heading for name in DEFAULT_METRICS)]
     cells = [_number(bicubic[name], name) for name in DEFAULT_METRICS]
     rows = [["bicubic", "0", "-", f"{bicubic_frame_ms:.0f}", *cells]]
     for model in models:
@@ -97,7 +96,7 @@ def table(models: Sequence[Trained], bicubic: Mapping[str, float], bicubic_frame
 
 
 def _number(value: float, metric: str) -> str:
-    return f"{value * FACTORS.get(metric, 1.0):.{METRICS[metric][1]}f}"
+    return f"{value * FACTORS.get(metric, 1.0):.{METRICS[metric].decimals}f}"
 
 
 def document(models: Sequence[Trained], bicubic: Mapping[str, float], facts: Mapping[str, object]) -> str:
@@ -139,14 +138,14 @@ def draw(models: Sequence[Trained], bicubic: Mapping[str, float], path: Path) ->
     figure, axes = plt.subplots(1, len(COMPARED), figsize=(12, 0.5 * len(models) + 1.5), sharey=True)
     places = range(len(models))
     for axis, metric in zip(axes, COMPARED, strict=True):
-        sign = METRICS[metric][2]
+        sign = METRICS[metric].direction
         for place, model in zip(places, models, strict=True):
             gains = [sign * (scores[metric] - bicubic[metric]) for scores in model.scores.values()]
             colour = "tab:green" if min(gains) > 0 else "tab:red" if max(gains) < 0 else "tab:gray"
             axis.plot([min(gains), max(gains)], [place, place], color=colour, linewidth=2)
             axis.plot(gains, [place] * len(gains), "o", color=colour, markersize=5)
         axis.axvline(0.0, color="black", linewidth=1)
-        axis.set_title(f"{METRICS[metric][0]}: better than bicubic by", fontsize=10)
+        axis.set_title(f"{METRICS[metric].heading}: better than bicubic by", fontsize=10)
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(list(places), [model.name for model in models])
     axes[0].invert_yaxis()

@@ -22,7 +22,8 @@ import cv2
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from vsr_dist.metrics.table import markdown_table
+from vsr_dist.core.report_blocks import to_markdown
+from vsr_dist.evaluation.output import score_table
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -37,7 +38,8 @@ def write_table(demo: Path) -> None:
     readme = ROOT / "README.md"
     before, rest = readme.read_text().split(BEGIN)
     after = rest.split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n{markdown_table(table, ['bicubic', 'ours'], METRICS)}\n{END}{after}")
+    scores = to_markdown([score_table(table, ["bicubic", "ours"], METRICS)])
+    readme.write_text(f"{before}{BEGIN}\n{scores}{END}{after}")
 
 
 def write_comparison(demo: Path) -> None:

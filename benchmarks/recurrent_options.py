@@ -37,7 +37,7 @@ from vsr_dist.data.stream import SplitStream
 from vsr_dist.inference.engine import StreamOptions, VideoStream
 from vsr_dist.inference.frames import Frame
 from vsr_dist.inference.generator_io import load_generator
-from vsr_dist.metrics.table import METRICS
+from vsr_dist.metrics.registry import METRICS
 from vsr_dist.models.base import Generator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,7 +123,7 @@ def entry_of(arm: str, plain: dict, arguments: argparse.Namespace) -> dict[str, 
     tables = scores_of(arm, arguments)
     gains, against = {}, {}
     for metric in COMPARED:
-        sign = METRICS[metric][2]
+        sign = METRICS[metric].direction
         better = [sign * (t["overall"]["ours"][metric] - t["overall"]["bicubic"][metric]) for t in tables.values()]
         gains[metric] = asdict(spread(better))
         pairs = [

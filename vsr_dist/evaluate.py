@@ -20,9 +20,15 @@ import torch
 from vsr_dist.core.collectives import gather_lists, join_ranks, shutdown, together
 from vsr_dist.core.errors import BadConfigError, BadInputError, OneLineParser, run_cli
 from vsr_dist.core.world import World
-from vsr_dist.evaluation.comparing import compare_in_one, compare_results, compare_with_result, is_result
-from vsr_dist.evaluation.output import Report, clear, write
-from vsr_dist.evaluation.results import Result, check_measured_alike, read_result
+from vsr_dist.evaluation.output import Report, clear, compare_results, write
+from vsr_dist.evaluation.results import (
+    Result,
+    check_measured_alike,
+    compare_in_one,
+    compare_with_result,
+    is_result,
+    read_result,
+)
 from vsr_dist.evaluation.scoring import Measured, Measurement, Scorer, available
 from vsr_dist.evaluation.sources import EvaluationSource, PairSource, ShardSource
 from vsr_dist.evaluation.subjects import (
@@ -35,8 +41,7 @@ from vsr_dist.evaluation.subjects import (
     open_device,
     open_method,
 )
-from vsr_dist.metrics.protocol import PROTOCOLS, Protocol, find_protocol
-from vsr_dist.metrics.registry import METRICS, parse_metrics
+from vsr_dist.metrics.registry import METRICS, PROTOCOLS, Protocol, find_protocol, parse_metrics
 
 _THIS = "this evaluation"
 

@@ -10,7 +10,6 @@ _PACKAGES = (
     "torch",
     "accelerate",
     "mlflow",
-    "scikit-image",
     "numpy",
     "opencv-python-headless",
     "webdataset",

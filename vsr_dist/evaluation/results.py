@@ -1,4 +1,4 @@
-"""Per-frame scores as a result: tables, intervals and comparisons, and reading them back."""
+"""The result of an evaluation: scores per frame, their tables, intervals and comparisons, and reading them back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 from vsr_dist.core.errors import BadInputError
 from vsr_dist.metrics.registry import METRICS, in_order
-from vsr_dist.metrics.table import FrameRow
 from vsr_dist.metrics.uncertainty import (
     LEVEL,
     Difference,
@@ -22,7 +21,48 @@ from vsr_dist.metrics.uncertainty import (
 )
 
 FORMAT_VERSION = 2
+RESULT_NAMES = ("metrics.json", "metrics.csv")
 _FIXED_COLUMNS = ("source", "sequence", "frame", "method")
+
+
+@dataclass(frozen=True)
+class FrameRow:
+    """Scores of one frame under one method; the temporal ones are absent on the first frame of a sequence."""
+
+    source: str
+    sequence: str
+    frame: int
+    method: str
+    scores: dict[str, float]
+
+
+def mean_scores(rows: Sequence[FrameRow], method: str) -> dict[str, float]:
+    """Mean of each metric over the frames that have it; empty for no rows of the method."""
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        if row.method == method:
+            for name, value in row.scores.items():
+                columns.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in columns.items()}
+
+
+def summarise(rows: Sequence[FrameRow], methods: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Scope -> method -> metric: every source video, and `overall`, the mean of the videos' means.
+
+    Videos count the same in `overall`, however many frames they have.
+    """
+    sources = list(dict.fromkeys(row.source for row in rows))
+    table = {
+        source: {m: mean_scores([row for row in rows if row.source == source], m) for m in methods}
+        for source in sources
+    }
+    overall: dict[str, dict[str, float]] = {}
+    for method in methods:
+        names = list(dict.fromkeys(name for source in sources for name in table[source][method]))
+        overall[method] = {
+            name: _mean([table[s][method][name] for s in sources if name in table[s][method]]) for name in names
+        }
+    return {**table, "overall": overall}
 
 
 @dataclass(frozen=True)
@@ -165,3 +205,30 @@ def _row(line: dict[str, str]) -> FrameRow:
         name: float(value) for name, value in line.items() if name not in _FIXED_COLUMNS and value and name in METRICS
     }
     return FrameRow(line["source"], line["sequence"], int(line["frame"]), line["method"], scores)
+
+
+def is_result(path: Path) -> bool:
+    """True for a finished evaluation's folder or one of its files, as opposed to a run or a weight file."""
+    return path.name in RESULT_NAMES or (path / RESULT_NAMES[0]).is_file()
+
+
+def compare_in_one(rows: Sequence[FrameRow], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """The last method against every other of the same evaluation."""
+    return [
+        comparison_data(methods[-1], other, compare_methods(rows, methods[-1], rows, other))
+        for other in reversed(methods[:-1])
+    ]
+
+
+def compare_with_result(this: Result, against: Path) -> dict[str, Any]:
+    """This evaluation's main method against that of a finished one. BadInputError if they do not compare."""
+    other = read_result(against)
+    check_comparable(this, other)
+    found = compare_methods(this.rows, this.main, other.rows, other.main)
+    if not found:
+        raise BadInputError(f"{this.name} and {other.name} have no metric in common; evaluate both with the same ones")
+    return comparison_data(this.main, f"{other.main} of {against}", found)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

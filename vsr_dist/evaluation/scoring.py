@@ -24,19 +24,15 @@ from vsr_dist.core.console import Progress
 from vsr_dist.core.errors import BadConfigError, MissingExtraError
 from vsr_dist.core.world import World
 from vsr_dist.data.stream import share_sequences
+from vsr_dist.evaluation.results import FrameRow
 from vsr_dist.evaluation.sources import EvaluationSource, Piece, SequenceInfo
 from vsr_dist.evaluation.subjects import OURS, Subject
 from vsr_dist.inference.pictures import FrameSet, SequenceShow
-from vsr_dist.metrics.dists import Dists
-from vsr_dist.metrics.fidelity_batched import FIDELITY, fidelity_of_tensors, frame_fidelity_fast
-from vsr_dist.metrics.lpips import Lpips
-from vsr_dist.metrics.perceptual import Features, ShiftTolerantLpips
-from vsr_dist.metrics.protocol import Protocol as Preset
-from vsr_dist.metrics.protocol import Region
-from vsr_dist.metrics.registry import METRICS, RegionName, in_order
-from vsr_dist.metrics.table import FrameRow
+from vsr_dist.metrics.fidelity import FIDELITY, batch_fidelity, frame_fidelity
+from vsr_dist.metrics.perceptual import Dists, Features, Lpips, ShiftTolerantLpips, VmafStream, load_vmaf
+from vsr_dist.metrics.registry import METRICS, Region, RegionName, in_order
+from vsr_dist.metrics.registry import Protocol as Preset
 from vsr_dist.metrics.temporal import flicker, flow_distance, tdiff, visible, warp_pair
-from vsr_dist.metrics.vmaf import VmafStream, load_vmaf
 from vsr_dist.ops.color import ByteArray, from_uint8
 from vsr_dist.ops.motion import farneback
 from vsr_dist.ops.picture import Picture
@@ -116,7 +112,7 @@ class Scorer:
             rows, columns = self._region("fidelity", tuple(real_TYXC.shape[1:]))
             for method, fake_TYXC in fakes.items():
                 pair = (fake_TYXC[:, rows, columns], real_TYXC[:, rows, columns])
-                found = fidelity_of_tensors(*pair, self._fidelity, self._preset.round_luma)
+                found = batch_fidelity(*pair, self._fidelity, self._preset.round_luma)
                 for place, values in enumerate(found):
                     scores[place][method] = values
         return scores
@@ -173,7 +169,7 @@ class Scorer:
             region = self._region("fidelity", frame.real.shape)
             for method, fake_YXC in frame.fakes.items():
                 pair = (fake_YXC[region], frame.real[region])
-                scores[method] |= frame_fidelity_fast(*pair, self._fidelity, self._preset.round_luma)
+                scores[method] |= frame_fidelity(*pair, self._fidelity, self._preset.round_luma)
         if frame.real_before is not None:
             self._over_time(frame, frame.real_before, scores)
         return scores

@@ -1,18 +1,29 @@
-"""Does the discriminator still tell real from fake, and is it getting worse?
+"""Does the discriminator still separate real from generated clips, and is it getting worse?
 
-A training loss alone cannot say: a discriminator loss at chance is the ideal equilibrium as well as a dead
-discriminator. These numbers separate the two; they are meant for held-out clips, with the discriminator in
-evaluation mode. `real` and `fake` are scores (logits, higher means more real), one per clip or per patch, in
-any shape; they are compared in float64.
+A training loss alone cannot tell: a discriminator loss at chance is the ideal equilibrium as well as a dead
+discriminator. Three parts separate the two. Statistics of the discriminator's scores on held-out clips: `real` and
+`fake` are logits (higher means more real), one per clip or per patch, in any shape, compared in float64, with the
+discriminator in evaluation mode. A spectral probe that separates real from fake by band powers alone: where it
+succeeds and the discriminator does not, the discriminator is at fault, not the generator too good. And a verdict, one
+word for what the measures say together, since none of them is enough alone.
+
+Axes: T time, C channels, Y X image rows and columns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.stats import ks_2samp, rankdata, theilslopes
+from torch import Tensor
+
+from vsr_dist.ops.color import rgb_to_y_bt601
 
 Scores = npt.ArrayLike
 # An undecided logit's gradient, times their number, is 1 (hinge), 0.5 (bce, rpgan) or 0.25 (paper): far above this.
@@ -140,3 +151,140 @@ def _pair(first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[npt.NDArray[np.f
     if len(pair[0]) != len(pair[1]):
         raise ValueError(f"drift metrics: expected pairs, found {len(pair[0])} and {len(pair[1])} values")
     return pair
+
+
+NUM_BANDS = 16
+# Power of a band without any signal: far below the 6e-8 that rounding to 8 bits leaves, above float32's own rounding.
+_FLOOR = 1e-10
+# Nats. Bands that vary less are not blown up to the size of the others.
+_LEAST_SPREAD = 1e-2
+_RIDGE = 1e-2
+_NEWTON_STEPS = 50
+Features = npt.NDArray[np.float64]
+
+
+def band_powers(clip_TCYX: Tensor, num_bands: int = NUM_BANDS) -> Features:
+    """Log power of a clip's luma in `num_bands` radial bands of equal width, a mean over frames; (num_bands,) float64.
+
+    clip_TCYX: float RGB in [0, 1]. Each frame's luma loses its mean and is weighted by a Hann window, so that its
+    borders do not look like edges; the power of a band is the mean of `|FFT|^2 / (Y X)` over its frequencies. Band i
+    holds the radii i to i + 1 of `num_bands` parts of 0 to 0.5 cycles per pixel; the corners beyond are left out. A
+    band in which a small image has no frequency takes the power of the floor, 1e-10. Natural logarithm.
+    """
+    luma_TYX = rgb_to_y_bt601(clip_TCYX.float()).squeeze(-3)
+    rows, columns = luma_TYX.shape[-2:]
+    window_YX, bands_YX = _window_and_bands(rows, columns, num_bands)
+    luma_TYX = (luma_TYX - luma_TYX.mean(dim=(-2, -1), keepdim=True)) * window_YX.to(luma_TYX.device)
+    power_TYX = torch.fft.fft2(luma_TYX).abs().square() / (rows * columns)
+    power = power_TYX.mean(dim=0).double().cpu().numpy().ravel()
+    which = bands_YX.ravel()
+    inside = which < num_bands
+    sums = np.bincount(which[inside], weights=power[inside], minlength=num_bands)
+    counts = np.bincount(which[inside], minlength=num_bands)
+    features: Features = np.log(sums / np.maximum(counts, 1) + _FLOOR)
+    return features
+
+
+@lru_cache(maxsize=8)
+def _window_and_bands(rows: int, columns: int, num_bands: int) -> tuple[Tensor, npt.NDArray[np.int64]]:
+    window_YX = torch.outer(torch.hann_window(rows, periodic=False), torch.hann_window(columns, periodic=False))
+    radius_YX = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.fftfreq(columns)[None, :])
+    return window_YX, np.floor(radius_YX / 0.5 * num_bands).astype(np.int64)
+
+
+def high_frequency_gap(real: Features, fake: Features) -> float:
+    """Mean difference of log power, fake less real, over the upper half of the bands; in nats, 0 for equal spectra.
+
+    real, fake: (N, num_bands). Negative: the fake images are too smooth.
+    """
+    upper = real.shape[1] // 2
+    return float(np.mean(fake[:, upper:]) - np.mean(real[:, upper:]))
+
+
+@dataclass(frozen=True)
+class SpectralProbe:
+    """Logistic regression on band powers; scores are logits, high for real."""
+
+    mean: Features
+    spread: Features
+    weights: Features
+
+    def scores(self, features: Features) -> Features:
+        """(N, num_bands) to (N,) logits."""
+        standard = (features - self.mean) / self.spread
+        logits: Features = standard @ self.weights[:-1] + self.weights[-1]
+        return logits
+
+
+def fit_probe(real: Features, fake: Features) -> SpectralProbe:
+    """Fit real (N, num_bands) against fake; deterministic, in float64.
+
+    Newton's method on the mean logistic loss of standardised features plus `0.01 / 2 |w|^2`, without which the
+    weights of two separable classes would grow for ever. The intercept is not penalised.
+    """
+    both = np.concatenate((real, fake))
+    mean, spread = both.mean(axis=0), np.maximum(both.std(axis=0), _LEAST_SPREAD)
+    inputs = np.column_stack(((both - mean) / spread, np.ones(len(both))))
+    labels = np.concatenate((np.ones(len(real)), np.zeros(len(fake))))
+    ridge = np.append(np.full(both.shape[1], _RIDGE), 0.0)
+    weights = np.zeros(inputs.shape[1])
+    for _ in range(_NEWTON_STEPS):
+        chance = 0.5 * (1.0 + np.tanh(0.5 * inputs @ weights))
+        gradient = inputs.T @ (chance - labels) / len(labels) + ridge * weights
+        curvature = (inputs * (chance * (1.0 - chance) / len(labels))[:, None]).T @ inputs + np.diag(ridge)
+        # The intercept has no ridge: where every chance is 0 or 1 its curvature would vanish.
+        step = np.linalg.solve(curvature + 1e-9 * np.eye(len(weights)), gradient)
+        weights = weights - step
+        if np.max(np.abs(step)) < 1e-10:
+            break
+    return SpectralProbe(mean, spread, weights)
+
+
+VerdictName = Literal["healthy", "weak", "dead", "overfit", "too strong", "equilibrium"]
+# `drift/verdict_code` in metrics: the place in this table. New verdicts go to the end.
+VERDICTS: tuple[VerdictName, ...] = ("healthy", "weak", "dead", "overfit", "too strong", "equilibrium")
+
+# The levels come from trainings of 400 to 1,500 steps on real video (docs/drift_monitor.md). There the paper's set-up
+# stood at a normalised loss of 1.00 and a pair accuracy of 0.52; discriminators that worked had losses of 0.38 to 0.95
+# and accuracies of 0.76 to 1.00, with no dead logit; the spectral probe's area under the curve was 1.00 everywhere.
+TOO_STRONG_LOSS = 0.2
+WEAK_LOSS = 0.9
+DEAD_FRACTION = 0.5
+CHANCE_ACCURACY = 0.65
+PROBE_GAP = 0.2
+OVERFIT = 0.15
+
+MEANING: dict[VerdictName, str] = {
+    "healthy": "it separates real from fake, without certainty, and the generator learns from it",
+    "weak": "its loss is near chance although real and fake can be told apart",
+    "dead": "most of its logits no longer move the loss, and the generator gets no gradient",
+    "overfit": "it knows the training clips and not the held-out ones",
+    "too strong": "it is certain of every held-out clip",
+    "equilibrium": "neither it nor the spectra separate real from fake",
+}
+
+
+def verdict(measures: Mapping[str, float]) -> VerdictName:
+    """The verdict from `drift/{normalized_loss,paired_accuracy,dead_fraction,probe_gap,overfit}`.
+
+    In this order, so that a case has one name: `too strong` before `dead`, because the logits of one that is certain
+    saturate as well; `dead` whatever the accuracy, because a saturated discriminator may rank clips rightly and still
+    give the generator nothing; `overfit`; then, at a loss near chance, `equilibrium` where nothing separates the two
+    and `weak` else.
+    """
+    loss = measures["drift/normalized_loss"]
+    if loss < TOO_STRONG_LOSS:
+        return "too strong"
+    if measures["drift/dead_fraction"] > DEAD_FRACTION:
+        return "dead"
+    if measures["drift/overfit"] > OVERFIT:
+        return "overfit"
+    if loss <= WEAK_LOSS:
+        return "healthy"
+    undecided = measures["drift/paired_accuracy"] < CHANCE_ACCURACY and measures["drift/probe_gap"] <= PROBE_GAP
+    return "equilibrium" if undecided else "weak"
+
+
+def verdict_sentence(name: VerdictName) -> str:
+    """`discriminator weak: its loss ...`, for a log line or a summary."""
+    return f"discriminator {name}: {MEANING[name]}"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from vsr_dist.core.errors import BadInputError
-from vsr_dist.metrics.protocol import CROP_MARGIN_PX, CROP_MULTIPLE_PX, Region, centre_crop
+from vsr_dist.metrics.registry import CROP_MARGIN_PX, CROP_MULTIPLE_PX, Region, centre_crop
 from vsr_dist.ops.color import ByteArray, rgb_to_y_bt601_array
 from vsr_dist.ops.motion import FlowArray, estimate_motion
 from vsr_dist.ops.warp import backward_warp

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vsr_dist.reporting.scores import metric_of
+from vsr_dist.metrics.registry import find_metric
 
 ABSENT = "-"
 
@@ -13,12 +13,11 @@ def score_cell(name: str, value: float | None, baseline: float | None, is_best: 
     """A value, bold if it is the best, with its difference from the baseline in brackets if there is one."""
     if value is None:
         return ABSENT
-    metric = metric_of(name)
+    metric = find_metric(name)
     text = f"**{metric.show(value)}**" if is_best else metric.show(value)
     if baseline is None:
         return text
-    difference = (value - baseline) * metric.factor
-    return f"{text} ({difference:+.{metric.decimals}f})"
+    return f"{text} ({metric.show(value - baseline, '+')})"
 
 
 def marks_of(header: Sequence[str], num_labels: int, colours: Mapping[str, str]) -> tuple[str, ...]:

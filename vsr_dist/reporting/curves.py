@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vsr_dist.metrics.verdict import TOO_STRONG_LOSS, WEAK_LOSS
+from vsr_dist.metrics.drift import TOO_STRONG_LOSS, WEAK_LOSS
 from vsr_dist.reporting.colours import style_of
 from vsr_dist.reporting.runs import TrainingRun
 from vsr_dist.training.monitor import NORMALISED_LOSS

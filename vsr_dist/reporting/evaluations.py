@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vsr_dist.core.report_blocks import Block, Heading, Paragraph, Table
+from vsr_dist.metrics.registry import best_places, find_metric
 from vsr_dist.reporting.cells import ABSENT, marks_of, score_cell
 from vsr_dist.reporting.runs import Evaluation
-from vsr_dist.reporting.scores import best_places, metric_of
 
 
 def evaluation_blocks(evaluations: Sequence[Evaluation], colours: Mapping[str, str]) -> list[Block]:
@@ -71,7 +71,7 @@ def _evaluation_table(
         header.append(shared)
         columns.insert(0, first.table.get(scope, {}).get(shared, {}))
     for name in dict.fromkeys(name for column in columns for name in column):
-        metric = metric_of(name)
+        metric = find_metric(name)
         values = [column.get(name) for column in columns]
         best = best_places(values, metric.direction if mark else 0)
         cells = [score_cell(name, value, None, place in best) for place, value in enumerate(values)]
@@ -80,14 +80,14 @@ def _evaluation_table(
             first_shown = len(cells) - len(shown)
             certain = zip(cells[first_shown:], sure, strict=True)
             cells[first_shown:] = [_with_interval(name, cell, ends) for cell, ends in certain]
-        rows.append((metric.title, metric.better, *cells))
+        rows.append((metric.heading, metric.better, *cells))
     rows.insert(0, ("of", *[ABSENT] * (len(header) - 1), *(_origin(one) for one in shown)))
     header += [one.label for one in shown]
     return Table(tuple(header), tuple(rows), folded=folded, colours=marks_of(header, len(shown), colours))
 
 
 def _with_interval(name: str, cell: str, ends: tuple[float, float] | None) -> str:
-    metric = metric_of(name)
+    metric = find_metric(name)
     return cell if ends is None else f"{cell} ({metric.show(ends[0])} to {metric.show(ends[1])})"
 
 

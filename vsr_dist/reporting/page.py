@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.files import write_whole
 from vsr_dist.core.report_blocks import Block, Heading, Paragraph, Picture, to_html, to_markdown
+from vsr_dist.metrics.registry import find_metric
 from vsr_dist.reporting.colours import colours_of
 from vsr_dist.reporting.curves import curves_figure
 from vsr_dist.reporting.evaluations import evaluation_blocks
 from vsr_dist.reporting.pictures import ASSETS, Gallery, add_evaluations, add_samples
 from vsr_dist.reporting.runs import SCORES_NAME, Compared, TrainingRun
-from vsr_dist.reporting.scores import metric_of
 from vsr_dist.reporting.tables import (
     facts_blocks,
     head_blocks,
@@ -121,14 +121,14 @@ def report_csv(compared: Compared) -> str:
     for run in compared.runs:
         for metric, step, value in _last_values(run):
             plain = metric.rpartition("/")[2]
-            better = metric_of(plain).better if metric.startswith("val") else "-"
+            better = find_metric(plain).better if metric.startswith("val") else "-"
             writer.writerow([run.label, "run", run.folder, "held-out windows", "", metric, step, repr(value), better])
     for one in compared.evaluations:
         for scope, by_method in one.table.items():
             for method, scores in by_method.items():
                 for name, value in scores.items():
                     row = [one.label, "evaluation", one.folder, scope, method, name, "", repr(value)]
-                    writer.writerow([*row, metric_of(name).better])
+                    writer.writerow([*row, find_metric(name).better])
     return text.getvalue()
 
 

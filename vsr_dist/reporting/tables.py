@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vsr_dist.core.console import format_duration
 from vsr_dist.core.report_blocks import Block, Heading, Items, Paragraph, Table
-from vsr_dist.metrics.verdict import VERDICTS
+from vsr_dist.metrics.drift import VERDICTS
+from vsr_dist.metrics.registry import best_places, find_metric
 from vsr_dist.reporting.cells import ABSENT, marks_of, score_cell
 from vsr_dist.reporting.runs import Compared, TrainingRun
-from vsr_dist.reporting.scores import best_places, metric_of
 
 _MAX_CELL_CHARS = 80
 _OURS, _BICUBIC = "val/", "val_bicubic/"
@@ -40,14 +40,14 @@ def validation_blocks(runs: Sequence[TrainingRun], colours: Mapping[str, str]) -
     same = _same_windows(bicubic, names)
     rows = [("step", ABSENT, *(str(step) if values else ABSENT for step, values in found))]
     for name in names:
-        metric = metric_of(name)
+        metric = find_metric(name)
         values = [values.get(_OURS + name) for _, values in found]
         best = best_places(values, metric.direction if same else 0)
         cells = [
             score_cell(name, value, baseline.get(_BICUBIC + name), place in best)
             for place, (value, baseline) in enumerate(zip(values, bicubic, strict=True))
         ]
-        rows.append((metric.title, metric.better, *cells))
+        rows.append((metric.heading, metric.better, *cells))
     text = (
         "On the fixed held-out windows of the training, by the averaged generator; in brackets the difference from "
         "bicubic on the same windows. Bold is the best value of a line."

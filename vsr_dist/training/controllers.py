@@ -17,7 +17,7 @@ from torch import Tensor
 from vsr_dist.core.collectives import mean_over_ranks
 from vsr_dist.core.errors import BadCheckpointError
 from vsr_dist.losses.objective import LossConfig
-from vsr_dist.metrics.verdict import DEAD_FRACTION
+from vsr_dist.metrics.drift import DEAD_FRACTION
 from vsr_dist.training.adversary import AdversaryConfig
 from vsr_dist.training.control_config import ControlConfig, GammaControl
 from vsr_dist.training.schedule import adversarial_factor_at

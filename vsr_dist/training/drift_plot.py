@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vsr_dist.metrics.drift import DEAD_GRADIENT
-from vsr_dist.metrics.verdict import DEAD_FRACTION, OVERFIT, PROBE_GAP, TOO_STRONG_LOSS, WEAK_LOSS
+from vsr_dist.metrics.drift import DEAD_FRACTION, DEAD_GRADIENT, OVERFIT, PROBE_GAP, TOO_STRONG_LOSS, WEAK_LOSS
 from vsr_dist.training.monitor import NORMALISED_LOSS, loss_history, trend_of, verdict_of
 
 if TYPE_CHECKING:

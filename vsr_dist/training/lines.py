@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from vsr_dist.metrics.verdict import verdict_sentence
+from vsr_dist.metrics.drift import verdict_sentence
 from vsr_dist.training.monitor import verdict_of
 
 # Every name under `perf/` that a log line may hold, for whoever must know before there is one.

@@ -18,17 +18,19 @@ from vsr_dist.core.collectives import from_main
 from vsr_dist.losses.adversarial import AdversarialObjective, paper_formula
 from vsr_dist.losses.objective import LossConfig
 from vsr_dist.metrics.drift import (
+    VERDICTS,
     Trend,
+    VerdictName,
     auc,
     dead_fraction,
     drift_slope,
+    fit_probe,
     gradient_ratio,
     kolmogorov_smirnov,
     normalised_loss,
     paired_accuracy,
+    verdict,
 )
-from vsr_dist.metrics.spectrum import fit_probe
-from vsr_dist.metrics.verdict import VERDICTS, VerdictName, verdict
 from vsr_dist.training.gan_step import spread_frames
 from vsr_dist.training.metrics_file import read_metrics
 from vsr_dist.training.validation import Look, Validator

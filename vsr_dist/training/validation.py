@@ -17,8 +17,8 @@ from vsr_dist.core.collectives import gather_lists
 from vsr_dist.core.world import World
 from vsr_dist.data.ring import ClipBatch
 from vsr_dist.losses.pixel import PIXEL, PixelName
-from vsr_dist.metrics.fidelity_batched import FIDELITY, frame_fidelity_fast
-from vsr_dist.metrics.spectrum import Features, band_powers, high_frequency_gap
+from vsr_dist.metrics.drift import Features, band_powers, high_frequency_gap
+from vsr_dist.metrics.fidelity import frame_fidelity
 from vsr_dist.metrics.temporal import tdiff, tof
 from vsr_dist.ops.color import from_uint8, to_uint8
 from vsr_dist.ops.picture import Picture, two_by_two
@@ -152,7 +152,7 @@ def clip_scores(prefix: str, fake_TCYX: Tensor, real_TCYX: Tensor, scale: int) -
     real_TYXC = real_TCYX.permute(0, 2, 3, 1).cpu().numpy()
     inside = slice(scale, -scale)
     frames = [
-        frame_fidelity_fast(fake[inside, inside], real[inside, inside], FIDELITY)
+        frame_fidelity(fake[inside, inside], real[inside, inside])
         for fake, real in zip(fake_TYXC, real_TYXC, strict=True)
     ]
     scores = {name: float(np.mean([frame[name] for frame in frames])) for name in frames[0]}

@@ -66,7 +66,7 @@ def test_options_reach_the_engine(run_dir, frames):
     upscaler = Upscaler.from_checkpoint(run_dir / "generator.safetensors", tile_px=20, precision="bf16", cuts=False)
     stream = upscaler.open()
     facts = {**stream.facts()}
-    assert (facts["precision"], facts["scene_cuts"]) == ("bf16", "not looked for")
+    assert (facts["precision"], facts["scene_cuts"]) == ("bf16", "not detected")
     with pytest.raises(BadConfigError, match="a tile of at least 1 px, found 0"):
         Upscaler.from_checkpoint(run_dir, tile_px=0)
 

@@ -13,7 +13,6 @@ from report_runs import Page, make_evaluation, make_run, panel, report, table_wi
 from vsr_dist.ops.picture import four_of, two_by_two
 from vsr_dist.reporting import page as page_module
 from vsr_dist.reporting.runs import open_compared
-from vsr_dist.reporting.scores import best_places, metric_of
 from vsr_dist.training.samples import read_samples, write_samples
 
 
@@ -181,12 +180,3 @@ def test_a_damaged_sample_is_named(tmp_path, capsys):
     (run / "samples" / "step_00000020" / "film-0001.png").write_bytes(b"")
     assert report(tmp_path / "out", run) == 2
     assert "damaged picture film-0001.png" in capsys.readouterr().err
-
-
-def test_the_best_of_values():
-    assert best_places([1.0, 3.0, None, 3.0], +1) == {1, 3}
-    assert best_places([1.0, 3.0], -1) == {0}
-    assert best_places([1.0, float("nan"), 2.0], +1) == {2}
-    assert best_places([1.0], +1) == best_places([2.0, 2.0], +1) == best_places([1.0, 2.0], 0) == set()
-    assert metric_of("tdiff").show(0.00051) == "5.10" and metric_of("stlpips").better == "lower"
-    assert metric_of("unheard_of").better == "-"

@@ -15,7 +15,7 @@ from vsr_dist.core.world import World
 from vsr_dist.data.ring import ClipBatch
 from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.losses.objective import LossConfig
-from vsr_dist.metrics.verdict import VERDICTS
+from vsr_dist.metrics.drift import VERDICTS
 from vsr_dist.ops.color import from_uint8, to_uint8
 from vsr_dist.ops.resample import bicubic_upsample
 from vsr_dist.training.drift_plot import write_drift_plot
