@@ -13,12 +13,10 @@ from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.files import write_whole
 from vsr_dist.core.report_blocks import Block, Heading, Paragraph, Picture, to_html, to_markdown
 from vsr_dist.metrics.registry import find_metric
-from vsr_dist.reporting.colours import colours_of
-from vsr_dist.reporting.curves import curves_figure
-from vsr_dist.reporting.evaluations import evaluation_blocks
-from vsr_dist.reporting.pictures import ASSETS, Gallery, add_evaluations, add_samples
+from vsr_dist.reporting.pictures import ASSETS, Gallery, add_evaluations, add_samples, colours_of, curves_figure
 from vsr_dist.reporting.runs import SCORES_NAME, Compared, TrainingRun
 from vsr_dist.reporting.tables import (
+    evaluation_blocks,
     facts_blocks,
     head_blocks,
     settings_blocks,
@@ -27,14 +25,14 @@ from vsr_dist.reporting.tables import (
 from vsr_dist.run_dir import CONFIG_NAME
 
 HTML_NAME, MARKDOWN_NAME, CSV_NAME, CURVES_NAME = "report.html", "report.md", "report.csv", "report.png"
-# In the page, so that a folder with a report of another verb is not written over.
+# In the page, so that a report of another command is not overwritten.
 _MARK = "<!-- vsr-dist report -->"
 _DPI = 110
 
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """Where the files of a report lie."""
+    """The paths of the files of a report."""
 
     page: Path
     documents: tuple[Path, ...]
@@ -47,7 +45,7 @@ class ReportFiles:
 
 
 def refuse_out(out: Path) -> None:
-    """Refuse a folder in which the report would write over something else."""
+    """Refuse a folder in which the report would overwrite something else."""
     if out.exists() and not out.is_dir():
         raise BadConfigError(f"OUT_DIR {out} is a file; name a folder, or a name that is free")
     for name in (CONFIG_NAME, SCORES_NAME):
@@ -69,13 +67,13 @@ def _is_ours(out: Path) -> bool:
 def write_report(compared: Compared, out: Path) -> ReportFiles:
     """Write the report into `out`. Each file is replaced whole; pictures of an earlier report are removed."""
     blocks, pictures = report_blocks(compared)
-    # Pictures in `assets/` that were there before any report are somebody else's.
+    # Pictures in `assets/` that are older than any report belong to somebody else.
     older = sorted((out / ASSETS).glob("*.png")) if _is_ours(out) else []
     contents = {
         **pictures,
         CSV_NAME: report_csv(compared).encode(),
         MARKDOWN_NAME: to_markdown(blocks).encode(),
-        # Last: whoever sees the page finds what belongs to it.
+        # Last: where the page exists, all its files do.
         HTML_NAME: (to_html(blocks, _title(compared), pictures) + f"{_MARK}\n").encode(),
     }
     try:

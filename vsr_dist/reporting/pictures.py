@@ -1,4 +1,7 @@
-"""The report's pictures of frames: the same windows of several runs, and what evaluations drew."""
+"""The report's pictures: curves of several runs, the same windows of several runs, and what evaluations drew.
+
+A run has one colour in all of them.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,134 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from vsr_dist.core.report_blocks import Block, Heading, Paragraph, Picture
+from vsr_dist.metrics.drift import TOO_STRONG_LOSS, WEAK_LOSS
 from vsr_dist.ops.picture import Picture as Pixels
 from vsr_dist.ops.picture import four_of, side_by_side, with_titles
-from vsr_dist.reporting.runs import Evaluation, TrainingRun
+from vsr_dist.reporting.runs import Compared, Evaluation, TrainingRun
+from vsr_dist.training.monitor import NORMALISED_LOSS
+
+# Okabe and Ito's colours, which people with colour blindness can distinguish, without their yellow, too pale for a line
+# on white, and without black.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+# Beyond six runs the colours repeat with another line style and marker.
+LINE_STYLES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D")
+
+
+def colours_of(compared: Compared) -> dict[str, str]:
+    """Label -> colour; an evaluation has that of its run, if it is among them."""
+    colours: dict[str, str] = {}
+    place = 0
+    for one in compared.all:
+        if isinstance(one, Evaluation) and one.subject == one.baseline:
+            continue  # Bicubic has no colour of its own.
+        run = compared.run_of(one) if isinstance(one, Evaluation) else None
+        if run is not None:
+            colours[one.label] = colours[run.label]
+        else:
+            colours[one.label] = COLOURS[place % len(COLOURS)]
+            place += 1
+    return colours
+
+
+def style_of(place: int) -> dict[str, str]:
+    """How matplotlib draws the run at a place of the report."""
+    turn = place // len(COLOURS)
+    return {
+        "color": COLOURS[place % len(COLOURS)],
+        "linestyle": LINE_STYLES[turn % len(LINE_STYLES)],
+        "marker": MARKERS[turn % len(MARKERS)],
+    }
+
+
+_BICUBIC_GREY = "0.45"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One metric: its name in `metrics.jsonl`, the title, the metric of bicubic beside it, and whether it is D's loss
+    over chance, which has a target range."""
+
+    name: str
+    title: str
+    bicubic: str | None = None
+    has_band: bool = False
+
+
+PANELS = (
+    Panel("val/psnr_y", "held-out PSNR-Y, dB (higher is better)", bicubic="val_bicubic/psnr_y"),
+    Panel(NORMALISED_LOSS, "held-out discriminator loss / chance", has_band=True),
+    Panel("perf/clips_per_s", "training speed, clips/s"),
+    Panel("loss_g/total", "generator loss, weighted total"),
+    Panel("loss_g/image", "image term"),
+    Panel("loss_g/perceptual", "perceptual term"),
+    Panel("loss_g/adversarial", "adversarial term"),
+    Panel("loss_g/temporal", "temporal term"),
+    Panel("loss_g/tv", "total variation term"),
+    Panel("loss_d/total", "discriminator loss in training"),
+)
+
+
+def shown_panels(runs: Sequence[TrainingRun]) -> list[Panel]:
+    """The panels that some run has a value for."""
+    return [panel for panel in PANELS if any(panel.name in line for run in runs for line in run.lines)]
+
+
+def curves_figure(runs: Sequence[TrainingRun]) -> Figure | None:
+    """Two columns of panels under one legend; None if no run has a curve."""
+    panels = shown_panels(runs)
+    if not panels:
+        return None
+    num_rows = (len(panels) + 1) // 2
+    # Rooms in inches: the legend takes a line for each two runs.
+    num_legend_lines = (len(runs) + 2) // 2
+    figure = Figure(figsize=(11.0, 2.9 * num_rows + 0.25 * num_legend_lines), layout="constrained")
+    grid = list(figure.subplots(num_rows, 2, squeeze=False).flat)
+    for axes, panel in zip(grid, panels, strict=False):
+        _draw(axes, panel, runs)
+        axes.set_xlim(0, max(run.steps_done for run in runs) * 1.02 or 1)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    handles = [Line2D([], [], label=run.label, markersize=4, **style_of(n)) for n, run in enumerate(runs)]  # type: ignore[arg-type]
+    if any(panel.bicubic for panel in panels):
+        handles.append(Line2D([], [], label="bicubic", color=_BICUBIC_GREY, linestyle=(0, (1, 1))))
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 4), frameon=False)
+    return figure
+
+
+def _draw(axes: Axes, panel: Panel, runs: Sequence[TrainingRun]) -> None:
+    for place, run in enumerate(runs):
+        points = _points(run, panel.name)
+        if points:
+            steps, values = zip(*points, strict=True)
+            # A single point has no line, so its marker must be visible.
+            size = 4.0 if len(points) < 30 else 0.0
+            axes.plot(steps, values, linewidth=1.6, markersize=size, **style_of(place))  # type: ignore[arg-type]
+    if panel.bicubic is not None:
+        for level in sorted({round(value, 3) for run in runs for _, value in _points(run, panel.bicubic)[-1:]}):
+            axes.axhline(level, color=_BICUBIC_GREY, linestyle=(0, (1, 1)), linewidth=1.3)
+    if panel.has_band:
+        axes.axhspan(TOO_STRONG_LOSS, WEAK_LOSS, color="#009e73", alpha=0.10, linewidth=0)
+        axes.axhline(1.0, color="0.6", linewidth=0.8)
+        text = f"target: {TOO_STRONG_LOSS:g} to {WEAK_LOSS:g}"
+        axes.annotate(text, (1.0, TOO_STRONG_LOSS), (-4, 4), xycoords=("axes fraction", "data"), ha="right",
+                      textcoords="offset points", size=8, color="#00664a")  # fmt: skip
+        axes.set_ylim(0.0, max(1.1, axes.get_ylim()[1]))
+    axes.set_title(panel.title, fontsize=10, loc="left")
+    axes.set_xlabel("step", fontsize=9)
+    axes.tick_params(labelsize=9)
+    axes.grid(alpha=0.3)
+    axes.ticklabel_format(axis="y", useOffset=False)
+
+
+def _points(run: TrainingRun, name: str) -> list[tuple[int, float]]:
+    return [(int(line["step"]), float(line[name])) for line in run.lines if name in line]
+
 
 ASSETS = "assets"
 _PANELS_IN_ROW = 5
@@ -22,7 +148,7 @@ _MAX_WINDOWS = 4
 # Beyond these the page would be too heavy for a browser; the folders themselves hold everything.
 _MAX_SEQUENCES = 8
 _KINDS = {
-    "crops": "where the compared methods are farthest from the truth",
+    "crops": "where the compared methods differ most from the truth",
     "profiles": "one row over time",
     "differences": "difference from the truth",
 }
@@ -72,7 +198,7 @@ def add_evaluations(gallery: Gallery, evaluations: Sequence[Evaluation]) -> None
     if len(names) > _MAX_SEQUENCES or not names:
         overviews = [one for one in shown if (one.folder / "comparison.png").is_file()]
         if overviews:
-            gallery.blocks.append(Heading("Most telling crops"))
+            gallery.blocks.append(Heading("Crops with the largest error"))
         for number, one in enumerate(overviews):
             gallery.put(
                 f"comparison-{number}", (one.folder / "comparison.png").read_bytes(), f"{one.label}: all sequences"

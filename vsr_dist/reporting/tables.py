@@ -1,4 +1,4 @@
-"""The report's words and tables. A column is a run; the same run has the same colour in tables and pictures."""
+"""The report's text and tables. A column is a run or an evaluation; its colour is the same in tables and pictures."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from vsr_dist.core.console import format_duration
 from vsr_dist.core.report_blocks import Block, Heading, Items, Paragraph, Table
 from vsr_dist.metrics.drift import VERDICTS
 from vsr_dist.metrics.registry import best_places, find_metric
-from vsr_dist.reporting.cells import ABSENT, marks_of, score_cell
-from vsr_dist.reporting.runs import Compared, TrainingRun
+from vsr_dist.reporting.runs import Compared, Evaluation, TrainingRun
 
+ABSENT = "-"
 _MAX_CELL_CHARS = 80
 _OURS, _BICUBIC = "val/", "val_bicubic/"
 
@@ -49,17 +49,17 @@ def validation_blocks(runs: Sequence[TrainingRun], colours: Mapping[str, str]) -
         ]
         rows.append((metric.heading, metric.better, *cells))
     text = (
-        "On the fixed held-out windows of the training, by the averaged generator; in brackets the difference from "
-        "bicubic on the same windows. Bold is the best value of a line."
+        "On the fixed held-out windows of the training, with the averaged generator; in brackets the difference from "
+        "bicubic on the same windows. The best value of a row is bold."
     )
     blocks: list[Block] = [Heading("Last validation"), Paragraph(text + _one_seed(runs))]
     if len({step for step, values in found if values}) > 1:
-        blocks.append(Paragraph("**The steps differ:** the values are after different amounts of training."))
+        blocks.append(Paragraph("**The steps differ:** the runs have trained for different numbers of steps."))
     if not same:
         blocks.append(
             Paragraph(
-                "**Not comparable:** bicubic scores differ, so the runs were validated on different windows. Nothing "
-                "is marked; compare the differences from bicubic at most."
+                "**Not comparable:** bicubic scores differ, so the runs were validated on different windows. No best "
+                "value is marked; at most the differences from bicubic can be compared."
             )
         )
     header = ("metric", "better", *(run.label for run in runs))
@@ -68,7 +68,7 @@ def validation_blocks(runs: Sequence[TrainingRun], colours: Mapping[str, str]) -
 
 
 def settings_blocks(runs: Sequence[TrainingRun], colours: Mapping[str, str]) -> list[Block]:
-    """Settings that are not the same in all runs: those that change what is computed, then the others, folded."""
+    """Settings that differ between the runs: those that affect the result, then the others, collapsed."""
     if len(runs) < 2:
         return []
     keys = list(dict.fromkeys(key for run in runs for key in run.config))
@@ -79,11 +79,11 @@ def settings_blocks(runs: Sequence[TrainingRun], colours: Mapping[str, str]) -> 
     if result:
         blocks.append(_settings_table(runs, result, colours))
     else:
-        blocks.append(Paragraph("No setting that changes what is computed differs."))
+        blocks.append(Paragraph("No setting that affects the result differs."))
     if len(different) > len(result):
         others = [key for key in different if key in io]
         blocks.append(
-            _settings_table(runs, others, colours, folded=f"Names, places, speed and reporting ({len(others)})")
+            _settings_table(runs, others, colours, folded=f"Names, folders, speed and reporting ({len(others)})")
         )
     return blocks
 
@@ -106,7 +106,7 @@ def facts_blocks(runs: Sequence[TrainingRun], colours: Mapping[str, str]) -> lis
 def verdict_words(run: TrainingRun) -> str:
     """The last verdict on the discriminator, in a word."""
     code = run.last("drift/verdict_code")[1].get("drift/verdict_code")
-    return VERDICTS[int(code)] if code is not None else "not judged"
+    return VERDICTS[int(code)] if code is not None else "not measured"
 
 
 def _same_windows(bicubic: Sequence[dict[str, float]], names: Sequence[str]) -> bool:
@@ -124,7 +124,7 @@ def _same_windows(bicubic: Sequence[dict[str, float]], names: Sequence[str]) -> 
 def _one_seed(runs: Sequence[TrainingRun]) -> str:
     if len(runs) < 2:
         return ""
-    return " A difference between two runs holds the chance of their seeds, too: repeat with other seeds to know it."
+    return " Two runs also differ by their seeds: repeat with other seeds to measure that difference."
 
 
 def _settings_table(
@@ -152,14 +152,14 @@ def _duration(run: TrainingRun) -> str:
         return format_duration(float(run.summary["seconds"]))
     if len(run.lines) < 2:
         return ABSENT
-    return f"{format_duration(run.lines[-1]['time_s'] - run.lines[0]['time_s'])} between its first and last line"
+    return f"{format_duration(run.lines[-1]['time_s'] - run.lines[0]['time_s'])} between first and last log line"
 
 
 def _speed(run: TrainingRun) -> str:
     if run.summary is not None and "clips_per_s" in run.summary:
         return f"{run.summary['clips_per_s']:.1f} clips/s"
     speed = run.last("perf/clips_per_s")[1].get("perf/clips_per_s")
-    return ABSENT if speed is None else f"{speed:.1f} clips/s at the last line"
+    return ABSENT if speed is None else f"{speed:.1f} clips/s in the last log line"
 
 
 def _machine(run: TrainingRun) -> str:
@@ -199,3 +199,108 @@ def _version_rows(runs: Sequence[TrainingRun]) -> list[tuple[str, ...]]:
     names = list(dict.fromkeys(name for found in versions for name in found))
     shown = [n for n in names if n == "torch" or len({found[n] for found in versions if n in found}) > 1]
     return [(f"version of {name}", *(str(found.get(name, ABSENT)) for found in versions)) for name in shown]
+
+
+def evaluation_blocks(evaluations: Sequence[Evaluation], colours: Mapping[str, str]) -> list[Block]:
+    """The overall scores of evaluations, and those of each video, folded."""
+    if not evaluations:
+        return []
+    faults = _evaluation_faults(evaluations)
+    blocks: list[Block] = [
+        Heading("Evaluation"),
+        Paragraph(
+            "Whole sequences, measured by `vsr-dist evaluate`. The best value of a row is bold."
+            + (
+                " In brackets the 95 % interval of the mean, over sequences or, of one or two, over frames."
+                if any("intervals" in e.scores for e in evaluations)
+                else ""
+            )
+        ),
+    ]
+    if faults:
+        blocks.append(Paragraph(f"**Not comparable:** {'; '.join(faults)}. No best value is marked."))
+    blocks.append(_evaluation_table(evaluations, "overall", colours, mark=not faults))
+    scopes = list(dict.fromkeys(scope for one in evaluations for scope in one.table if scope != "overall"))
+    for scope in scopes:
+        blocks.append(_evaluation_table(evaluations, scope, colours, mark=not faults, folded=scope))
+    for protocol in dict.fromkeys(str(one.scores.get("protocol", "")) for one in evaluations):
+        if protocol:
+            blocks.append(Paragraph(f"**Protocol.** {protocol}"))
+    return blocks
+
+
+def _evaluation_faults(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Why scores must not be compared."""
+    found: dict[str, Sequence[object]] = {
+        "the data sets differ": [one.scores.get("data_digest") for one in evaluations],
+        "the splits differ": [one.scores.get("split") for one in evaluations],
+        "the protocols differ": [one.scores.get("protocol") for one in evaluations],
+        "the sequences differ": [_frames_of(one) for one in evaluations],
+        "the baselines differ": [one.baseline for one in evaluations],
+    }
+    return [text for text, values in found.items() if len({str(value) for value in values}) > 1]
+
+
+def _frames_of(one: Evaluation) -> list[tuple[str, int]]:
+    """(Sequence, number of frames) of everything that was measured; of an older result the videos."""
+    listed = one.scores.get("sequences")
+    if listed is None:
+        return [(scope, 0) for scope in one.table]
+    return sorted({(str(entry["sequence"]), int(entry["num_frames"])) for entry in listed})
+
+
+def _evaluation_table(
+    evaluations: Sequence[Evaluation], scope: str, colours: Mapping[str, str], *, mark: bool, folded: str | None = None
+) -> Table:
+    """A column of each evaluation, and before them one of the baseline if it is the same for all."""
+    first = evaluations[0]
+    shared = first.baseline if mark else None
+    shown = [one for one in evaluations if one.subject != shared]
+    columns = [one.table.get(scope, {}).get(one.subject, {}) for one in shown]
+    header, rows = ["metric", "better"], []
+    if shared is not None:
+        header.append(shared)
+        columns.insert(0, first.table.get(scope, {}).get(shared, {}))
+    for name in dict.fromkeys(name for column in columns for name in column):
+        metric = find_metric(name)
+        values = [column.get(name) for column in columns]
+        best = best_places(values, metric.direction if mark else 0)
+        cells = [score_cell(name, value, None, place in best) for place, value in enumerate(values)]
+        if scope == "overall":
+            sure = [one.interval(name) for one in shown]
+            first_shown = len(cells) - len(shown)
+            certain = zip(cells[first_shown:], sure, strict=True)
+            cells[first_shown:] = [_with_interval(name, cell, ends) for cell, ends in certain]
+        rows.append((metric.heading, metric.better, *cells))
+    rows.insert(0, ("of", *[ABSENT] * (len(header) - 1), *(_origin(one) for one in shown)))
+    header += [one.label for one in shown]
+    return Table(tuple(header), tuple(rows), folded=folded, colours=marks_of(header, len(shown), colours))
+
+
+def _with_interval(name: str, cell: str, ends: tuple[float, float] | None) -> str:
+    metric = find_metric(name)
+    return cell if ends is None else f"{cell} ({metric.show(ends[0])} to {metric.show(ends[1])})"
+
+
+def _origin(one: Evaluation) -> str:
+    """The run and the step that the evaluated generator is of."""
+    if not one.origin:
+        return str(one.scores.get("subject", {}).get("method", one.subject))
+    return f"{one.origin.get('run', '?')}, step {one.origin.get('steps', '?')}"
+
+
+def score_cell(name: str, value: float | None, baseline: float | None, is_best: bool) -> str:
+    """A value, bold if it is the best, with its difference from the baseline in brackets if there is one."""
+    if value is None:
+        return ABSENT
+    metric = find_metric(name)
+    text = f"**{metric.show(value)}**" if is_best else metric.show(value)
+    if baseline is None:
+        return text
+    return f"{text} ({metric.show(value - baseline, '+')})"
+
+
+def marks_of(header: Sequence[str], num_labels: int, colours: Mapping[str, str]) -> tuple[str, ...]:
+    """Colours of a header whose last cells are labels; a run may be named like one of the other cells."""
+    first = len(header) - num_labels
+    return tuple(colours.get(cell, "") if place >= first else "" for place, cell in enumerate(header))

@@ -10,8 +10,7 @@ import cv2
 import pytest
 from report_runs import Page, make_evaluation, make_run, panel, report, table_with
 
-from vsr_dist.reporting.colours import COLOURS, colours_of, style_of
-from vsr_dist.reporting.curves import curves_figure, shown_panels
+from vsr_dist.reporting.pictures import COLOURS, colours_of, curves_figure, shown_panels, style_of
 from vsr_dist.reporting.runs import open_compared
 
 
