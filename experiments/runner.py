@@ -63,7 +63,8 @@ class Run:
     Attributes:
         name: unique in the experiment; the name of its result file and of its work folder.
         config: YAML configuration, relative to the root of the repository.
-        settings: `PATH=VALUE` overrides. `run_dir`, `name` and `seed` are set by the runner.
+        settings: `PATH=VALUE` overrides, in which `{work}` stands for the experiment's work folder, as it does in
+            `config` and `evaluations`. `run_dir`, `name` and `seed` are set by the runner.
         seed: the training's `seed`.
         columns: metrics of `metrics.jsonl` that the result keeps for each validation.
         evaluations: name -> options of `vsr-dist evaluate`, beside --checkpoint and --out, run after the training.
@@ -347,6 +348,10 @@ class Experiment:
     def result_path(self, name: str) -> Path:
         return self.results / f"{name}.json"
 
+    def fill(self, text: str) -> str:
+        """The text with `{work}` replaced by the work folder."""
+        return text.replace("{work}", _shown(self.work))
+
     def load(self, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
         """Name -> result of the finished ones among `runs`, in their order."""
         paths = {run.name: self.result_path(run.name) for run in runs}
@@ -360,22 +365,23 @@ def do_run(run: Run, experiment: Experiment, runner: Runner) -> float:
         return 0.0
     # What this machine does not set by itself comes before, so that a run may override it.
     settings = ["tracking.mlflow=false", "train.processes=1", "train.threads=1", "train.keep_checkpoints=1"]
-    settings += [*run.settings, *experiment.overrides]
+    settings += [*(experiment.fill(setting) for setting in run.settings), *experiment.overrides]
     settings += [f"run_dir={_shown(run_dir)}", f"name={run.name}", f"seed={run.seed}"]
     before = runner.cpu_s(run_dir) or 0.0
-    runner.train(run.config, settings, run_dir, run.stop_when)
+    config = experiment.fill(run.config)
+    runner.train(config, settings, run_dir, run.stop_when)
     spent = (runner.cpu_s(run_dir) or 0.0) - before
     tables, evaluated_s = {}, 0.0
     for name, options in run.evaluations.items():
         out = experiment.work / "evaluations" / run.name / name
-        evaluated_s += runner.evaluate_with(["--checkpoint", str(run_dir), *options], out)
+        evaluated_s += runner.evaluate_with(["--checkpoint", str(run_dir), *map(experiment.fill, options)], out)
         found = json.loads((out / "metrics.json").read_text())
         tables[name] = {key: found.get(key) for key in ("protocol", "data_digest", "table")}
     rows = validation_rows(run_dir / "metrics.jsonl")
     machine = describe_machine()
     result = {
         "name": run.name,
-        "config": run.config,
+        "config": config,
         "settings": settings,
         "seed": run.seed,
         "steps": int(rows[-1]["step"]) if rows else None,
@@ -387,8 +393,11 @@ def do_run(run: Run, experiment: Experiment, runner: Runner) -> float:
         "versions": machine.pop("packages"),
         "machine": machine,
         "commit": git_commit(),
-        "command": shlex.join(["vsr-dist", *train_command(run.config, settings)[3:]]),
+        "command": shlex.join(["vsr-dist", *train_command(config, settings)[3:]]),
     }
+    summary_path = run_dir / "summary.json"
+    summary = json.loads(summary_path.read_text()) if summary_path.exists() else {}
+    result |= {key: summary[key] for key in ("data_digest", "init_generator_sha256") if key in summary}
     result_path.parent.mkdir(parents=True, exist_ok=True)
     _replace_text(result_path, _compact(result) + "\n")
     runner.say(f"{run.name}: written {_shown(result_path)}")

@@ -1,0 +1,116 @@
+"""The discriminator's drift: the paper's adversary, its two proposed remedies, ours, and none, under one protocol.
+
+    make experiment NAME=drift                    in the background; run again to go on
+    python experiments/drift.py --only 'none-*'   some runs only; --list shows them, --report writes docs/drift.md
+
+Every run goes on from one generator (`configs/drift/pretrain.yaml`, trained first), sees the same frames in 1,500
+adversarial steps, has constant learning rates for both players and is measured alike: the discriminator on 64 held-out
+windows every 30 steps, the final generator on whole frames of four sequences.
+
+Order: the six arms, 5 seeds each; the arm `cure` at other adversarial weights, 3 seeds each; and, once a study
+(`configs/studies/drift.yaml`) has been promoted to experiments/results/drift/winner.yaml, 5 seeds of its winner:
+
+    vsr-dist study run --config configs/studies/drift.yaml && vsr-dist study report --config configs/studies/drift.yaml
+    vsr-dist study promote --config configs/studies/drift.yaml --out experiments/results/drift/winner.yaml
+
+The study and everything that was tried beforehand used other held-out windows than the arms.
+
+Cut to fit about 6.5 CPU-hours: a generator of 16 channels and 4 blocks, crops of 48 x 48 high-resolution pixels, three
+clips of three frames per step, 16 filters in D (64 in the paper's source), the perceptual term on one frame of each
+clip, 20 frames of each sequence in the final measurement, ST-LPIPS only there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from clips import Part, pack_parts
+from drift_report import PAGE, PICTURES, Arm, write_page
+from runner import ROOT, Experiment, Run, Runner, main
+
+PAPER, CURE = "configs/drift/paper.yaml", "configs/drift/cure.yaml"
+PRETRAIN = "configs/drift/pretrain.yaml"
+WINNER = "experiments/results/drift/winner.yaml"
+
+# bikes has cuts at 137 and 187; what is held out lies in other shots than what trains, 10 frames or more away in
+# bigbuckbunny, which is one shot. carphone_pristine and vtest are videos that no run trains on.
+TRAIN = (Part("bikes_train", "bikes", 0, 136), Part("bunny_train", "bigbuckbunny", 0, 69, halve=True))
+STUDY = (Part("bikes_study", "bikes", 150, 179), Part("bunny_study", "bigbuckbunny", 80, 99, halve=True))
+UNSEEN = (
+    Part("bikes_unseen", "bikes", 190, 219),
+    Part("bunny_unseen", "bigbuckbunny", 112, 131, halve=True),
+    Part("carphone_unseen", "carphone_pristine", 0, 29),
+    Part("vtest_unseen", "vtest", 0, 29, halve=True),
+)
+
+NO_ADVERSARY = ("loss.adversarial=0", "control.weight.ratio=0")
+LR_1E3 = ("generator_optimizer.learning_rate=1e-3", "discriminator_optimizer.learning_rate=1e-3")
+ARMS = (
+    Arm("none", "no adversary", CURE, NO_ADVERSARY),
+    Arm("paper", "paper, lr 1e-4", PAPER),
+    Arm("paper_1e3", "paper, lr 1e-3", PAPER, LR_1E3),
+    Arm("filters", "paper, twice the filters", PAPER, ("discriminator.filters=32",)),
+    Arm("dropout", "paper, dropout 0.3", PAPER, ("discriminator.dropout=0.3",)),
+    Arm("cure", "cure, ratio 0.1", CURE),
+)
+# Beside 0.1, which is the arm `cure`.
+RATIOS = ("0.03", "0.3", "1.0", "3.0")
+TRADE_OFF = tuple(
+    Arm(f"cure_{ratio}", f"cure, ratio {ratio}", CURE, (f"control.weight.ratio={ratio}",)) for ratio in RATIOS
+)
+WINNER_ARM = Arm("winner", "the study's winner", WINNER, ("train.steps=1500", "train.validate_every=30"))
+# The study's trainings have seed 0 and, where repeated, those next to it.
+SEEDS, TRADE_OFF_SEEDS = range(100, 105), range(100, 103)
+
+COLUMNS = (
+    *("val/psnr_y", "val/ssim_y", "val/tof", "val/high_frequency_gap", "val_bicubic/psnr_y"),
+    *("val_bicubic/high_frequency_gap", "drift/paper_loss", "drift/normalized_loss", "drift/auc", "drift/ks"),
+    *("drift/dead_fraction", "drift/paired_accuracy", "drift/probe_auc", "drift/overfit", "drift/gradient_ratio"),
+)
+EVALUATION = ("--data", "{work}/data-unseen", "--metrics", "psnr_y,ssim_y,tof,stlpips", "--frames", "20")
+COMMON = ("data.root={work}/data-unseen", "train.init_generator={work}/pretrain", "data.val_clips=64")
+
+
+def run_of(arm: Arm, seed: int) -> Run:
+    return Run(
+        f"{arm.name}-seed{seed}",
+        arm.config,
+        (*COMMON, "train.perceptual_metric=none", *arm.settings),
+        seed,
+        COLUMNS,
+        {"unseen": (*EVALUATION, "--no-pictures")},
+    )
+
+
+def all_runs() -> list[Run]:
+    """Seeds outermost, so that an early look has every arm."""
+    runs = [run_of(arm, seed) for seed in SEEDS for arm in ARMS]
+    runs += [run_of(arm, seed) for seed in TRADE_OFF_SEEDS for arm in TRADE_OFF]
+    if (ROOT / WINNER).exists():
+        runs += [run_of(WINNER_ARM, seed) for seed in SEEDS]
+    return runs
+
+
+def prepare(experiment: Experiment, runner: Runner) -> None:
+    """Both shard sets and the generator that every run starts from."""
+    work = experiment.work
+    for role, held_out in (("study", STUDY), ("unseen", UNSEEN)):
+        pack_parts(TRAIN, held_out, work / "frames", work / f"data-{role}")
+    settings = [experiment.fill("data.root={work}/data-study"), experiment.fill("run_dir={work}/pretrain")]
+    runner.train(PRETRAIN, [*settings, *experiment.overrides], work / "pretrain")
+
+
+def report(experiment: Experiment, arguments: argparse.Namespace) -> None:
+    arms = [*ARMS, *TRADE_OFF, WINNER_ARM]
+    write_page(experiment, arms, all_runs(), arguments.page, arguments.pictures)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--pictures", type=Path, default=PICTURES)
+
+
+if __name__ == "__main__":
+    sys.exit(main("drift", __doc__, all_runs(), prepare=prepare, report=report, extra_options=add_options))
