@@ -29,11 +29,11 @@ from machine import describe_machine
 from sharding.codec import CODECS
 from sharding.degrade import bicubic_downscale
 from sharding.plan import PackOptions
-from sharding.sources import Source, scan_frames
-from sharding.stream import FramePair
+from sharding.scan import scan_frames
+from sharding.sources import Source
 from sharding.tar import TarWriter
 from sharding.video import iter_frames, probe
-from sharding.write import write_clip
+from sharding.write import FramePair, write_clip
 
 RESULT = Path(__file__).parent / "results" / "packing.json"
 CLIP_FRAMES, NUM_CLIPS = 16, 4

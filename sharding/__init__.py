@@ -1,5 +1,5 @@
-"""Frames to ordered shards: decode videos and frame folders, cut shots, degrade, write tars and one index.
+"""Turn videos and folders of images into ordered shards: decode, split into shots, degrade, write tars and an index.
 
-The package stands at the bottom of the project and imports nothing of it: no torch, no training code. Readers
-need `schema`, `index`, `codec` and `video`; everything else serves `pack`, `verify`, `inspect` and `samples`.
+This package is the lowest of the project: it imports no other and no torch. Readers need `schema`, `index`, `codec`
+and `video`. `errors` and `console` are shared by all packages.
 """

@@ -1,7 +1,7 @@
-"""Frames to bytes and back: one table, `CODECS`, for what a shard's frame members hold.
+"""Encoding of frames in shards: the table `CODECS`.
 
-All frames are uint8 RGB, shape (H, W, 3). `npy` stores all frames of a clip in one member whose header has a
-fixed length, so that the array can be mapped; the image codecs store one member per frame.
+Frames are uint8 RGB, shape (H, W, 3). `npy` stores all frames of a clip in one member with a header of fixed
+length, so that the array can be memory-mapped. The image codecs store one member per frame.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sharding.errors import BadShardError
 
 Frame = NDArray[np.uint8]
 
-# magic (6) + version (2) + header length (2) + header text; a multiple of 64 as the npy format asks.
+# Magic (6), version (2), header length (2) and header text; a multiple of 64, as the npy format requires.
 NPY_HEADER_BYTES = 128
 _NPY_MAGIC = b"\x93NUMPY\x01\x00"
 JPG_QUALITY = 95
@@ -28,12 +28,11 @@ JPG_QUALITY = 95
 
 @dataclass(frozen=True)
 class Codec:
-    """How one codec stores frames.
+    """How a codec stores frames.
 
-    `decode` takes one member's payload: npy gives (T, H, W, 3) (any shape and dtype that a shard uses), an
-    image codec gives (H, W, 3). `encode` is its inverse; exactly so if `lossless`. `size_ratio` is the
-    planner's rough guess of stored to raw bytes; it decides how many sequences share a shard and nothing
-    else.
+    `decode` takes the payload of one member. It returns (H, W, 3) for an image codec, and for npy the stored
+    array of any shape and dtype. `encode` is its inverse (approximately, unless `lossless`). `size_ratio` is a
+    rough estimate of encoded over raw size; it is used only to decide how many sequences go into one shard.
     """
 
     name: str
@@ -46,39 +45,41 @@ class Codec:
 
 
 def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """The `.npy` version 1.0 header, always `NPY_HEADER_BYTES` long, for a C-ordered little-endian array."""
+    """The `.npy` version 1.0 header of a C-ordered little-endian array, always `NPY_HEADER_BYTES` long."""
     text = f"{{'descr': '{dtype.newbyteorder('<').str}', 'fortran_order': False, 'shape': {shape!r}, }}"
     num_text_bytes = NPY_HEADER_BYTES - len(_NPY_MAGIC) - 2
     if len(text) >= num_text_bytes:
-        raise ValueError(f"an array of shape {shape} does not fit the fixed npy header")
+        raise ValueError(f"the shape {shape} does not fit the npy header of {NPY_HEADER_BYTES} bytes")
     return _NPY_MAGIC + struct.pack("<H", num_text_bytes) + text.ljust(num_text_bytes - 1).encode() + b"\n"
 
 
 def parse_npy_header(payload: bytes | memoryview) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """(shape, dtype) of a payload that `npy_header` began. Raises BadShardError for any other bytes."""
+    """(shape, dtype) from the header of an npy payload. Raises BadShardError if `npy_header` did not write it."""
     head = bytes(payload[:NPY_HEADER_BYTES])
     try:
         fields = ast.literal_eval(head[10:].decode("latin1").strip())
         shape = tuple(int(size) for size in fields["shape"])
         dtype = np.dtype(fields["descr"])
     except (ValueError, SyntaxError, KeyError, TypeError) as error:
-        raise BadShardError(f"a member is not an npy array of this format: {error}") from error
+        raise BadShardError(f"a member is not an npy array: {error}") from error
     if head != npy_header(shape, dtype):
-        raise BadShardError("a member's npy header is not the fixed one of this format; pack it again")
+        raise BadShardError("a member has another npy header than pack writes; pack the set again")
     return shape, dtype
 
 
 def encode_npy(array: NDArray[Any]) -> bytes:
-    """A payload of header and raw C-ordered bytes; any shape and dtype."""
+    """Header and raw C-ordered bytes of an array of any shape and dtype."""
     return npy_header(array.shape, array.dtype) + np.ascontiguousarray(array).tobytes()
 
 
 def decode_npy(payload: bytes | memoryview) -> NDArray[Any]:
-    """A read-only view of the array inside `payload`. Raises BadShardError if the payload is not whole."""
+    """A read-only view of the array in `payload`. Raises BadShardError if the payload is damaged or truncated."""
     shape, dtype = parse_npy_header(payload)
     num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if len(payload) != NPY_HEADER_BYTES + num_bytes:
-        raise BadShardError(f"an npy member of shape {shape} has {len(payload)} bytes, not as its header says")
+        raise BadShardError(
+            f"an npy member of shape {shape} has {len(payload)} bytes, expected {NPY_HEADER_BYTES + num_bytes}"
+        )
     return np.frombuffer(payload, dtype=dtype, offset=NPY_HEADER_BYTES).reshape(shape)
 
 
@@ -99,14 +100,14 @@ def _decode_image(payload: bytes | memoryview) -> NDArray[Any]:
     return np.asarray(image)
 
 
-# A WebP quality above 100 is how OpenCV asks for lossless coding.
+# In OpenCV, a WebP quality above 100 selects lossless coding.
 CODECS: Mapping[str, Codec] = {
-    "npy": Codec("npy", False, True, "raw arrays, memory-mapped crops; the default", 1.0, encode_npy, decode_npy),
+    "npy": Codec("npy", False, True, "raw arrays, read as memory-mapped crops (default)", 1.0, encode_npy, decode_npy),
     "png": Codec(
         "png",
         True,
         True,
-        "lossless, written fast",
+        "lossless, fast to write",
         0.45,
         _image_encoder(".png", [cv2.IMWRITE_PNG_COMPRESSION, 1]),
         _decode_image,
@@ -124,7 +125,7 @@ CODECS: Mapping[str, Codec] = {
         "jpg",
         True,
         False,
-        f"LOSSY (quality {JPG_QUALITY}): the frames are changed by the coding",
+        f"LOSSY (quality {JPG_QUALITY}): stored frames differ from the source",
         0.12,
         _image_encoder(".jpg", [cv2.IMWRITE_JPEG_QUALITY, JPG_QUALITY]),
         _decode_image,

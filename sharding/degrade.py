@@ -1,50 +1,62 @@
-"""HR to LR: the one place for every recipe that `pack` can make low-resolution frames with.
+"""Degradations: every way in which `pack` can make LR frames from HR frames (table `RECIPES`).
 
-Frames are uint8 RGB, shape (H, W, 3). HR is cropped at its bottom and right edge to a multiple of the scale
-before a recipe sees it, so that pixel coordinates stay those of the source.
+Frames are uint8 RGB, shape (H, W, 3). HR frames are cropped at the bottom and right to a multiple of the scale before
+they are degraded, so that pixel coordinates stay those of the source.
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
+import av
 import cv2
 import numpy as np
+from av.video.codeccontext import VideoCodecContext
+from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from sharding.codec import Frame
-from sharding.compress import H264, MAX_CRF
-from sharding.errors import BadConfigError, nearest_hint
+from sharding.errors import BadConfigError, MissingExtraError, nearest_hint
+from sharding.video import EXACT, to_rgb
 
 Floats = NDArray[np.float32]
 
 SCALES = (1, 2, 3, 4)
 CUBIC_A = -0.5
 BLUR_SIGMA_PX = 1.5
-BLUR_KERNEL_PX = 13  # reaches 4 sigma to each side
+BLUR_KERNEL_PX = 13  # covers 4 sigma on each side
+DEFAULT_CRF = 25
+MAX_CRF = 51
+_RATE = 25
+# x264 reads this many frames ahead, so as many HR frames wait for their LR frames.
+_LOOKAHEAD_FRAMES = 10
+_YUV = Interpolation.BICUBIC | EXACT
 
 
 def crop_to_multiple(frame: Frame, scale: int) -> Frame:
-    """The largest top-left part of `frame` whose height and width are multiples of `scale` (a view)."""
+    """`frame` cropped at the bottom and right so that height and width are multiples of `scale` (a view)."""
     height, width = frame.shape[0] // scale * scale, frame.shape[1] // scale * scale
     return frame[:height, :width]
 
 
 def bicubic_downscale(frame: Frame, scale: int) -> Frame:
-    """`frame` (H, W, 3) reduced to (H/scale, W/scale, 3) by the antialiased bicubic kernel.
+    """`frame` (H, W, 3) downscaled to (H/scale, W/scale, 3) with an antialiased bicubic kernel.
 
-    Keys' cubic with a = -0.5 (Keys 1981, "Cubic convolution interpolation"), widened by `scale`, at
-    half-pixel centres, weights cut off at the border and normalised to sum 1: the rule of Pillow's BICUBIC
-    and of torch's `interpolate(mode="bicubic", antialias=True)`. Both passes are in float32, rounded once
-    at the end. The sum runs in a fixed order of single products, so the result does not depend on the
-    machine or on threads. Raises ValueError if height or width is not a multiple of `scale`.
+    Keys' cubic with a = -0.5 (Keys 1981, "Cubic convolution interpolation"), widened by `scale`, at half-pixel
+    centres; weights outside of the image are dropped and the rest is normalised to sum 1. This is the kernel of
+    Pillow's BICUBIC and of torch's `interpolate(mode="bicubic", antialias=True)`. Both passes are float32, rounded
+    once at the end. Products are added in a fixed order, so the result does not depend on the machine or on the
+    number of threads. Raises ValueError if height or width is not a multiple of `scale`.
     """
     height, width = frame.shape[:2]
     if height % scale or width % scale:
-        raise ValueError(f"expected a frame whose sides are multiples of {scale}, got {height} x {width}")
+        raise ValueError(f"expected height and width to be multiples of {scale}, got {height} x {width}")
     if scale == 1:
         return frame.copy()
     rows = _reduce_rows(frame.reshape(height, width * 3), scale)
@@ -54,7 +66,7 @@ def bicubic_downscale(frame: Frame, scale: int) -> Frame:
 
 
 def _reduce_rows(image: NDArray[Any], scale: int) -> Floats:
-    """(N, M) uint8 or float32 to (N/scale, M) float32: an output row is a sum of 4*scale weighted rows."""
+    """(N, M) uint8 or float32 to (N/scale, M) float32: each output row is a weighted sum of 4*scale rows."""
     num_out = image.shape[0] // scale
     weights, pad = _row_weights(num_out, scale)
     padded = np.zeros((image.shape[0] + 3 * scale, image.shape[1]), dtype=np.float32)
@@ -62,20 +74,20 @@ def _reduce_rows(image: NDArray[Any], scale: int) -> Floats:
     total = np.zeros((num_out, image.shape[1]), dtype=np.float32)
     product = np.empty_like(total)
     for tap in range(weights.shape[1]):
-        taken = padded[tap : tap + (num_out - 1) * scale + 1 : scale]
-        np.multiply(taken, weights[:, tap : tap + 1], out=product)
+        rows = padded[tap : tap + (num_out - 1) * scale + 1 : scale]
+        np.multiply(rows, weights[:, tap : tap + 1], out=product)
         total += product
     return total
 
 
 @lru_cache(maxsize=64)
 def _row_weights(num_out: int, scale: int) -> tuple[Floats, int]:
-    """((num_out, taps) weights, padding): output i sums padded rows i*scale + tap.
+    """(weights of shape (num_out, taps), padding): output row i is the weighted sum of padded rows i*scale + tap.
 
-    The window of output i starts at input row i*scale - pad; rows outside of the image get weight 0 and the
-    rest is normalised.
+    The window of output row i starts at input row i*scale - padding; rows outside of the image have weight 0, and
+    the weights of each row sum to 1.
     """
-    pad = 3 * scale // 2  # support 2*scale to each side of a centre that is scale/2 into the block
+    pad = 3 * scale // 2  # the kernel reaches 2*scale to each side of the centre, which is scale/2 into the block
     rows = np.arange(num_out)[:, None] * scale - pad + np.arange(4 * scale)[None, :]
     centres = (np.arange(num_out)[:, None] + 0.5) * scale
     weights = _cubic((rows + 0.5 - centres) / scale)
@@ -91,10 +103,10 @@ def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def blur_decimate(frame: Frame, scale: int) -> Frame:
-    """`frame` blurred by a Gaussian (sigma 1.5 px, borders reflected), then every `scale`-th pixel from 0.
+    """`frame` blurred with a Gaussian (sigma 1.5 px, reflected borders), then every `scale`-th pixel.
 
-    The usual "BD" degradation of video super-resolution at scale 4. Sampling starts at pixel 0, so LR pixel i
-    lies at HR pixel i*scale, (scale-1)/2 px up and left of where `bicubic_downscale` puts it.
+    The usual "BD" degradation of video super-resolution at scale 4. Sampling starts at pixel 0, so LR pixel i is at
+    HR pixel i*scale, (scale-1)/2 px up and left of its position with `bicubic_downscale`.
     """
     blurred = cv2.GaussianBlur(
         frame, (BLUR_KERNEL_PX, BLUR_KERNEL_PX), BLUR_SIGMA_PX, borderType=cv2.BORDER_REFLECT_101
@@ -103,10 +115,88 @@ def blur_decimate(frame: Frame, scale: int) -> Frame:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A degradation: `apply(frame, scale)` shrinks one frame, after `codec` took the sequence there and back.
+class H264:
+    """H.264 (libx264), 4:2:0, constant rate factor `crf` (0 to 51, higher is worse), 25 frames/s.
 
-    `parameters` are those that the index records beside the recipe's name.
+    The result is the same on every processor and for any number of threads: with SSSE3 and later instructions x264
+    makes other decisions than its C code, so only instructions with the same result as C are enabled.
+    """
+
+    crf: int = DEFAULT_CRF
+    preset: str = "medium"
+
+    def parameters(self) -> dict[str, Any]:
+        """The parameters stored in the index."""
+        return {
+            "encoder": "libx264",
+            "crf": self.crf,
+            "preset": self.preset,
+            "pixels": "yuv420p",
+            "rate": _RATE,
+            "lookahead_frames": _LOOKAHEAD_FRAMES,
+        }
+
+    def round_trip(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        """Encode and decode `frames`, uint8 RGB of one shape (H, W, 3); yields as many frames in the same order.
+
+        Streamed: about `_LOOKAHEAD_FRAMES` more frames are read than yielded. Odd heights and widths are padded by
+        one row or column for the codec, and cropped again.
+        """
+        first = next(frames, None)
+        if first is None:
+            return
+        height, width = first.shape[:2]
+        encoder, decoder = self._encoder(height + height % 2, width + width % 2), _decoder()
+        from_rgb, from_yuv = VideoReformatter(), VideoReformatter()
+        # None flushes the encoder, and the decoder after it.
+        for frame in chain([first], frames, [None]):
+            packets = encoder.encode(None if frame is None else _to_yuv(frame, from_rgb))
+            for decoded in _decode(decoder, packets, is_last=frame is None):
+                yield np.ascontiguousarray(to_rgb(decoded, from_yuv)[:height, :width])
+
+    def _encoder(self, height: int, width: int) -> VideoCodecContext:
+        try:
+            encoder: VideoCodecContext = av.CodecContext.create("libx264", "w")
+        except (av.error.FFmpegError, ValueError) as error:
+            raise MissingExtraError(
+                "video_compression needs libx264, which this build of PyAV does not have; install PyAV from PyPI (pip "
+                "install av), or use another --degradation"
+            ) from error
+        encoder.height, encoder.width, encoder.pix_fmt = height, width, "yuv420p"
+        encoder.time_base, encoder.framerate = Fraction(1, _RATE), Fraction(_RATE)
+        encoder.thread_count = 1
+        # Every x86-64 processor has SSE2, and its results equal those of the C code.
+        instructions = "MMX2,SSE2" if platform.machine().lower() in ("x86_64", "amd64") else "0"
+        private = f"threads=1:lookahead-threads=1:rc-lookahead={_LOOKAHEAD_FRAMES}:sync-lookahead=0:asm={instructions}"
+        encoder.options = {"preset": self.preset, "crf": str(self.crf), "x264-params": private}
+        return encoder
+
+
+def _decoder() -> VideoCodecContext:
+    decoder: VideoCodecContext = av.CodecContext.create("h264", "r")
+    decoder.thread_count = 1
+    return decoder
+
+
+def _to_yuv(frame: Frame, reformatter: VideoReformatter) -> av.VideoFrame:
+    even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
+    return reformatter.reformat(
+        av.VideoFrame.from_ndarray(even, format="rgb24"), format="yuv420p", interpolation=_YUV, threads=1
+    )
+
+
+def _decode(decoder: VideoCodecContext, packets: list[av.Packet], is_last: bool) -> Iterator[av.VideoFrame]:
+    for packet in packets:
+        yield from decoder.decode(packet)
+    if is_last:
+        yield from decoder.decode(None)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A degradation: the sequence is encoded and decoded by `codec`, if there is one, then `apply(frame, scale)`.
+
+    `parameters` are stored in the index with the name of the recipe.
     """
 
     apply: Callable[[Frame, int], Frame]
@@ -114,7 +204,7 @@ class Recipe:
     codec: H264 | None = None
 
     def stream(self, frames: Iterator[Frame], scale: int) -> Iterator[Frame]:
-        """The LR frames of a sequence, in order; HR sides are multiples of `scale`."""
+        """The LR frames of a sequence, in order; HR height and width must be multiples of `scale`."""
         coded = frames if self.codec is None else self.codec.round_trip(frames)
         return (self.apply(frame, scale) for frame in coded)
 
@@ -128,15 +218,13 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def get_recipe(name: str, crf: int | None = None) -> Recipe:
-    """The recipe of that name, with another rate factor if `crf` is given.
+    """The recipe of that name, with its rate factor replaced if `crf` is given.
 
-    Raises BadConfigError that names the known ones, and for a `crf` that is out of range or of no use.
+    Raises BadConfigError for an unknown name, and for a `crf` that is out of range or not used by the recipe.
     """
     if name not in RECIPES:
         known = ", ".join(RECIPES)
-        raise BadConfigError(
-            f"expected a degradation out of {known}, got '{name}'{nearest_hint(name, RECIPES)}; choose one of them"
-        )
+        raise BadConfigError(f"--degradation is '{name}', expected one of {known}{nearest_hint(name, RECIPES)}")
     recipe = RECIPES[name]
     if crf is None:
         return recipe
@@ -149,5 +237,5 @@ def get_recipe(name: str, crf: int | None = None) -> Recipe:
 
 
 def describe(name: str, crf: int | None = None) -> dict[str, Any]:
-    """The index's record of a recipe: its name and parameters. Frames given as pairs are named "paired"."""
+    """The entry of a recipe in the index: its name and parameters. Frames given as pairs have the name "paired"."""
     return {"name": name} if name == "paired" else {"name": name, **get_recipe(name, crf).parameters}

@@ -1,7 +1,8 @@
-"""The error tree that every package of this project shares, and the one place that turns it into exit status.
+"""Error classes and exit status for all packages of this project.
 
-It lives in the lowest package so that `sharding`, `vsr_dist` and `sweeps` end in the same way for the same
-mistake: one line on stderr and status 2. A status of 1 with a traceback is a bug in this project.
+Every command ends the same way for the same mistake: one line on stderr and status 2. Status 1 with a traceback is a
+bug in this project. The module is here because `sharding` is the lowest package and imports no other;
+`vsr_dist.core.errors` adds the errors of training and is what `vsr_dist` and `sweeps` import from.
 """
 
 from __future__ import annotations
@@ -15,35 +16,35 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; the message says what was expected, what was found, what to do."""
+    """A mistake that the user can fix. The message says what was expected, what was found and what to do."""
 
 
 class BadInputError(UserError):
-    """A source (video, frame folder, file) cannot be read as what it was given for."""
+    """An input (video, folder of images, file) cannot be read or does not have the expected content."""
 
 
 class BadShardError(UserError):
-    """A shard set does not hold what its index promises."""
+    """A shard set does not match its index."""
 
 
 class BadConfigError(UserError):
-    """A configuration cannot be honoured."""
+    """Options or a configuration are invalid."""
 
 
 class MissingExtraError(UserError):
-    """An optional dependency is needed for what was asked and is not installed."""
+    """An optional dependency that this operation needs is not installed."""
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose complaints are a `UserError`, that is one line, and not a page of usage."""
+    """An argument parser that raises `UserError`, so that a wrong argument is one line and not a page of usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise the complaint with the command that explains the options."""
+        """Raise `message`, followed by the command that lists the options."""
         raise UserError(f"{message}; see '{self.prog} --help'")
 
 
-# What the operating system refuses for reasons that the user can mend; any other OSError is a bug of ours.
-_REFUSALS = {
+# Errors of the operating system that the user can fix; any other OSError is a bug.
+_USER_ERRNOS = {
     errno.EACCES,
     errno.EPERM,
     errno.ENOSPC,
@@ -56,16 +57,16 @@ _REFUSALS = {
 
 
 def nearest_hint(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the known word most like `word`, or an empty string if none is near."""
+    """` (did you mean 'x'?)` for the most similar known word, or an empty string if none is similar."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean '{matches[0]}'?)" if matches else ""
 
 
 def run_cli(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Run `command(argv)` and return its exit status; a `UserError` becomes one line on stderr and 2.
+    """Run `command(argv)` and return its exit status; a `UserError` becomes one line on stderr and status 2.
 
-    `argv` is without the program's name; None takes it from `sys.argv`. Ctrl-C ends with 130, a closed pipe
-    (`vsr-dist inspect DIR | head`) with 0.
+    `argv` excludes the program name; None means `sys.argv[1:]`. Ctrl-C gives status 130, a closed pipe
+    (`vsr-dist inspect DIR | head`) status 0.
     """
     try:
         return command(sys.argv[1:] if argv is None else argv)
@@ -77,9 +78,9 @@ def run_cli(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None 
         if isinstance(error, BrokenPipeError):
             sys.stderr.close()
             return 0
-        if error.errno not in _REFUSALS:
+        if error.errno not in _USER_ERRNOS:
             raise
-        sys.stderr.write(f"error: {error}; make room or give the right to it, and run the command again\n")
+        sys.stderr.write(f"error: {error}; check free space and permissions, and run the command again\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted\n")

@@ -1,8 +1,8 @@
-"""Motion at pack time: dense optical flow between neighbouring LR frames, quantised.
+"""Dense optical flow between consecutive LR frames, computed by `pack` and stored as integers.
 
-A clip's flow has shape (T-1, 2, H, W, 2), int16 in units of 1/32 px, last axis (dx, dy). `flow[t, 0]` is
-forward: pixel (y, x) of frame t is found at (y + dy, x + dx) of frame t+1. `flow[t, 1]` is backward, from
-frame t+1 to t. There is no flow from a clip's last frame to the next clip.
+The flow of a clip has shape (T-1, 2, H, W, 2), int16 in units of 1/32 px, last axis (dx, dy). `flow[t, 0]` is
+forward: pixel (y, x) of frame t moves to (y + dy, x + dx) in frame t+1. `flow[t, 1]` is backward, from frame
+t+1 to t. There is no flow between the last frame of a clip and the next clip.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PairFlow = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]
 
 
 def _farneback(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float32]:
-    # As in OpenCV's own example: pyramid 0.5, 3 levels, window 15, 3 iterations, polynomials 5 / 1.2.
+    # The parameters of OpenCV's tutorial: pyramid 0.5, 3 levels, window 15, 3 iterations, polynomials 5 / 1.2.
     start: Any = None
     return np.asarray(cv2.calcOpticalFlowFarneback(first, second, start, 0.5, 3, 15, 3, 5, 1.2, 0), np.float32)
 
@@ -35,12 +35,12 @@ def _dis(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.floa
 
 
 METHODS: Mapping[str, _PairFlow] = {"farneback": _farneback, "dis": _dis}
-# OpenCV 5.0's DIS crashes the process for sides of 8 to 15 px; this keeps a margin.
+# OpenCV 5.0's DIS crashes the process for sides of 8 to 15 px; this leaves a margin.
 MIN_SIDE_PX = 24
 
 
 def clip_flow(frames: Sequence[Frame], method: str) -> Flow:
-    """Quantised flow (T-1, 2, H, W, 2) of T LR frames (H, W, 3); T = 1 gives an empty array.
+    """Quantised flow (T-1, 2, H, W, 2) of T LR frames (H, W, 3); empty for T = 1.
 
     Raises ValueError for a side below `MIN_SIDE_PX`.
     """
@@ -49,8 +49,8 @@ def clip_flow(frames: Sequence[Frame], method: str) -> Flow:
         raise ValueError(f"expected frames of at least {MIN_SIDE_PX} px a side, got {height} x {width}")
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     result = np.zeros((len(frames) - 1, 2, height, width, 2), dtype=np.int16)
-    # OpenCV's DIS cuts the picture into as many stripes as it has threads, and each stripe's search starts
-    # afresh: only a fixed number of threads gives the same bytes on every machine.
+    # OpenCV's DIS splits the image into one stripe per thread and searches each one independently: only a
+    # fixed number of threads gives the same bytes on every machine.
     num_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -63,7 +63,7 @@ def clip_flow(frames: Sequence[Frame], method: str) -> Flow:
 
 
 def quantise(flow_px: NDArray[np.float32]) -> Flow:
-    """float flow in px to int16 in 1/32 px, rounded, held within the range of int16."""
+    """float flow in px to int16 in 1/32 px, rounded and clipped to the range of int16."""
     return np.clip(np.rint(flow_px * UNITS_PER_PX), -32768, 32767).astype(np.int16)
 
 

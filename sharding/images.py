@@ -1,7 +1,7 @@
-"""Folders of numbered images, on disk or inside a zip archive that is read in place.
+"""Folders of numbered images, on disk or inside a zip archive, which is read without unpacking.
 
-A folder is named by a path. `GT.zip` stands for what the archive holds at its top, and `GT.zip/GT/000` for a
-folder inside, as if the archive were unpacked there; readers need not tell the two apart.
+A folder is given by a path. `GT.zip` is the top level of the archive and `GT.zip/GT/000` a folder inside it, as if
+the archive were unpacked there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PNG_HEADER_BYTES = 24
 
 
 class _Archive:
-    """An open zip archive and its folders: path inside -> names of the files and of the folders in it."""
+    """An open zip archive; `files` and `folders` map a path inside it to the names of its files and subfolders."""
 
     def __init__(self, path: Path) -> None:
         self.file = zipfile.ZipFile(path)
@@ -37,7 +37,7 @@ class _Archive:
             inner = PurePosixPath(name)
             if inner.parts[:1] == ("__MACOSX",):
                 continue
-            for parent, child in _lineage(inner if name.endswith("/") else inner.parent):
+            for parent, child in _ancestors(inner if name.endswith("/") else inner.parent):
                 self.folders.setdefault(parent, set()).add(child)
                 self.files.setdefault(f"{parent}/{child}".lstrip("/"), [])
             if not name.endswith("/"):
@@ -48,14 +48,14 @@ def _key(inner: PurePosixPath) -> str:
     return "" if inner == PurePosixPath(".") else inner.as_posix()
 
 
-def _lineage(folder: PurePosixPath) -> Iterator[tuple[str, str]]:
-    """(parent, name) of a folder and of every folder above it."""
+def _ancestors(folder: PurePosixPath) -> Iterator[tuple[str, str]]:
+    """(parent, name) of a folder and of each folder above it."""
     for depth in range(len(folder.parts)):
         yield "/".join(folder.parts[:depth]), folder.parts[depth]
 
 
 def is_folder(path: Path) -> bool:
-    """True for a directory, a zip archive, and a folder inside one. Raises BadInputError for a bad archive."""
+    """True for a directory, a zip archive or a folder inside one. Raises BadInputError for a damaged archive."""
     if path.is_dir():
         return True
     found = _split(path)
@@ -63,7 +63,7 @@ def is_folder(path: Path) -> bool:
 
 
 def subfolders(path: Path) -> list[Path]:
-    """The folders directly below a folder, in natural order; hidden ones are left out."""
+    """The subfolders of a folder in natural order, without hidden ones."""
     found = None if path.is_dir() else _split(path)
     if found is None:
         names = [inner.name for inner in path.iterdir() if inner.is_dir()]
@@ -73,29 +73,29 @@ def subfolders(path: Path) -> list[Path]:
 
 
 def list_images(path: Path) -> list[Path]:
-    """The images of a folder in natural order (2 before 10). Raises BadInputError if there is none."""
+    """The images in a folder in natural order (2 before 10). Raises BadInputError if there are none."""
     found = None if path.is_dir() else _split(path)
     names = [inner.name for inner in path.iterdir()] if found is None else found[0].files.get(found[1], [])
     images = [path / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES and name[0] != "."]
     if not images:
         inner = subfolders(path)
-        hint = f"; it has subfolders, give them one by one, such as {inner[0]}" if inner else ""
+        hint = f"; it has subfolders: give each one as a source, for example {inner[0]}" if inner else ""
         if {"GT", "LQ"} <= {folder.name for folder in inner}:
-            hint = f"; it looks like a set of pairs, give it as --realvsr {path}"
-        raise BadInputError(f"{path} holds no image; expected files such as 0001.png{hint}")
+            hint = f"; it looks like paired data: use --realvsr {path}"
+        raise BadInputError(f"{path} has no images; expected files such as 0001.png{hint}")
     return sorted(images, key=lambda image: natural_key(image.name))
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:
-    """A sort key that compares runs of digits as numbers; equal numbers fall back to their text."""
+    """A sort key that compares runs of digits as numbers, and equal numbers as text."""
     parts = re.split(r"([0-9]+)", text)
     return [(0, int(part), part) if part[0] in "0123456789" else (1, 0, part) for part in parts if part]
 
 
 def read_file(path: Path, num_bytes: int = -1) -> bytes:
-    """The first `num_bytes` bytes of a file, on disk or in an archive; all with -1.
+    """The first `num_bytes` bytes of a file on disk or in an archive; the whole file with -1.
 
-    Raises BadInputError if it cannot be read, also for a checksum of the archive that does not fit.
+    Raises BadInputError if an archive is damaged, for example if a checksum is wrong.
     """
     found = _split(path)
     try:
@@ -105,25 +105,25 @@ def read_file(path: Path, num_bytes: int = -1) -> bytes:
         with found[0].file.open(found[1]) as member:
             return member.read(num_bytes)
     except (KeyError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
-        raise BadInputError(f"{path} cannot be read from its archive ({error}); replace the archive") from error
+        raise BadInputError(f"{path} cannot be read from its archive ({error}); create the archive again") from error
 
 
 def read_image(path: Path) -> Frame:
-    """uint8 RGB (H, W, 3) of an image file. Raises BadInputError that names it."""
+    """The image as uint8 RGB (H, W, 3). Raises BadInputError that names the file."""
     return _decode(path, read_file(path))
 
 
 def image_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
-    """(height, width) of an image; a PNG is asked by its header alone. `data` are its bytes if they are read already.
+    """(height, width) of an image, for a PNG from its header only. `data`: the bytes of the file, if already read.
 
-    With `data`, a truncated PNG is refused. Raises BadInputError that names the image.
+    With `data`, a truncated PNG is an error. Raises BadInputError that names the file.
     """
     head = read_file(path, _PNG_HEADER_BYTES) if data is None else data[:_PNG_HEADER_BYTES]
     if len(head) < _PNG_HEADER_BYTES or not head.startswith(_PNG_MAGIC):
         height, width = _decode(path, read_file(path) if data is None else data).shape[:2]
         return height, width
     if data is not None and not data.rstrip(b"\0").endswith(_PNG_END):
-        raise BadInputError(f"{path} is a PNG that breaks off after {len(data)} bytes; replace it")
+        raise BadInputError(f"{path} is a PNG truncated after {len(data)} bytes; replace it")
     width, height = struct.unpack(">II", head[16:24])
     return height, width
 
@@ -136,7 +136,7 @@ def _decode(path: Path, data: bytes) -> Frame:
 
 
 def _split(path: Path) -> tuple[_Archive, str] | None:
-    """(the archive, path inside it) for a path that leads to or into a zip file, else None."""
+    """(archive, path inside it) for a path to or into a zip file; None for any other path."""
     for outer in (path, *path.parents):
         if outer.suffix.lower() == ".zip" and outer.is_file():
             status = outer.stat()
@@ -146,8 +146,8 @@ def _split(path: Path) -> tuple[_Archive, str] | None:
 
 @lru_cache(maxsize=8)
 def _open(path: Path, num_bytes: int, mtime_ns: int) -> _Archive:
-    """The archive, kept open for the next image; size and time tell a replaced one."""
+    """The archive, kept open for further images; size and time are cache keys, so that a replaced one is reopened."""
     try:
         return _Archive(path)
     except zipfile.BadZipFile as error:
-        raise BadInputError(f"{path} is no zip archive that can be read ({error}); get it again") from error
+        raise BadInputError(f"{path} is not a readable zip archive ({error}); create it again") from error

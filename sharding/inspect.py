@@ -1,4 +1,4 @@
-"""What a data set holds: a summary in text, and a contact sheet as one PNG."""
+"""Show the contents of a data set: a summary in text, and a contact sheet as a PNG."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FRAMES_PER_SEQUENCE = 4
 
 
 def summarise(root: Path, index: Index) -> str:
-    """A few lines: recipe, then per split sequences, clips, frames and bytes, then every source."""
+    """A few lines: recipe, then sequences, clips, frames and bytes of each split, then each source."""
     num_bytes = sum(shard.num_bytes for shard in index.shards)
     recipe = _recipe(index.degradation)
     lines = [
@@ -47,21 +47,21 @@ def summarise(root: Path, index: Index) -> str:
 
 
 def _recipe(degradation: Mapping[str, Any]) -> str:
-    """The name and, in brackets, the parameters; those of a recipe within stand beside them."""
-    plain: dict[str, Any] = {}
+    """The name and, in brackets, the parameters, including those of a nested recipe."""
+    flat: dict[str, Any] = {}
     for name, value in degradation.items():
-        plain |= {name: value["name"], **value} if isinstance(value, dict) else {name: value}
-    parameters = ", ".join(f"{name}={value}" for name, value in plain.items() if name != "name")
+        flat |= {name: value["name"], **value} if isinstance(value, dict) else {name: value}
+    parameters = ", ".join(f"{name}={value}" for name, value in flat.items() if name != "name")
     return f"{degradation['name']} ({parameters})" if parameters else str(degradation["name"])
 
 
 def write_sheet(root: Path, index: Index, path: Path) -> int:
-    """Write a contact sheet: a row per sequence with HR frames over its length, LR of the first one last.
+    """Write a contact sheet: one row per sequence, with evenly spaced HR frames and the first LR frame.
 
-    At most `MAX_SEQUENCES` rows, spread over all sequences. Returns the number of rows.
+    At most `MAX_SEQUENCES` rows, evenly spaced over all sequences. Returns the number of rows.
     """
     if path.suffix.lower() != ".png":
-        raise BadConfigError(f"--sheet {path} is no name of a PNG; expected one such as sheet.png")
+        raise BadConfigError(f"--sheet is {path}, expected a file name that ends in .png")
     sequences = [clips for split in index.splits for clips in index.sequences(split).values()]
     chosen = [sequences[number] for number in _spread(len(sequences), MAX_SEQUENCES)]
     rows = [_row(root, index, clips) for clips in chosen]
@@ -88,18 +88,18 @@ def read_frame(root: Path, index: Index, clip: Clip, field: str, number: int) ->
 def _row(root: Path, index: Index, clips: list[Clip]) -> Frame:
     num_frames = sum(clip.num_frames for clip in clips)
     high = [_frame_of(root, index, clips, "hr", n) for n in _spread(num_frames, FRAMES_PER_SEQUENCE)]
-    pictures = [*(_thumbnail(frame, cv2.INTER_AREA) for frame in high)]
-    pictures.append(_thumbnail(_frame_of(root, index, clips, "lr", 0), cv2.INTER_NEAREST))
-    strip = np.concatenate(pictures, axis=1)
+    images = [_thumbnail(frame, cv2.INTER_AREA) for frame in high]
+    images.append(_thumbnail(_frame_of(root, index, clips, "lr", 0), cv2.INTER_NEAREST))
+    strip = np.concatenate(images, axis=1)
     caption = np.zeros((CAPTION_HEIGHT_PX, strip.shape[1], 3), dtype=np.uint8)
     height, width, _ = clips[0].frame_shape("hr")
-    text = f"{clips[0].split} {clips[0].sequence}: {num_frames} frames, {width} x {height} px; last: LR"
+    text = f"{clips[0].split} {clips[0].sequence}: {num_frames} frames, {width} x {height} px; right: LR"
     cv2.putText(caption, text, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
     return np.concatenate([caption, strip])
 
 
 def _frame_of(root: Path, index: Index, clips: list[Clip], field: str, number: int) -> Frame:
-    """Frame `number` of a sequence, counted over its clips."""
+    """Frame `number` of a sequence of clips."""
     for clip in clips:
         if number < clip.num_frames:
             return read_frame(root, index, clip, field, number)
@@ -114,7 +114,7 @@ def _thumbnail(frame: Frame, interpolation: int) -> Frame:
 
 
 def _spread(count: int, limit: int) -> list[int]:
-    """At most `limit` numbers below `count`, ascending, evenly spread, first and last among them."""
+    """At most `limit` evenly spaced numbers from 0 to `count - 1`, ascending, with the first and the last."""
     return sorted({round(n) for n in np.linspace(0, count - 1, min(limit, count))})
 
 

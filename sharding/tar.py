@@ -1,4 +1,4 @@
-"""Plain USTAR with the same bytes every time: a writer that knows where payloads lie, and a header scan."""
+"""Deterministic USTAR files: a writer that records payload offsets, and a scan of the headers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ BLOCK_BYTES = 512
 END_BYTES = 2 * BLOCK_BYTES
 MAX_NAME_BYTES = 100
 _READ_BYTES = 4 << 20
-Chunk = bytes | memoryview  # a view is flat, of single bytes
+Chunk = bytes | memoryview  # a memoryview must be flat, with single-byte items
 
 
 @dataclass(frozen=True)
 class TarEntry:
-    """A regular file in a tar: its name, and where its payload lies."""
+    """A regular file in a tar: its name, and the offset and size of its payload."""
 
     name: str
     offset: int
@@ -27,7 +27,7 @@ class TarEntry:
 
 
 class TarWriter:
-    """Append members to an open file; `num_bytes` and `hexdigest` are those of all bytes written so far."""
+    """Appends members to an open file and hashes it on the way; `num_bytes` is the number of bytes written so far."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -39,9 +39,9 @@ class TarWriter:
         return self.add_stream(name, len(payload), [payload])[0]
 
     def add_stream(self, name: str, num_bytes: int, chunks: Iterable[Chunk]) -> tuple[TarEntry, str]:
-        """Write a member of `num_bytes` piece by piece; also gives the hex of the xxh3_64 of its payload.
+        """Write a member of `num_bytes` bytes in chunks; returns its entry and the xxh3_64 of its payload in hex.
 
-        Raises ValueError if the pieces are more or fewer bytes.
+        Raises ValueError if the chunks add up to another size.
         """
         self._write(tar_header(name, num_bytes))
         entry = TarEntry(name, self.num_bytes, num_bytes)
@@ -55,7 +55,7 @@ class TarWriter:
         return entry, str(digest.hexdigest())
 
     def finish(self) -> str:
-        """Write the end mark; returns the hex of the xxh3_64 of the whole file."""
+        """Write the end-of-archive marker; returns the xxh3_64 of the whole file in hex."""
         self._write(bytes(END_BYTES))
         return str(self._hash.hexdigest())
 
@@ -66,7 +66,7 @@ class TarWriter:
 
 
 def tar_header(name: str, num_bytes: int) -> bytes:
-    """The 512 bytes before a payload. Raises ValueError for more than 100 bytes of name or 8 GiB of data."""
+    """The 512-byte header of a payload. Raises ValueError for a name over 100 bytes or a payload of 8 GiB or more."""
     encoded = name.encode("ascii")
     if len(encoded) > MAX_NAME_BYTES or num_bytes >= 8 << 30:
         raise ValueError(f"'{name}' with {num_bytes} bytes does not fit a USTAR header")
@@ -85,17 +85,19 @@ def tar_header(name: str, num_bytes: int) -> bytes:
 
 
 def scan_tar(file: BinaryIO, num_bytes: int) -> Iterator[TarEntry]:
-    """The members of a tar of `num_bytes` bytes, by its headers alone.
+    """The members of a tar of `num_bytes` bytes; only the headers are read.
 
-    Raises BadShardError at the first header that is damaged, and where the file ends without an end mark.
+    Raises BadShardError at the first damaged header, and if the end-of-archive marker is missing.
     """
     position = 0
     while True:
         file.seek(position)
         header = file.read(BLOCK_BYTES)
         if header == bytes(BLOCK_BYTES):
-            if num_bytes != position + END_BYTES or file.read(BLOCK_BYTES) != bytes(BLOCK_BYTES):
-                raise BadShardError(f"has {num_bytes} bytes, expected an end after {position + END_BYTES}")
+            if num_bytes != position + END_BYTES:
+                raise BadShardError(f"has {num_bytes} bytes, expected {position + END_BYTES}")
+            if file.read(BLOCK_BYTES) != bytes(BLOCK_BYTES):
+                raise BadShardError("has a damaged end-of-archive marker")
             return
         entry = _parse_header(header, position)
         position = entry.offset + entry.num_bytes + (-entry.num_bytes % BLOCK_BYTES)
@@ -105,20 +107,20 @@ def scan_tar(file: BinaryIO, num_bytes: int) -> Iterator[TarEntry]:
 
 
 def _parse_header(header: bytes, position: int) -> TarEntry:
-    """The entry of a header as `tar_header` writes it, byte for byte. Raises BadShardError otherwise."""
+    """The entry of a header that `tar_header` wrote. Raises BadShardError if any byte differs."""
     try:
         name = header[:100].rstrip(b"\0").decode("ascii")
         num_bytes = int(header[124:135], 8)
-        whole = header == tar_header(name, num_bytes)
+        valid = header == tar_header(name, num_bytes)
     except ValueError:
-        whole = False
-    if not whole:
-        raise BadShardError(f"has a damaged or foreign tar header at byte {position}")
+        valid = False
+    if not valid:
+        raise BadShardError(f"has a damaged tar header, or one that pack did not write, at byte {position}")
     return TarEntry(name, position + BLOCK_BYTES, num_bytes)
 
 
 def hash_file(file: BinaryIO) -> str:
-    """Hex of the xxh3_64 of an open file, from its first byte."""
+    """xxh3_64 of a whole open file, in hex."""
     state = xxhash.xxh3_64()
     file.seek(0)
     while block := file.read(_READ_BYTES):

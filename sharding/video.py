@@ -1,12 +1,13 @@
-"""Decode a source, a video file or a folder of numbered images, to uint8 RGB frames in one stable order.
+"""Decode a video file or a folder of numbered images to uint8 RGB frames, in time order.
 
-Everything is streamed: one frame is held at a time. Frames are (H, W, 3), in the orientation in which a
-player shows them (rotation metadata is applied). Their bytes do not depend on the processor: FFmpeg's
-decoders are exact, and the conversion to RGB runs in its exact mode.
+Frames are streamed, one at a time. They are (H, W, 3), in display orientation (rotation metadata is applied). Their
+bytes do not depend on the processor: FFmpeg's decoders are bit-exact, and the conversion to RGB uses its bit-exact
+mode. A full pass over a video also detects interlacing and damage (`DamageDetector`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,25 +23,28 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from sharding.codec import Frame
-from sharding.damage import DamageWatch
 from sharding.errors import BadInputError
 from sharding.images import is_folder, list_images, read_image
 from sharding.shots import THUMBNAIL_SIZE_PX
 
-# FFmpeg "plays" any text file as an ANSI terminal film, and a single picture as a film of one frame.
+# FFmpeg opens any text file as an ANSI animation, and a single image as a video of one frame.
 _REFUSED_FORMATS = ("tty", "image2", "_pipe")
-# Without these flags the conversion's rounding depends on the SIMD units of the processor, and darkens by one level.
+# Without these flags the rounding depends on the SIMD instructions of the processor, and frames get one level darker.
 EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
 _RGB = Interpolation.BILINEAR | EXACT
 _SMALL = Interpolation.AREA | EXACT
+# Containers round timestamps, and some count the time before the first frame: smaller differences are not damage.
+END_TOLERANCE_S = 1.0
+# Containers with durations in their headers; for others FFmpeg estimates the duration from the file size.
+_FORMATS_WITH_DURATION = ("mov", "matroska", "avi", "asf")
 
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """What a source says of itself before it is decoded.
+    """What is known of a source before it is decoded.
 
-    `num_frames` is None where the container does not say, `fps` is None for a folder or a stream without a
-    rate; `width` and `height` are in pixels, in the orientation in which frames are given out.
+    `num_frames` is None if the container does not state it, `fps` is None for a folder or a stream without a
+    frame rate; `width` and `height` are in pixels, in display orientation.
     """
 
     name: str
@@ -52,7 +56,7 @@ class SourceInfo:
 
 @dataclass(frozen=True)
 class TimedFrame:
-    """One decoded frame with its time: `time_s` and the container's own `pts`, None where there is none."""
+    """A decoded frame with its time in s and its presentation timestamp; both None for a folder of images."""
 
     rgb: Frame
     time_s: float | None
@@ -61,7 +65,7 @@ class TimedFrame:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A frame of `THUMBNAIL_SIZE_PX`, not turned upright, with the upright `height` and `width` of the whole frame."""
+    """A frame resized to `THUMBNAIL_SIZE_PX`, not rotated; `height` and `width` are of the full frame as displayed."""
 
     rgb: Frame
     height: int
@@ -70,7 +74,7 @@ class Thumbnail:
 
 
 def probe(source: Path) -> SourceInfo:
-    """Name, size and rate of a source. Raises BadInputError if it is no video and no folder of images."""
+    """Name, size and frame rate of a source. Raises BadInputError if it is neither a video nor a folder of images."""
     source = Path(source)
     if is_folder(source):
         paths = list_images(source)
@@ -80,13 +84,13 @@ def probe(source: Path) -> SourceInfo:
         stream = film_stream(container)
         first = next(_decoded(container, source, 1), None)
         if first is None:
-            raise BadInputError(f"{source} is not a video that can be decoded: it holds no frame")
-        height, width = _upright_size(first)
-        return SourceInfo(source.name, _count(stream), stream.average_rate, width, height)
+            raise BadInputError(f"{source} is not a video that can be decoded: it has no frames")
+        height, width = _display_size(first)
+        return SourceInfo(source.name, _estimate_num_frames(stream), stream.average_rate, width, height)
 
 
 def iter_frames(source: Path) -> Iterator[Frame]:
-    """All frames of a video file or image folder in time order. Raises BadInputError, also half-way."""
+    """All frames of a video file or a folder of images in time order. Raises BadInputError while iterating."""
     for frame in iter_timed_frames(source):
         yield frame.rgb
 
@@ -94,10 +98,10 @@ def iter_frames(source: Path) -> Iterator[Frame]:
 def iter_timed_frames(
     source: Path, first_frame: int = 0, start_pts: int | None = None, num_threads: int = 1
 ) -> Iterator[TimedFrame]:
-    """Frames from number `first_frame` on.
+    """Frames starting at number `first_frame`.
 
-    With `start_pts`, the pts of that frame as an earlier full pass saw it, a video is entered at the key
-    frame before it; if that does not lead to exactly this pts, it is decoded from its beginning.
+    With `start_pts`, the pts of that frame from an earlier full pass, decoding starts at the key frame before it. If
+    seeking does not lead to exactly that pts, the video is decoded from its first frame.
     """
     source = Path(source)
     if is_folder(source):
@@ -106,7 +110,7 @@ def iter_timed_frames(
 
 
 def iter_thumbnails(source: Path, num_threads: int = 1) -> Iterator[Thumbnail]:
-    """All frames of a source, small: several times cheaper than `iter_frames`, with the same checks."""
+    """Thumbnails of all frames: several times cheaper than `iter_frames`, with the same checks."""
     if is_folder(source):
         for frame in _folder_frames(source, 0):
             height, width = frame.rgb.shape[:2]
@@ -118,7 +122,7 @@ def iter_thumbnails(source: Path, num_threads: int = 1) -> Iterator[Thumbnail]:
     with open_video(source) as container:
         for frame in _decoded(container, source, num_threads):
             small = reformatter.reformat(frame, width, height, "rgb24", interpolation=_SMALL, threads=1).to_ndarray()
-            yield Thumbnail(np.asarray(small, np.uint8), *_upright_size(frame), frame.pts)
+            yield Thumbnail(np.asarray(small, np.uint8), *_display_size(frame), frame.pts)
 
 
 def _folder_frames(folder: Path, first_frame: int) -> Iterator[TimedFrame]:
@@ -128,7 +132,7 @@ def _folder_frames(folder: Path, first_frame: int) -> Iterator[TimedFrame]:
         if expected is not None and image.shape != expected:
             raise BadInputError(
                 f"{path} is {image.shape[1]} x {image.shape[0]} px, the images before it are "
-                f"{expected[1]} x {expected[0]}; expected one size: put each size in its own folder"
+                f"{expected[1]} x {expected[0]}; expected images of one size: use a separate folder for each size"
             )
         expected = image.shape
         yield TimedFrame(image, None, None)
@@ -141,29 +145,29 @@ def open_video(source: Path) -> InputContainer:
     try:
         container: InputContainer = av.open(str(source), metadata_errors="replace")
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise _no_video(source, getattr(error, "strerror", None) or str(error)) from error
+        raise _not_a_video(source, getattr(error, "strerror", None) or str(error)) from error
     name = container.format.name
     if any(refused in name for refused in _REFUSED_FORMATS):
         container.close()
-        raise _no_video(source, f"FFmpeg takes it for '{name}', a text or a single picture")
-    if not any(_is_film(stream) for stream in container.streams.video):
+        raise _not_a_video(source, f"FFmpeg detects it as '{name}', a text or a single image")
+    if not any(_is_video(stream) for stream in container.streams.video):
         container.close()
-        raise _no_video(source, "it has no video stream")
+        raise _not_a_video(source, "it has no video stream")
     return container
 
 
-def _is_film(stream: VideoStream) -> bool:
-    """False for the cover picture of a sound file."""
+def _is_video(stream: VideoStream) -> bool:
+    """False for the cover image of an audio file."""
     return not stream.disposition & Disposition.attached_pic
 
 
 def film_stream(container: InputContainer) -> VideoStream:
-    """The video stream that is decoded: the first that is no cover picture."""
-    return next(stream for stream in container.streams.video if _is_film(stream))
+    """The video stream that is decoded: the first one that is not a cover image."""
+    return next(stream for stream in container.streams.video if _is_video(stream))
 
 
-def _count(stream: VideoStream) -> int | None:
-    """The number of frames that the container states, or that its length in time makes likely."""
+def _estimate_num_frames(stream: VideoStream) -> int | None:
+    """The number of frames from the container's header, or estimated from the duration; None if both are missing."""
     if stream.frames:
         return int(stream.frames)
     if stream.duration and stream.time_base and stream.average_rate:
@@ -171,24 +175,88 @@ def _count(stream: VideoStream) -> int | None:
     return None
 
 
-def _no_video(source: Path, reason: str) -> BadInputError:
+def _not_a_video(source: Path, reason: str) -> BadInputError:
     return BadInputError(
-        f"{source} is not a video that can be decoded: {reason}; expected a file that FFmpeg opens, or a "
+        f"{source} is not a video that can be decoded: {reason}; expected a video file that FFmpeg can open, or a "
         "folder of images"
     )
 
 
 def _decoded(container: InputContainer, source: Path, num_threads: int) -> Iterator[av.VideoFrame]:
-    """All frames of a container just opened. FFmpeg's errors, and damage that it passes over, are BadInputError."""
+    """All frames of a newly opened container. Raises BadInputError for FFmpeg's errors and for detected damage."""
     stream = _set_threads(container, num_threads)
-    watch = DamageWatch(source, stream)
+    detector = DamageDetector(source, stream)
     try:
         for frame in container.decode(stream):
-            watch.see(frame)
+            detector.check(frame)
             yield frame
     except av.error.FFmpegError as error:
-        raise watch.broken_off(error.strerror) from error
-    watch.check_end(container)
+        raise detector.truncation_error(error.strerror) from error
+    detector.check_end(container)
+
+
+class DamageDetector:
+    """Checks the frames of one full pass over a video stream, in order; raises BadInputError.
+
+    Refuses interlaced video, and damage that FFmpeg decodes without an error.
+    """
+
+    def __init__(self, source: Path, stream: VideoStream) -> None:
+        self._source = source
+        self._stream = stream
+        self._num_frames = 0
+        self._end_s: float | None = None
+
+    def check(self, frame: av.VideoFrame) -> None:
+        """Check the next frame."""
+        if frame.interlaced_frame:
+            raise BadInputError(
+                f"{self._source} is interlaced (flag of frame {self._num_frames}): its odd and even rows were recorded "
+                f"at different times; expected a progressive video: convert it, for example with ffmpeg -i "
+                f"{self._source} -vf bwdif=mode=send_frame -c:v ffv1 {self._output_name('progressive')}"
+            )
+        if frame.is_corrupt:
+            raise BadInputError(
+                f"{self._source} is damaged at frame {self._num_frames}; expected an undamaged video file: download "
+                f"or copy it again, or keep the frames before, for example with ffmpeg -i {self._source} "
+                f"-frames:v {self._num_frames} -c:v ffv1 {self._output_name('part')}"
+            )
+        self._num_frames += 1
+        if frame.time is not None and frame.time_base is not None:
+            self._end_s = frame.time + float((frame.duration or 0) * frame.time_base)
+
+    def truncation_error(self, reason: str) -> BadInputError:
+        """The error for a stream that ends too early."""
+        return BadInputError(
+            f"{self._source} is truncated after {self._num_frames} frames: {reason}; expected a complete video file: "
+            f"download or copy it again, or keep the first part, for example with ffmpeg -i {self._source} -frames:v "
+            f"{max(self._num_frames - 1, 1)} -c:v ffv1 {self._output_name('part')}"
+        )
+
+    def check_end(self, container: InputContainer) -> None:
+        """Compare the end of the last frame with the duration in the container's header."""
+        stated_s = stated_end_s(self._stream, container)
+        if stated_s is not None and self._end_s is not None and self._end_s < stated_s - END_TOLERANCE_S:
+            raise self.truncation_error(f"it ends at {self._end_s:.2f} s, its header says {stated_s:.2f} s")
+
+    def _output_name(self, suffix: str) -> str:
+        return f"{self._source.stem}_{suffix}.mkv"
+
+
+def stated_end_s(stream: VideoStream, container: InputContainer) -> float | None:
+    """End time of the stream according to its header, in the timestamps of its frames; None if it is not stated."""
+    if not any(name in _FORMATS_WITH_DURATION for name in container.format.name.split(",")):
+        return None
+    if stream.duration is not None and stream.time_base is not None:
+        return float((stream.duration + (stream.start_time or 0)) * stream.time_base)
+    # Matroska has the duration of a track in a tag, as hours:minutes:seconds.
+    match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if match is not None:
+        return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
+    # The duration of the file is that of its longest stream; it is the video's only if there is no other stream.
+    if len(container.streams) == 1 and container.duration is not None:
+        return float((container.duration + (container.start_time or 0)) / av.time_base)
+    return None
 
 
 def _set_threads(container: InputContainer, num_threads: int) -> VideoStream:
@@ -201,14 +269,14 @@ def _set_threads(container: InputContainer, num_threads: int) -> VideoStream:
 def _video_frames(source: Path, first_frame: int, start_pts: int | None, num_threads: int) -> Iterator[TimedFrame]:
     reformatter = VideoReformatter()
     with open_video(source) as container:
-        frames = None if start_pts is None else _entered_at(container, start_pts, num_threads)
+        frames = None if start_pts is None else _seek(container, start_pts, num_threads)
         if frames is not None:
             try:
                 yield from (_timed(frame, reformatter) for frame in frames)
             except av.error.FFmpegError as error:
                 raise BadInputError(
-                    f"{source} cannot be read on behind frame {first_frame}: {error.strerror}; expected a source "
-                    "that does not change while it is packed: run pack again"
+                    f"{source} cannot be decoded after frame {first_frame}: {error.strerror}; the file changed "
+                    "while it was packed: run pack again"
                 ) from error
             return
     with open_video(source) as container:
@@ -217,10 +285,10 @@ def _video_frames(source: Path, first_frame: int, start_pts: int | None, num_thr
                 yield _timed(frame, reformatter)
 
 
-def _entered_at(container: InputContainer, start_pts: int, num_threads: int) -> Iterator[av.VideoFrame] | None:
-    """Frames from the one with `start_pts`, reached by seeking; None if seeking does not lead there.
+def _seek(container: InputContainer, start_pts: int, num_threads: int) -> Iterator[av.VideoFrame] | None:
+    """Frames starting with the one at `start_pts`, reached by seeking; None if seeking does not find it.
 
-    Frames before it may lack what they refer to; they are not looked at.
+    Frames before it are skipped; they may be corrupt because their reference frames were not decoded.
     """
     stream = _set_threads(container, num_threads)
     try:
@@ -240,17 +308,20 @@ def _timed(frame: av.VideoFrame, reformatter: VideoReformatter) -> TimedFrame:
     return TimedFrame(to_rgb(frame, reformatter), frame.time, frame.pts)
 
 
-def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:
-    """(height, width) as shown."""
-    turned = frame.rotation % 180 == 90
-    return (frame.width, frame.height) if turned else (frame.height, frame.width)
+def _display_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """(height, width) after rotation."""
+    is_rotated = frame.rotation % 180 == 90
+    return (frame.width, frame.height) if is_rotated else (frame.height, frame.width)
 
 
 def to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> Frame:
-    """uint8 RGB (H, W, 3) of a PyAV frame, turned upright; the same bytes on every processor."""
+    """uint8 RGB (H, W, 3) of a PyAV frame, rotated for display; the same bytes on every processor."""
     plain = reformatter.reformat(frame, format="rgb24", interpolation=_RGB, threads=1)
     rgb = np.asarray(plain.to_ndarray(), dtype=np.uint8)
-    quarter_turns, rest = divmod(frame.rotation, 90)
-    if rest:
-        raise BadInputError(f"a video asks for a turn by {frame.rotation} degrees; only quarter turns are known")
+    quarter_turns, remainder = divmod(frame.rotation, 90)
+    if remainder:
+        raise BadInputError(
+            f"the video's metadata rotates it by {frame.rotation} degrees; expected a multiple of 90: re-encode it "
+            "with ffmpeg, which applies the rotation"
+        )
     return np.ascontiguousarray(np.rot90(rgb, quarter_turns)) if quarter_turns else rgb

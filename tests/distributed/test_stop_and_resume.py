@@ -82,4 +82,4 @@ def test_a_mistake_on_two_processes_is_said_once(launcher):
     done = launcher.attempt("run", "train.steps=2", "train.warmup_steps=1", processes=2)
     assert done.stderr.count("error: ") == 1
     missing = launcher.attempt("other", f"data.root={launcher.folder}/absent", processes=2)
-    assert missing.stderr.count("holds no index.json") == 1
+    assert missing.stderr.count("has no index.json") == 1

@@ -11,8 +11,7 @@ import pytest
 import torch
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from sharding.damage import stated_end_s
-from sharding.video import EXACT
+from sharding.video import EXACT, stated_end_s
 from vsr_dist.cli import main
 from vsr_dist.inference.generator_io import save_generator
 from vsr_dist.models import build_generator

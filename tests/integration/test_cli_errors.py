@@ -99,11 +99,11 @@ def test_pack_of_a_text_with_a_videos_name_and_of_an_empty_folder(fails, tmp_pat
     (tmp_path / "empty").mkdir()
     message = fails("pack", tmp_path / "notes.mp4", tmp_path / "empty", "--out", tmp_path / "set")
     assert "notes.mp4 is not a video" in message
-    assert "empty holds no image" in message  # both faults at once
+    assert "empty has no images" in message  # both faults at once
 
 
 def test_a_folder_that_is_no_data_set(fails, tmp_path):
-    assert "holds no index.json" in fails("inspect", tmp_path)
+    assert "has no index.json" in fails("inspect", tmp_path)
     fails("verify", tmp_path)
 
 
@@ -151,7 +151,7 @@ def test_evaluate_on_a_damaged_set(fails, tmp_path, damaged, kind, expected):
 def test_train_on_a_folder_without_a_set(fails, config, tmp_path):
     (tmp_path / "empty").mkdir()
     message = fails("train", "--config", config, "--set", f"data.root={tmp_path / 'empty'}")
-    assert "holds no index.json" in message
+    assert "has no index.json" in message
 
 
 def test_a_configuration_file_that_is_not_there(fails, tmp_path):

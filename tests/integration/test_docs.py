@@ -49,7 +49,7 @@ def shortened(command: str) -> str:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the configurations, as a checkout has them, and a data set of pairs, as a reader has it."""
     folder = tmp_path_factory.mktemp("docs")
-    make_realvsr(folder / "RealVSR")
+    make_realvsr(folder / "RealVSR", with_overlap=True)
     (folder / "configs").symlink_to(ROOT / "configs")
     return folder
 

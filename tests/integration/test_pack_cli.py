@@ -10,20 +10,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from pack_runs import CLIPS, run
 
-from sharding.cli import main, register
-from sharding.errors import run_cli
-from sharding.index import read_index
-from sharding.inspect import read_frame
-from sharding.samples import find_samples
+from sharding.cli import register
 from sharding.verify import verify
 
-CLIPS = {path.stem: path for path in find_samples()}
 CLIP = str(CLIPS["carphone_pristine"])
-
-
-def run(*argv: object) -> int:
-    return run_cli(main, [str(word) for word in argv])
 
 
 @pytest.fixture
@@ -33,6 +25,7 @@ def packed(tmp_path: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_way_a_newcomer_goes(tmp_path: Path) -> None:
     """samples, pack, inspect, verify as one runs them, in processes of their own."""
 
@@ -45,7 +38,7 @@ def test_the_way_a_newcomer_goes(tmp_path: Path) -> None:
         return done.stdout
 
     assert call("samples", "clips").count("copied") == 4
-    assert call("samples", "clips").count("already there") == 4
+    assert call("samples", "clips").count("already exists") == 4
     text = call("pack", "clips/carphone_pristine.mp4", "clips/carphone_distorted.mp4", "--out", "set")
     assert "240 frames" in text
     assert "packed 240 of 240 frames, " in text
@@ -54,7 +47,7 @@ def test_the_way_a_newcomer_goes(tmp_path: Path) -> None:
     assert sheet is not None
     assert sheet.shape[0] == 2 * (96 + 18)
     assert sheet.std() > 30
-    assert "as the index says" in call("verify", "set")
+    assert "match the index" in call("verify", "set")
 
 
 def written(path: Path, text: str) -> Path:
@@ -67,14 +60,17 @@ def written(path: Path, text: str) -> Path:
     [
         (lambda p: [written(p / "x.mp4", "hello")], "x.mp4 is not a video that can be decoded"),
         (lambda p: [p / "missing.mp4"], "missing.mp4 does not exist"),
-        (lambda p: [(p / "empty").mkdir() or p / "empty"], "holds no image"),
+        (lambda p: [(p / "empty").mkdir() or p / "empty"], "has no images"),
         (lambda p: [], "at least one SOURCE"),
         (lambda p: [CLIP, "--holdout", "carphone"], "did you mean 'carphone_pristine'"),
         (lambda p: [CLIP, "--clip-frames", 0], "--clip-frames is 0"),
-        (lambda p: [CLIP, "--shard-mb", 0], "--shard-mb must be above 0"),
+        (lambda p: [CLIP, "--shard-mb", 0], "--shard-mb is 0, expected more than 0"),
         (lambda p: [CLIP, "--min-frames", 500], "longest shot has 120 frames"),
-        (lambda p: [CLIP, "--paired", "lq=a,gt=b"], "either SOURCE arguments or --paired"),
-        (lambda p: ["--paired", "lq=nowhere,gt=nowhere"], "is no folder"),
+        (
+            lambda p: [CLIP, "--paired", "lq=a,gt=b"],
+            "--realvsr, got SOURCE and --paired",
+        ),
+        (lambda p: ["--paired", "lq=nowhere,gt=nowhere"], "is not a folder"),
         (lambda p: ["--merge"], "expected the output of pack --part"),
     ],
 )
@@ -176,9 +172,14 @@ def test_a_lost_index_is_rebuilt(packed: Path) -> None:
     assert (packed / "index.json").read_bytes() == before
 
 
-def test_dropped_shots_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("pack", CLIPS["bikes"], "--out", tmp_path / "set", "--min-frames", 40) == 0
-    assert "dropped 2 sequences with 38 frames: shorter than --min-frames 40" in capsys.readouterr().out
+def test_dropped_shots_are_said(
+    tmp_path: Path, films: dict[str, np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "walk").mkdir()
+    for number, frame in enumerate(films["walk"]):
+        cv2.imwrite(str(tmp_path / "walk" / f"{number}.png"), frame)
+    assert run("pack", tmp_path / "walk", "--out", tmp_path / "set", "--min-frames", 13) == 0
+    assert "dropped 1 sequences with 12 frames: shorter than --min-frames 13" in capsys.readouterr().out
 
 
 def test_lossy_coding_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,7 +189,7 @@ def test_lossy_coding_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_inspect_refuses_another_picture_type(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("inspect", packed, "--sheet", packed / "sheet.jpg") == 2
-    assert "expected one such as sheet.png" in capsys.readouterr().err
+    assert "expected a file name that ends in .png" in capsys.readouterr().err
     assert run("inspect", packed / "nowhere") == 2
 
 
@@ -220,40 +221,3 @@ def test_every_verb_has_help_with_an_example() -> None:
     for name, verb in subparsers.choices.items():
         assert f"example:\n  vsr-dist {name} " in verb.format_help()
         assert callable(verb.get_default("handler"))
-
-
-def write_pairs(root: Path, names: list[str], count: int, scale: int) -> None:
-    rng = np.random.default_rng(0)
-    for name in names:
-        for kind, size in (("lq", 12), ("gt", 12 * scale)):
-            folder = root / kind / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                cv2.imwrite(str(folder / f"{number}.png"), rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
-
-
-def test_paired_folders_are_stored_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_pairs(tmp_path, ["000", "001"], 11, 2)
-    pairs = f"lq={tmp_path / 'lq'},gt={tmp_path / 'gt'}"
-    assert run("pack", "--paired", pairs, "--out", tmp_path / "set") == 2
-    assert "check --scale" in capsys.readouterr().err
-    argv = ["--paired", pairs, "--out", tmp_path / "set", "--scale", 2, "--holdout", "001", "--clip-frames", 4]
-    assert run("pack", *argv) == 0
-    index = read_index(tmp_path / "set")
-    assert verify(tmp_path / "set") == []
-    assert index.degradation == {"name": "paired"}
-    assert list(index.sequences("train")) == ["000_s000"]
-    (clips,) = index.sequences("val").values()
-    assert [clip.num_frames for clip in clips] == [4, 4, 3]
-    # Frame 10 comes after 9, not after 1.
-    for field, kind in (("lr", "lq"), ("hr", "gt")):
-        stored = read_frame(tmp_path / "set", index, clips[2], field, 2)
-        reference = cv2.imread(str(tmp_path / kind / "001" / "10.png"))
-        np.testing.assert_array_equal(stored, reference[..., ::-1])
-
-
-def test_one_pair_of_folders_without_subfolders(tmp_path: Path) -> None:
-    write_pairs(tmp_path, ["a"], 3, 4)
-    pairs = f"lq={tmp_path / 'lq' / 'a'},gt={tmp_path / 'gt' / 'a'}"
-    assert run("pack", "--paired", pairs, "--out", tmp_path / "set") == 0
-    assert list(read_index(tmp_path / "set").sequences("train")) == ["a_s000"]

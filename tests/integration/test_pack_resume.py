@@ -1,28 +1,28 @@
+"""Interrupted packs: kills, a full disk, errors, reruns, and other data in the output folder."""
+
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pack_runs import CLIPS, contents, run
 
 import sharding.write
 from sharding.errors import BadConfigError, BadInputError, BadShardError
 from sharding.index import read_index
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
-from sharding.samples import find_samples
 from sharding.verify import verify
 
-CLIPS = {path.stem: path for path in find_samples()}
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+ROOT = Path(__file__).parents[2]
 
 
 def job(out: Path, name: str = "carphone_pristine", **options: object) -> PackJob:
@@ -35,6 +35,7 @@ def children_of(pid: int) -> set[int]:
     return {int(child) for child in path.read_text().split()} if path.exists() else set()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to see the worker processes")
 def test_a_killed_pack_is_no_data_set_and_a_rerun_gives_the_same_bytes(tmp_path: Path) -> None:
     out, reference = tmp_path / "killed", tmp_path / "whole"
@@ -57,13 +58,13 @@ def test_a_killed_pack_is_no_data_set_and_a_rerun_gives_the_same_bytes(tmp_path:
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers), "workers outlived their parent"
     finished = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     (out / "train-000001.tar.tmp.1").write_bytes(b"half a shard")
-    with pytest.raises(BadShardError, match=r"no index\.json"):
+    with pytest.raises(BadShardError, match=r"has no index\.json"):
         read_index(out)
 
     done = subprocess.run([*command, *options, str(out)], capture_output=True, text=True, check=True)
     assert f"skipped {len(finished)} finished shards" in done.stdout
     assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished
-    subprocess.run([*command, *options, str(reference)], capture_output=True, check=True)
+    pack(PackJob(reference, (CLIPS["bikes"],), options=PackOptions(codec="png", shard_bytes=5_000_000)))
     assert contents(out) == contents(reference)
     assert verify(out) == []
 
@@ -150,7 +151,7 @@ def test_shards_without_a_journal_are_not_touched(tmp_path: Path) -> None:
     out = tmp_path / "set"
     out.mkdir()
     (out / "train-000000.tar").write_bytes(b"someone else's")
-    with pytest.raises(BadShardError, match="no journal"):
+    with pytest.raises(BadShardError, match="no record of its sources"):
         pack(job(out))
     assert (out / "train-000000.tar").read_bytes() == b"someone else's"
 
@@ -158,3 +159,58 @@ def test_shards_without_a_journal_are_not_touched(tmp_path: Path) -> None:
 def test_overwrite_is_refused_for_a_part(tmp_path: Path) -> None:
     with pytest.raises(BadConfigError, match="other parts"):
         pack(replace(job(tmp_path / "set"), part=(0, 2), overwrite=True))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 6 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_full_disk_is_one_line_and_a_rerun_goes_on(
+    small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], num_workers: int
+) -> None:
+    """The clip takes 9.7 MB in six shards, so that three fit."""
+    clip = CLIPS["carphone_pristine"]
+    options = [clip, "--shard-mb", 1.7, "--holdout-tail", 0.15, "--min-frames", 1, "--workers", num_workers]
+    out, reference = small_disk / "set", tmp_path / "reference"
+    assert run("pack", *options, "--out", reference, "--clip-frames", 8) == 0
+    capsys.readouterr()
+    assert run("pack", *options, "--out", out, "--clip-frames", 8) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the disk of")
+    assert "finished shards are kept: free some space and run the same command again" in error
+    assert error.count("\n") == 1
+    assert not (out / "index.json").exists()
+    assert not list(out.rglob("*.tmp.*"))
+    kept = {path.name: path.read_bytes() for path in out.glob("*.tar")}
+    assert all((reference / name).read_bytes() == data for name, data in kept.items())
+    subprocess.run(["mount", "-o", "remount,size=40m", str(small_disk)], check=True)
+    assert run("pack", *options, "--out", out, "--clip-frames", 8) == 0
+    assert verify(out) == []
+    assert contents(out) == contents(reference)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_kills_at_random_moments_leave_the_bytes_as_they_are(tmp_path: Path) -> None:
+    result = tmp_path / "kills.json"
+    script = ROOT / "benchmarks" / "pack_kill.py"
+    command = [sys.executable, str(script), "--kills", "4", "--seed", "7", "--result", str(result)]
+    command += ["--clips", "bikes"]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    found = json.loads(result.read_text())
+    assert found["num_equal"] == 4 and found["num_shards"] > 4

@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pack_runs import CLIPS
 
 from sharding.errors import BadShardError
 from sharding.index import load_index, read_index, rebuild_index
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
-from sharding.samples import find_samples
 from sharding.verify import verify
 from vsr_dist.core.world import World
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.loader import TrainLoader, validation_batch
 from vsr_dist.data.source import open_shard_set
 
-CLIPS = {path.stem: path for path in find_samples()}
 TRAIN, VAL = "train-000000.tar", "val-000000.tar"
 
 
@@ -121,26 +120,26 @@ def add_a_stranger(root: Path) -> None:
 
 MATRIX: list[tuple[Callable[[Path], Any], list[str]]] = [
     (flip_in_frame, [f"{TRAIN}: its hash", "00000016.hr.npy' is damaged"]),
-    (flip_in_header, [f"{TRAIN}: its hash", "damaged or foreign tar header"]),
-    (flip_in_padding, [f"{VAL}: its hash", "expected an end"]),
+    (flip_in_header, [f"{TRAIN}: its hash", "has a damaged tar header"]),
+    (flip_in_padding, [f"{VAL}: its hash", "damaged end-of-archive marker"]),
     (truncate_between_members, [f"{TRAIN}: has", "truncated", "00000032.lr.npy' is damaged"]),
     (truncate_in_member, [f"{VAL}: has", "truncated"]),
-    (append_bytes, [f"{VAL}: has", "expected an end"]),
+    (append_bytes, [f"{VAL}: has", "bytes, expected "]),
     (lambda root: (root / TRAIN).unlink(), [f"{TRAIN}: is missing"]),
     (add_a_stranger, ["train-000001.tar: is in the folder"]),
     (lambda root: shutil.copy(root / TRAIN, root / VAL), [f"{VAL}: its hash", "where the index expects"]),
     (reorder_frames, [f"{TRAIN}: its hash", "frames out of order"]),
-    (reorder_clips, ["is out of order, expected frame"]),
-    (wrong_shape, ["does not fit its clip", "not what the index says"]),
-    (wrong_offset, ["data at another offset"]),
+    (reorder_clips, ["is out of order: expected frame"]),
+    (wrong_shape, ["does not match its clip", "the index says uint8 (16, 144, 172, 3)"]),
+    (wrong_offset, ["data offset that is not the end of its header"]),
     (drop_clip, ["out of order", "where the index expects"]),
     (drop_field, ["has the fields ['hr', 'lr']"]),
-    (drop_shard, ["which is not listed", f"{VAL}: is in the folder and not in the index"]),
+    (drop_shard, ["which is not listed", f"{VAL}: is in the folder but not in the index"]),
     (lambda root: (root / "index.json").unlink(), ["no index.json"]),
-    (lambda root: (root / "index.json").write_text("{"), ["is not JSON"]),
+    (lambda root: (root / "index.json").write_text("{"), ["is not valid JSON"]),
     (lambda root: (root / "index.json").write_text("[]"), ["format version None"]),
     (lambda root: edit(root, lambda data: data.update(version=2)), ["format version 2"]),
-    (lambda root: edit(root, lambda data: data.pop("scale")), ["does not hold the expected fields"]),
+    (lambda root: edit(root, lambda data: data.pop("scale")), ["does not have the expected fields"]),
 ]
 
 
@@ -198,7 +197,7 @@ def test_an_index_of_another_set_is_told(clean: Path, root: Path, tmp_path: Path
     shutil.copy(tmp_path / "other" / "index.json", root / "index.json")
     faults = verify(root)
     for shard in (TRAIN, VAL):
-        assert f"{shard}: is of another data set than the index: they differ in degradation" in faults
+        assert f"{shard}: belongs to another data set than the index: they differ in degradation" in faults
         assert any(fault.startswith(f"{shard}: its hash") for fault in faults)
 
 

@@ -1,4 +1,4 @@
-"""The error tree of training and evaluation, on top of the shared roots in `sharding.errors`."""
+"""The error classes of training and evaluation; the general ones come from `sharding.errors`, the lowest package."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from sharding.errors import (
 
 
 class BadCheckpointError(UserError):
-    """A checkpoint or generator file is incomplete, damaged or of another model."""
+    """A checkpoint or generator file is incomplete, damaged or from another model."""
 
 
 class LostRankError(UserError):
-    """Another process of this training died or does not answer."""
+    """Another process of this training exited or does not respond."""
 
 
 class NonFiniteError(UserError):
-    """A loss or gradient became NaN or infinite; the message names the term. The optimiser has not moved.
+    """A loss or gradient became NaN or infinite; the message names the term. The optimiser has not stepped.
 
     `terms`: this process's value of each loss term of that player, per micro-batch of the step.
     """

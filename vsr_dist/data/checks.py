@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import xxhash
 
-from sharding.consistency import layout_faults
 from sharding.schema import Clip, Index, Member
+from sharding.verify import layout_faults
 from vsr_dist.core.errors import BadShardError
 from vsr_dist.data.shards import OpenShard
 

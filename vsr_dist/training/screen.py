@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vsr_dist.core.live_view import LiveView
+from vsr_dist.core.console import LiveView
 from vsr_dist.training.lines import describe_drift, describe_losses, describe_validation
 
 _PLAYERS = ("loss_g/", "loss_d/")

@@ -13,9 +13,8 @@ from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel
 
 from vsr_dist.core.collectives import Vote, broadcast_buffers, gather_lists
-from vsr_dist.core.console import say
+from vsr_dist.core.console import LiveView, say
 from vsr_dist.core.errors import NonFiniteError
-from vsr_dist.core.live_view import LiveView
 from vsr_dist.core.rng import seed_step
 from vsr_dist.core.stats import IntervalMeans
 from vsr_dist.core.world import World

@@ -87,7 +87,7 @@ def test_damaged_archives_are_named_in_one_line(tree: Path) -> None:
     with pytest.raises(BadInputError, match=r"3\.png cannot be read from its archive .*CRC"):
         read_file(archive / "GT" / "000" / "3.png")
     archive.write_bytes(data[:200])
-    with pytest.raises(BadInputError, match=r"x\.zip is no zip archive"):
+    with pytest.raises(BadInputError, match=r"x\.zip is not a readable zip archive"):
         is_folder(archive)
 
 
@@ -95,7 +95,7 @@ def test_an_unfinished_png_is_refused_without_decoding(tree: Path) -> None:
     path = tree / "000" / "1.png"
     data = path.read_bytes()
     assert image_size(path, data) == (16, 24)
-    with pytest.raises(BadInputError, match=r"1\.png is a PNG that breaks off"):
+    with pytest.raises(BadInputError, match=r"1\.png is a PNG truncated after"):
         image_size(path, data[:-20])
     with pytest.raises(BadInputError, match="not an image"):
         image_size(path, b"\x89PNG")
@@ -115,5 +115,5 @@ def test_natural_key_takes_any_name() -> None:
 def test_a_set_of_pairs_given_as_a_source_is_pointed_to_its_option(tmp_path: Path) -> None:
     write_images(tmp_path / "GT" / "000", 1)
     write_images(tmp_path / "LQ" / "000", 1)
-    with pytest.raises(BadInputError, match=f"give it as --realvsr {tmp_path}"):
+    with pytest.raises(BadInputError, match=f"looks like paired data: use --realvsr {tmp_path}"):
         list_images(tmp_path)

@@ -38,7 +38,7 @@ def test_a_kept_scan_stands_in_for_decoding(
     store = ScanStore(tmp_path / "scans", eager=False)
     first = scan(sources, store)
     assert not store.folder.exists()
-    store.keep(first)
+    store.sync(first)
     assert sorted(path.stem for path in store.folder.iterdir()) == sorted(scanned.xxh3 for scanned in first)
     monkeypatch.setattr(sharding.scan, "scan_frames", refuse)
     assert scan(sources, store) == first
@@ -53,7 +53,7 @@ def test_scans_of_other_content_or_detector_are_not_used(
     sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ScanStore(tmp_path / "scans", eager=False)
-    store.keep(scan(sources[1:2], store))
+    store.sync(scan(sources[1:2], store))
     (path,) = store.folder.iterdir()
     monkeypatch.setattr(sharding.scan, "scan_frames", refuse)
     with pytest.raises(AssertionError):
@@ -64,7 +64,7 @@ def test_scans_of_other_content_or_detector_are_not_used(
     monkeypatch.undo()
     path.write_text("{")
     again = scan(sources[2:], store)
-    store.keep(again)
+    store.sync(again)
     assert [path.stem for path in store.folder.iterdir()] == [again[0].xxh3]
 
 
@@ -94,4 +94,4 @@ def test_faults_of_all_sources_come_at_once(tmp_path: Path) -> None:
     sources = find_sources([tmp_path / "a", tmp_path / "b", CLIPS["carphone_pristine"]])
     with pytest.raises(BadInputError) as caught:
         scan(sources, ScanStore(tmp_path / "scans", eager=False))
-    assert str(caught.value).count("expected one size") == 2
+    assert str(caught.value).count("expected images of one size") == 2

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pytest
 
 from sharding.samples import find_samples
 from sharding.shots import StepScorer, find_cuts, shots_between
-from sharding.video import iter_frames
+from sharding.video import iter_thumbnails
 
 # Found by eye on contact sheets of the clips.
 CUTS = {"bikes": [30, 76, 137, 187, 242], "bigbuckbunny": [], "carphone_pristine": [], "carphone_distorted": []}
 CLIPS = {path.stem: path for path in find_samples()}
+
+
+def thumbnails(name: str, num_frames: int | None = None) -> list[np.ndarray]:
+    return [thumbnail.rgb for thumbnail in islice(iter_thumbnails(CLIPS[name]), num_frames)]
 
 
 def scores_of(frames: list[np.ndarray]) -> list[float]:
@@ -21,15 +27,12 @@ def scores_of(frames: list[np.ndarray]) -> list[float]:
 
 @pytest.mark.parametrize("name", list(CUTS))
 def test_real_clips_are_cut_where_they_cut_and_nowhere_else(name: str) -> None:
-    scorer = StepScorer()
-    for frame in iter_frames(CLIPS[name]):
-        scorer.add(frame)
-    assert find_cuts(scorer.scores) == CUTS[name]
+    assert find_cuts(scores_of(thumbnails(name))) == CUTS[name]
 
 
 def test_spliced_clips_are_cut_at_the_splice() -> None:
-    parts = [list(iter_frames(CLIPS[name]))[:40] for name in ("carphone_pristine", "bigbuckbunny", "bikes")]
-    parts.append(list(iter_frames(CLIPS["carphone_pristine"]))[60:75])
+    parts = [thumbnails(name, 40) for name in ("carphone_pristine", "bigbuckbunny", "bikes")]
+    parts.append(thumbnails("carphone_pristine", 75)[60:])
     frames = [frame for part in parts for frame in part]
     # 40 frames of bikes hold its own cut at 30.
     assert find_cuts(scores_of(frames)) == [40, 80, 110, 120]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vsr_dist.core.live_view import LiveView
+from vsr_dist.core.console import LiveView
 from vsr_dist.training.screen import loss_line, show_interval, show_validation, speed_line
 from vsr_dist.training.summary import summary_table
 

@@ -17,9 +17,8 @@ import numpy as np
 from av.container import InputContainer, OutputContainer
 from numpy.typing import NDArray
 
-from sharding.damage import stated_end_s
 from sharding.images import list_images
-from sharding.video import film_stream, open_video
+from sharding.video import film_stream, open_video, stated_end_s
 from vsr_dist.core.errors import BadConfigError, BadInputError
 from vsr_dist.inference.video.codecs import EncoderSettings, set_up
 from vsr_dist.inference.video.media_facts import MediaFacts

@@ -15,9 +15,8 @@ from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.stream import VideoStream
 
-from sharding.damage import stated_end_s
 from sharding.images import is_folder, list_images, read_file
-from sharding.video import film_stream, open_video
+from sharding.video import film_stream, open_video, stated_end_s
 from vsr_dist.core.errors import BadInputError
 from vsr_dist.inference.streaming.stream import Frame
 from vsr_dist.inference.video.colour import (

@@ -13,9 +13,8 @@ import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from sharding.damage import END_TOLERANCE_S, stated_end_s
 from sharding.images import list_images
-from sharding.video import film_stream, open_video
+from sharding.video import END_TOLERANCE_S, film_stream, open_video, stated_end_s
 from vsr_dist.core.errors import BadInputError
 from vsr_dist.inference.streaming.stream import Frame
 from vsr_dist.inference.video.media_facts import MediaFacts, read_image

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sharding.errors import BadInputError
-from sharding.pairs import find_pairs, find_realvsr
-from sharding.sources import scan_pair
+from sharding.layouts import find_pairs, find_realvsr
+from sharding.scan import scan_pair
 
 
 def write(folder: Path, names: list[str], size: tuple[int, int]) -> None:
@@ -54,7 +54,7 @@ def test_a_set_without_a_test_set_is_all_training(realvsr: Path) -> None:
 def test_overlap_of_training_and_test_names_the_sequences_and_the_way_out(realvsr: Path) -> None:
     for side in ("GT", "LQ"):
         shutil.copytree(realvsr / f"{side}_test" / "005", realvsr / side / "005")
-    with pytest.raises(BadInputError, match=r"both in the training and in the test set: 005; give --drop-overlap"):
+    with pytest.raises(BadInputError, match=r"in both the training and the test set: 005; use --drop-overlap"):
         find_realvsr(realvsr, 4, drop_overlap=False)
     sources = find_realvsr(realvsr, 4, drop_overlap=True)
     assert [source.name for source in sources if source.split == "train"] == ["000", "001", "010"]
@@ -86,7 +86,7 @@ def test_all_faults_of_all_sequences_come_at_once(realvsr: Path) -> None:
     for words in (
         "(6 faults)",
         "has 5 images",
-        "001 has no partner",
+        "001 has no counterpart",
         "image '00001' of",
         "expected equal numbers",
         "image '00002' of",
@@ -102,7 +102,7 @@ def test_a_gap_in_both_sides_is_a_fault_and_a_steady_step_is_none(tmp_path: Path
         write(tmp_path / side / "a", ["f0", "f2", "f4"], (8, 8))
         write(tmp_path / side / "b", ["f0", "f1", "f3"], (8, 8))
         write(tmp_path / side / "c", ["x", "y"], (8, 8))
-    with pytest.raises(BadInputError, match=r"1 faults.*b do not follow on one another: number 1 to 3"):
+    with pytest.raises(BadInputError, match=r"1 faults.*image numbers of .*b have gaps: 1 to 3"):
         find_pairs(tmp_path / "lq", tmp_path / "gt", 1)
 
 
@@ -119,7 +119,7 @@ def test_pairs_of_both_kinds_in_one_set_are_refused(tmp_path: Path) -> None:
     for name, size in (("a", (8, 8)), ("b", (32, 32))):
         write(tmp_path / "lq" / name, ["1", "2"], size)
         write(tmp_path / "gt" / name, ["1", "2"], (32, 32))
-    with pytest.raises(BadInputError, match="LQ is as large as GT in b and smaller elsewhere"):
+    with pytest.raises(BadInputError, match="LQ has the size of GT in b but not elsewhere"):
         find_pairs(tmp_path / "lq", tmp_path / "gt", 4)
 
 
@@ -133,7 +133,7 @@ def test_the_scan_names_every_image_at_fault(tmp_path: Path) -> None:
     (source,) = find_pairs(tmp_path / "lq", tmp_path / "gt", 2)
     with pytest.raises(BadInputError) as caught:
         scan_pair(source, source.low_path)
-    for words in ("00002.png is 8 x 9 px, expected 8 x 8", "00003.png is a PNG that breaks off", "00004.png is not an"):
+    for words in ("00002.png is 8 x 9 px, expected 8 x 8", "00003.png is a PNG truncated", "00004.png is not an"):
         assert words in str(caught.value)
 
 

@@ -1,33 +1,20 @@
-"""RealVSR's layout and other pairs, from frames of real clips to shards and back."""
+"""Pairs: RealVSR's layout, zip archives and plain folders, from frames of real clips to shards and back."""
 
 from __future__ import annotations
 
-import shutil
 import zipfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from pack_runs import CLIPS, contents, run
 from realvsr_tree import make_realvsr
 
-from sharding.cli import main
 from sharding.degrade import bicubic_downscale
-from sharding.errors import run_cli
 from sharding.index import read_index, rebuild_index
 from sharding.inspect import read_frame
-from sharding.samples import find_samples
 from sharding.verify import verify
-
-CLIPS = {path.stem: path for path in find_samples()}
-
-
-def run(*argv: object) -> int:
-    return run_cli(main, [str(word) for word in argv])
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +57,7 @@ def test_scale_4_shrinks_lq_by_the_recipe_of_the_index(
     out = tmp_path / "set"
     assert run("pack", "--realvsr", realvsr, "--out", out, "--clip-frames", 4) == 0
     text = capsys.readouterr().out
-    assert "LR is LQ made 4 times smaller by bicubic; --scale 1 keeps the pairs" in text
+    assert "LR is LQ downscaled by 4 with bicubic; use --scale 1 to store the pairs" in text
     assert "degradation paired (shrink=bicubic, a=-0.5, antialias=True, centres=half-pixel)" in text
     index = read_index(out)
     assert verify(out) == []
@@ -96,16 +83,11 @@ def test_archives_are_read_in_place_and_give_the_same_bytes(realvsr: Path, zippe
     assert list(read_index(tmp_path / "three").sequences("train")) == ["002_s000"]
 
 
-def test_an_overlap_ends_with_2_and_can_be_dropped(
-    realvsr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root, out = tmp_path / "overlapping", tmp_path / "set"
-    shutil.copytree(realvsr, root)
-    for side in ("GT", "LQ"):
-        shutil.copytree(root / f"{side}_test" / "002", root / side / "002")
+def test_an_overlap_ends_with_2_and_can_be_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = make_realvsr(tmp_path / "published", with_overlap=True), tmp_path / "set"
     assert run("pack", "--realvsr", root, "--out", out) == 2
     error = capsys.readouterr().err
-    assert "1 sequences are both in the training and in the test set: 002; give --drop-overlap" in error
+    assert "1 sequences are in both the training and the test set: 002; use --drop-overlap" in error
     assert error.count("\n") == 1
     assert not out.exists()
     assert run("pack", "--realvsr", root, "--out", out, "--drop-overlap") == 0
@@ -129,11 +111,11 @@ def test_a_held_out_tail_of_pairs_keeps_both_sides_in_step(realvsr: Path, tmp_pa
     [
         (["--realvsr", "x", "--paired", "lq=a,gt=b"], "got --paired and --realvsr"),
         (["clip.mp4", "--realvsr", "x"], "got SOURCE and --realvsr"),
-        (["--realvsr", "nowhere"], "nowhere lacks LQ, GT"),
-        (["clip.mp4", "--drop-overlap"], "--drop-overlap is for --realvsr"),
+        (["--realvsr", "nowhere"], "nowhere has no LQ, GT"),
+        (["clip.mp4", "--drop-overlap"], "--drop-overlap can only be used with --realvsr"),
         (["--crf", "20", str(CLIPS["bikes"])], "--crf is 20 with --degradation bicubic"),
-        (["--realvsr", "REALVSR", "--scale", "1", "--crf", "20"], "no recipe is at work on pairs"),
-        (["REALVSR"], "give it as --realvsr"),
+        (["--realvsr", "REALVSR", "--scale", "1", "--crf", "20"], "no effect on pairs"),
+        (["REALVSR"], "looks like paired data: use --realvsr"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -149,9 +131,9 @@ def test_mistakes_are_one_line(
 
 def test_compressed_low_resolution_is_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
     options = ["--degradation", "video_compression", "--crf", 30, "--shard-mb", 5, "--holdout-tail", 0.3]
-    names = (CLIPS["carphone_pristine"], CLIPS["carphone_distorted"])
-    assert run("pack", *names, *options, "--out", tmp_path / "one") == 0
-    assert run("pack", *names, *options, "--out", tmp_path / "two", "--workers", 2) == 0
+    clip = CLIPS["carphone_pristine"]
+    assert run("pack", clip, *options, "--out", tmp_path / "one") == 0
+    assert run("pack", clip, *options, "--out", tmp_path / "two", "--workers", 2) == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     index = read_index(tmp_path / "one")
     assert verify(tmp_path / "one") == []
@@ -161,3 +143,40 @@ def test_compressed_low_resolution_is_the_same_for_any_number_of_workers(tmp_pat
     low = read_frame(tmp_path / "one", index, clip, "lr", 5).astype(float)
     plain = bicubic_downscale(high, 4)
     assert 0.3 < np.abs(low - plain).mean() < 8
+
+
+def write_pairs(root: Path, names: list[str], count: int, scale: int) -> None:
+    rng = np.random.default_rng(0)
+    for name in names:
+        for kind, size in (("lq", 12), ("gt", 12 * scale)):
+            folder = root / kind / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                cv2.imwrite(str(folder / f"{number}.png"), rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+def test_paired_folders_are_stored_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pairs(tmp_path, ["000", "001"], 11, 2)
+    pairs = f"lq={tmp_path / 'lq'},gt={tmp_path / 'gt'}"
+    assert run("pack", "--paired", pairs, "--out", tmp_path / "set") == 2
+    assert "check --scale" in capsys.readouterr().err
+    argv = ["--paired", pairs, "--out", tmp_path / "set", "--scale", 2, "--holdout", "001", "--clip-frames", 4]
+    assert run("pack", *argv) == 0
+    index = read_index(tmp_path / "set")
+    assert verify(tmp_path / "set") == []
+    assert index.degradation == {"name": "paired"}
+    assert list(index.sequences("train")) == ["000_s000"]
+    (clips,) = index.sequences("val").values()
+    assert [clip.num_frames for clip in clips] == [4, 4, 3]
+    # Frame 10 comes after 9, not after 1.
+    for field, kind in (("lr", "lq"), ("hr", "gt")):
+        stored = read_frame(tmp_path / "set", index, clips[2], field, 2)
+        reference = cv2.imread(str(tmp_path / kind / "001" / "10.png"))
+        np.testing.assert_array_equal(stored, reference[..., ::-1])
+
+
+def test_one_pair_of_folders_without_subfolders(tmp_path: Path) -> None:
+    write_pairs(tmp_path, ["a"], 3, 4)
+    pairs = f"lq={tmp_path / 'lq' / 'a'},gt={tmp_path / 'gt' / 'a'}"
+    assert run("pack", "--paired", pairs, "--out", tmp_path / "set") == 0
+    assert list(read_index(tmp_path / "set").sequences("train")) == ["a_s000"]

@@ -1,7 +1,7 @@
-"""Sets of ready pairs: any two folders, and RealVSR's layout of training and test set.
+"""Data sets of LR and HR pairs by their layout on disk: two folders, or RealVSR with its training and test set.
 
-Nothing is decoded here but one image of each folder: partners, names and counts are compared, so that all
-faults of a set can be listed at once before anything is read.
+Names, counts and sizes are compared, and only the first image of each folder is opened, so that all faults of a data
+set are listed at once, before its images are read.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from sharding.sources import Source, name_faults
 from sharding.video import SourceInfo
 
 _Size = tuple[int, int]
-_MAX_NAMED = 10
+_MAX_LISTED = 10
 
 
 def find_pairs(low_root: Path, high_root: Path, scale: int) -> list[Source]:
-    """One source per subfolder that both roots have, or one for the roots themselves if they hold the images.
+    """One source per subfolder that both roots have, or one for the roots themselves if the images are there.
 
-    Both roots are folders or zip archives. The LR side is either `scale` times smaller or of the same size, in
-    which case the pair's `low_scale` is 1. Raises BadInputError with all faults: subfolders without partner,
-    counts, numbers or sizes that do not fit.
+    Both roots are folders or zip archives. LR frames are either `scale` times smaller or of the same size, in which
+    case `low_scale` is 1. Raises BadInputError that lists all faults: subfolders on one side only, and counts,
+    numbers or sizes that do not match.
     """
     sources, faults = _match(low_root, high_root, scale, None)
-    return _checked(sources, faults)
+    return _check(sources, faults)
 
 
 def find_realvsr(root: Path, scale: int, drop_overlap: bool) -> list[Source]:
-    """The sequences of a folder with `GT`, `LQ` and, for split val, `GT_test`, `LQ_test` (folders or .zip).
+    """The sequences in `root`, with `GT` and `LQ` and, for split val, `GT_test` and `LQ_test` (folders or .zip).
 
-    A sequence that is in both sets is a fault; with `drop_overlap` it is left out of the training set. Raises
-    BadInputError with all faults.
+    The published GT.zip and LQ.zip contain the test sequences as well. A sequence in both sets is a fault unless
+    `drop_overlap` removes it from the training set. Raises BadInputError that lists all faults.
     """
-    roots = {name: _side(root, name) for name in ("LQ", "GT", "LQ_test", "GT_test")}
-    lacking = [name for name in ("LQ", "GT") if roots[name] is None]
+    roots = {name: _find_root(root, name) for name in ("LQ", "GT", "LQ_test", "GT_test")}
+    missing = [name for name in ("LQ", "GT") if roots[name] is None]
     if (roots["LQ_test"] is None) != (roots["GT_test"] is None):
-        lacking.append("LQ_test" if roots["LQ_test"] is None else "GT_test")
-    if lacking:
+        missing.append("LQ_test" if roots["LQ_test"] is None else "GT_test")
+    if missing:
         raise BadInputError(
-            f"{root} lacks {', '.join(lacking)}; expected the folders or zip archives GT and LQ, and for the test "
-            "set GT_test and LQ_test, each with one folder of images per sequence"
+            f"{root} has no {', '.join(missing)}; expected the folders or zip archives GT and LQ, and GT_test and "
+            "LQ_test for the test set, each with one folder of images per sequence"
         )
     sources: list[Source] = []
     faults: list[str] = []
@@ -59,29 +59,30 @@ def find_realvsr(root: Path, scale: int, drop_overlap: bool) -> list[Source]:
     overlap = [source for source in sources if source.split == "train" and source.name in held_out]
     if overlap and not drop_overlap:
         faults.append(
-            f"{len(overlap)} sequences are both in the training and in the test set: "
-            f"{_some([source.path.name for source in overlap])}; give --drop-overlap to leave them out of training"
+            f"{len(overlap)} sequences are in both the training and the test set: "
+            f"{_shorten([source.path.name for source in overlap])}; use --drop-overlap to remove them from the "
+            "training set"
         )
-    return _checked([source for source in sources if source not in overlap], faults)
+    return _check([source for source in sources if source not in overlap], faults)
 
 
-def _checked(sources: list[Source], faults: list[str]) -> list[Source]:
+def _check(sources: list[Source], faults: list[str]) -> list[Source]:
     if len({source.low_scale for source in sources}) > 1:
         same = [source.path.name for source in sources if source.low_scale == 1]
-        faults.append(f"LQ is as large as GT in {_some(same)} and smaller elsewhere; pack them as two sets")
+        faults.append(f"LQ has the size of GT in {_shorten(same)} but not elsewhere; pack them as two data sets")
     faults += name_faults(sources)
     if faults:
-        raise BadInputError(f"the pairs do not fit ({len(faults)} faults): {'; '.join(faults)}")
+        raise BadInputError(f"the pairs do not match ({len(faults)} faults): {'; '.join(faults)}")
     return sources
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + more
+def _shorten(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more
 
 
-def _side(root: Path, name: str) -> Path | None:
-    """The folder `name`, or what `name`.zip holds, which may be one folder of that name; None if neither is there."""
+def _find_root(root: Path, name: str) -> Path | None:
+    """The folder `name` in `root` or in `name`.zip, or the top level of `name`.zip; None if neither exists."""
     if (root / name).is_dir():
         return root / name
     archive = root / f"{name}.zip"
@@ -91,15 +92,15 @@ def _side(root: Path, name: str) -> Path | None:
 
 
 def _match(low_root: Path, high_root: Path, scale: int, split: str | None) -> tuple[list[Source], list[str]]:
-    """(the pairs, every fault) of two roots."""
+    """(pairs, faults) of two roots."""
     for root in (low_root, high_root):
         if not is_folder(root):
-            raise BadInputError(f"{root} is no folder; expected --paired lq=DIR,gt=DIR with two folders or zip files")
+            raise BadInputError(f"{root} is not a folder; expected two folders or zip files: --paired lq=DIR,gt=DIR")
     low, high = _sequences(low_root), _sequences(high_root)
     if not low and not high:
         low, high = {high_root.stem: low_root}, {high_root.stem: high_root}
-    faults = [f"{low[name]} has no partner in {high_root}" for name in low if name not in high]
-    faults += [f"{high[name]} has no partner in {low_root}" for name in high if name not in low]
+    faults = [f"{low[name]} has no counterpart in {high_root}" for name in low if name not in high]
+    faults += [f"{high[name]} has no counterpart in {low_root}" for name in high if name not in low]
     sources = []
     for name in sorted(set(low) & set(high), key=natural_key):
         try:
@@ -107,13 +108,13 @@ def _match(low_root: Path, high_root: Path, scale: int, split: str | None) -> tu
         except BadInputError as error:
             faults.append(str(error))
             continue
-        faults += _name_order_faults(low[name], high[name], names, scale)
+        faults += _numbering_faults(low[name], high[name], names, scale)
         low_scale = _low_scale(sizes, scale)
         if low_scale is None:
             (low_height, low_width), (height, width) = sizes
             faults.append(
-                f"{high[name]} is {width} x {height} px, {low[name]} {low_width} x {low_height}; expected {scale} "
-                "times the size, or the same: check --scale"
+                f"{high[name]} is {width} x {height} px, {low[name]} is {low_width} x {low_height}; expected {scale} "
+                "times the size, or the same size: check --scale"
             )
             continue
         info = SourceInfo(name, len(names[1]), None, sizes[1][1], sizes[1][0])
@@ -126,7 +127,7 @@ def _sequences(root: Path) -> dict[str, Path]:
 
 
 def _images(low: Path, high: Path) -> tuple[tuple[_Size, _Size], tuple[list[str], list[str]]]:
-    """((first LR size, first HR size), (LR names, HR names)). Raises BadInputError for both sides at once."""
+    """((first LR size, first HR size), (LR names, HR names)). Raises BadInputError for the faults of both sides."""
     images: list[list[Path]] = []
     sizes: list[_Size] = []
     faults = []
@@ -142,31 +143,31 @@ def _images(low: Path, high: Path) -> tuple[tuple[_Size, _Size], tuple[list[str]
 
 
 def _low_scale(sizes: tuple[_Size, _Size], scale: int) -> int | None:
-    """HR size over LR size: the scale, or 1 where both are as large; None for anything else."""
+    """HR size over LR size: `scale`, or 1 if both have the same size; None for any other ratio."""
     small, large = sizes
     if large == (small[0] * scale, small[1] * scale):
         return scale
     return 1 if small == large else None
 
 
-def _name_order_faults(low: Path, high: Path, names: tuple[list[str], list[str]], scale: int) -> list[str]:
-    """Counts that differ; else the first place where the frames' numbers differ, and gaps in them."""
+def _numbering_faults(low: Path, high: Path, names: tuple[list[str], list[str]], scale: int) -> list[str]:
+    """Different numbers of images; otherwise the first frame number that differs, or gaps in the numbering."""
     low_names, high_names = names
     if len(low_names) != len(high_names):
-        return [f"{low} has {len(low_names)} images, {high} {len(high_names)}; expected as many"]
+        return [f"{low} has {len(low_names)} images, {high} has {len(high_names)}; expected the same number"]
     for low_name, high_name in zip(low_names, high_names, strict=True):
         if _numbers(low_name, scale) != _numbers(high_name, scale):
             return [f"image '{low_name}' of {low} would be paired with '{high_name}' of {high}; expected equal numbers"]
     columns = zip(*(_numbers(name, scale) for name in high_names), strict=False)
-    moving = [column for column in columns if len(set(column)) > 1]
-    if len(moving) != 1:
+    counting = [column for column in columns if len(set(column)) > 1]
+    if len(counting) != 1:
         return []
-    steps = list(pairwise(moving[0]))
-    usual = min(b - a for a, b in steps)
-    jumps = [f"{a} to {b}" for a, b in steps if b - a != usual]
-    return [f"the images of {high} do not follow on one another: number {_some(jumps)}"] if jumps else []
+    steps = list(pairwise(counting[0]))
+    smallest = min(b - a for a, b in steps)
+    gaps = [f"{a} to {b}" for a, b in steps if b - a != smallest]
+    return [f"the image numbers of {high} have gaps: {_shorten(gaps)}"] if gaps else []
 
 
 def _numbers(name: str, scale: int) -> list[int]:
-    """The numbers in an image's name, without an ending such as `x4`."""
+    """The numbers in an image's name, without a suffix such as `x4`."""
     return [int(digits) for digits in re.findall(r"[0-9]+", name.removesuffix(f"x{scale}"))]
