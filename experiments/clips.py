@@ -27,13 +27,17 @@ FILMS = ("vtest", "Megamind")
 
 @dataclass(frozen=True)
 class Part:
-    """Frames `first` to `last` of a video, both included and counted from 0; `halve`: at half the width and height."""
+    """Frames `first` to `last` of a video, both included and counted from 0.
+
+    halve: at half the width and height. square_px: of that, the central square of this side, or as much as there is.
+    """
 
     name: str
     video: str
     first: int
     last: int
     halve: bool = False
+    square_px: int | None = None
 
     @property
     def num_frames(self) -> int:
@@ -66,6 +70,7 @@ def extract(parts: Sequence[Part], folder: Path) -> None:
         number = part.first - 1
         for number, frame in enumerate(islice(iter_frames(videos[part.video]), part.first, part.last + 1), part.first):
             image = halve(frame) if part.halve else frame
+            image = image if part.square_px is None else central_square(image, part.square_px)
             cv2.imwrite(str(out / f"{number:06d}.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         if number != part.last:
             raise BadInputError(f"{part.name}: {part.video} ends at frame {number}, expected {part.last}")
@@ -75,6 +80,13 @@ def halve(image_YXC: np.ndarray) -> np.ndarray:
     """Half the width and height, each pixel the mean of 2 x 2; an odd last row or column is dropped."""
     height, width = image_YXC.shape[0] // 2, image_YXC.shape[1] // 2
     return cv2.resize(image_YXC[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
+
+
+def central_square(image_YXC: np.ndarray, side_px: int) -> np.ndarray:
+    """The central square of that side; a shorter side of the image stays whole."""
+    height, width = (min(side_px, size) for size in image_YXC.shape[:2])
+    top, left = (image_YXC.shape[0] - height) // 2, (image_YXC.shape[1] - width) // 2
+    return image_YXC[top : top + height, left : left + width]
 
 
 def pack_parts(

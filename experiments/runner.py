@@ -450,7 +450,7 @@ def do_runs(runs: Sequence[Run], experiment: Experiment, runner: Runner) -> list
 def main(
     experiment: str,
     doc: str | None,
-    runs: Sequence[Run],
+    runs: Sequence[Run] | Callable[[Experiment], Sequence[Run]],
     *,
     prepare: Callable[[Experiment, Runner], None] | None = None,
     report: Callable[[Experiment, argparse.Namespace], None] | None = None,
@@ -458,10 +458,10 @@ def main(
 ) -> int:
     """Command line of an experiment; returns the exit status: 0, 1 if a run failed, 143 if it was stopped.
 
+    runs: the runs, or what makes them once `prepare` is done, where they depend on what it measures.
     prepare: packs data, trains what all runs start from; called before the runs, must be quick when all is there.
     report: writes the page from `experiment.load(runs)`; called after the runs, and alone with `--report`.
     """
-    assert len({run.name for run in runs}) == len(runs), "names of runs must differ"
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, one core each")
     parser.add_argument("--only", default="*", metavar="GLOB", help="only runs with such names")
@@ -490,8 +490,14 @@ def main(
             arguments.limit_hours,
             tuple(arguments.overrides),
         )
+
+        def listed() -> Sequence[Run]:
+            found = runs(here) if callable(runs) else runs
+            assert len({one.name for one in found}) == len(found), "names of runs must differ"
+            return found
+
         if arguments.list:
-            for one in runs:
+            for one in listed():
                 print(f"{'finished' if here.result_path(one.name).exists() else '-':9} {one.name}")
             return 0
         failures: list[str] = []
@@ -502,7 +508,7 @@ def main(
             def work(runner: Runner) -> None:
                 if prepare is not None:
                     prepare(here, runner)
-                failures.extend(do_runs(runs, here, runner))
+                failures.extend(do_runs(listed(), here, runner))
 
             status = run_alone(here.work, f"experiments/{experiment}.py", work)
         if report is not None and status == 0:

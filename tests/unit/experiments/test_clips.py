@@ -34,6 +34,8 @@ def test_parts_are_the_named_frames_and_packed_into_their_splits(clips, tmp_path
     halved = list(iter_frames(tmp_path / "frames" / "car_half"))
     means = np.stack(expected[5:7]).astype(float).reshape(2, 72, 2, 88, 2, 3).mean(axis=(2, 4))
     assert np.abs(np.asarray(halved) - means).max() <= 0.5
+    np.testing.assert_array_equal(clips.central_square(expected[5], 100), expected[5][22:122, 38:138])
+    assert clips.central_square(expected[5], 160).shape == (144, 160, 3)
     index = read_index(tmp_path / "set")
     split_frames = {(clip.split, clip.sequence): clip.num_frames for clip in index.clips}
     assert split_frames == {("train", "car_a_s000"): 5, ("val", "car_b_s000"): 4, ("val", "car_half_s000"): 2}
