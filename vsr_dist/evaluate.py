@@ -1,4 +1,4 @@
-"""Measure a generator, a named method or a finished result against its truth, and show what it does.
+"""Evaluate a generator, a simple method or a finished result against the ground truth, in numbers and pictures.
 
 vsr-dist evaluate --checkpoint demo/run --data demo/data --out demo/evaluation
 vsr-dist evaluate --checkpoint demo/run --low LQ_test --real GT_test --protocol realvsr --out evaluation
@@ -49,33 +49,37 @@ _THIS = "this evaluation"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vsr-dist evaluate`."""
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--checkpoint", type=Path, help="finished run directory, or its generator.safetensors")
+    what.add_argument(
+        "--checkpoint", type=Path, help="run directory of a finished training, or its generator.safetensors"
+    )
     what.add_argument("--method", choices=NAMED_METHODS, help="a method that needs no training")
     what.add_argument(
-        "--fake", type=Path, help="a finished result of any tool: a video, a folder of images or of those"
+        "--fake", type=Path, help="a finished result of any tool: a video, a folder of images, or a folder of either"
     )
-    what.add_argument("--results", type=Path, help="a finished evaluation, to be compared --against another one")
-    parser.add_argument("--data", type=Path, help="measure on a packed shard set: its folder")
+    what.add_argument("--results", type=Path, help="a finished evaluation to compare with another one (--against)")
+    parser.add_argument("--data", type=Path, help="shard set to evaluate on")
     parser.add_argument("--split", default="val", help="split of --data (default: %(default)s)")
-    parser.add_argument("--real", type=Path, help="measure on this truth: a video, a folder of images or of those")
-    parser.add_argument("--low", type=Path, help="the input that belongs to --real, laid out alike")
     parser.add_argument(
-        "--against", type=Path, help="say whether this is better than that: a run, a weight file, or an evaluation"
+        "--real", type=Path, help="ground truth to evaluate on: a video, a folder of images, or a folder of either"
+    )
+    parser.add_argument("--low", type=Path, help="low-resolution input for --real, in the same layout")
+    parser.add_argument("--against", type=Path, help="baseline to compare with: a run, a weight file, or an evaluation")
+    parser.add_argument(
+        "--protocol",
+        choices=list(PROTOCOLS),
+        default="default",
+        help="borders, frames and rounding of the measurement (default: %(default)s)",
     )
     parser.add_argument(
-        "--protocol", choices=list(PROTOCOLS), default="default", help="what is cut and averaged (default: %(default)s)"
+        "--metrics",
+        help=f"comma-separated names, or all whose packages and weights are installed: {', '.join(METRICS)}",
     )
+    parser.add_argument("--scale", type=int, help="scale of --fake without --low, which sets the border (default: 1)")
+    parser.add_argument("--frames", type=int, help="measure only the first FRAMES frames of each sequence")
+    parser.add_argument("--no-pictures", action="store_true", help="numbers only, without pictures and videos (faster)")
     parser.add_argument(
-        "--metrics", help=f"comma-separated, or all that can be measured here; known: {', '.join(METRICS)}"
+        "--out", type=Path, required=True, help="output folder for metrics, pictures, videos and report"
     )
-    parser.add_argument(
-        "--scale", type=int, help="for --fake without --low: what it was enlarged by, for the border (default: 1)"
-    )
-    parser.add_argument("--frames", type=int, help="measure the first FRAMES of each sequence only")
-    parser.add_argument(
-        "--no-pictures", action="store_true", help="leave pictures and videos out: numbers only, sooner"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder for metrics, pictures, videos and report")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
 
 
@@ -93,7 +97,7 @@ class _Job:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate as the parsed arguments say; returns the exit status.
 
-    On several processes each measures whole sequences of its own, and rank 0 writes what one process would write.
+    With several processes each measures whole sequences, and rank 0 writes the same files as a single process.
     """
     _check(arguments)
     if arguments.results is not None:
@@ -116,29 +120,29 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Options that do not go together, before anything is opened."""
+    """Refuse options that exclude each other, before anything is opened."""
     if arguments.out.exists() and not arguments.out.is_dir():
-        raise BadConfigError(f"--out {arguments.out} is a file; expected a folder, or a name that is free")
+        raise BadConfigError(f"--out {arguments.out} is a file; expected a folder, or a new name")
     if arguments.results is not None:
         if arguments.against is None or any((arguments.data, arguments.real, arguments.low)):
             raise BadConfigError("--results compares two finished evaluations: give --against, and no --data or --real")
         if arguments.protocol != "default" or any((arguments.metrics, arguments.frames, arguments.scale)):
-            raise BadConfigError(
-                "--results measures nothing anew: leave out --protocol, --metrics, --frames and --scale"
-            )
+            raise BadConfigError("--results does not measure again: remove --protocol, --metrics, --frames and --scale")
         return
     if (arguments.data is None) == (arguments.real is None):
-        raise BadConfigError("expected either --data, a shard set, or --real with the truth and --low with its input")
+        raise BadConfigError(
+            "expected either --data (a shard set), or --real (the ground truth) with --low (its input)"
+        )
     if arguments.low is not None and arguments.real is None:
-        raise BadConfigError("--low needs --real, the truth that it belongs to")
+        raise BadConfigError("--low needs --real, its ground truth")
     if arguments.fake is not None and arguments.real is None:
-        raise BadConfigError("--fake needs --real, the truth that it is measured against")
+        raise BadConfigError("--fake needs --real, the ground truth to measure it against")
     if arguments.fake is None and arguments.real is not None and arguments.low is None:
         raise BadConfigError(
-            "--checkpoint and --method need --low, what they shall enlarge; or give a result as --fake"
+            "--checkpoint and --method need --low, the input to upscale; or give a finished result as --fake"
         )
     if arguments.scale is not None and arguments.data is not None:
-        raise BadConfigError("--scale is for --real; a shard set knows its own scale")
+        raise BadConfigError("--scale is for --real; a shard set states its scale")
     if arguments.scale is not None and arguments.scale < 1:
         raise BadConfigError(f"--scale is {arguments.scale}; expected at least 1")
     if arguments.frames is not None and arguments.frames < 2:
@@ -146,26 +150,26 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _open(arguments: argparse.Namespace, world: World) -> _Job:
-    """What is measured, on what, how and where; whatever cannot be used is an error here."""
+    """Open the data, the methods and the metrics; whatever cannot be used is an error here."""
     source = _source(arguments)
     preset = find_protocol(arguments.protocol)
     shortest = min(source.sequences, key=lambda info: info.num_frames)
     if shortest.num_frames <= 2 * preset.trim_frames:
         raise BadInputError(
             f"sequence {shortest.name} has {shortest.num_frames} frames, but protocol {preset.name} cuts "
-            f"{preset.trim_frames} at both ends; measure longer sequences, or with another --protocol"
+            f"{preset.trim_frames} at both ends; evaluate longer sequences, or use another --protocol"
         )
     if arguments.against is not None and is_result(arguments.against):
-        # Not after hours of measuring.
+        # Before hours of measuring.
         check_measured_alike(_THIS, _alike(source, preset), read_result(arguments.against))
     device = open_device(arguments.device, world)
     subjects = baseline(source, device)
     if arguments.against is not None and not is_result(arguments.against):
         if not source.has_low:
-            raise BadConfigError(f"--against {arguments.against} is a network, which needs --low to work on")
+            raise BadConfigError(f"--against {arguments.against} is a network, which needs --low as its input")
         subjects.append(open_checkpoint(arguments.against, source, device, OTHER))
     subjects.append(_subject(arguments, source, device))
-    # A method may be the baseline itself: it is measured once.
+    # The method may be the baseline itself: it is measured once.
     subjects = [one for one in subjects if one.name != subjects[-1].name] + [subjects[-1]]
     metrics = preset.metrics
     left_out: dict[str, str] = {}
@@ -178,7 +182,7 @@ def _open(arguments: argparse.Namespace, world: World) -> _Job:
 
 
 def _alike(source: EvaluationSource, preset: Protocol) -> dict[str, object]:
-    """What must be the same in a result that this one is compared with."""
+    """What must be equal in a result to compare with."""
     digest = source.description.get("data_digest")
     return {"protocol_name": preset.name, "data_digest": digest, "scale": source.scale}
 

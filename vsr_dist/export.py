@@ -1,4 +1,4 @@
-"""Write a trained generator as a graph that runs without this package: ONNX, or a program of torch.export.
+"""Export a trained generator as a graph that runs without this package: ONNX, or a program of torch.export.
 
 vsr-dist export --checkpoint demo/run --format onnx --out demo/generator.onnx
 """
@@ -13,8 +13,15 @@ from pathlib import Path
 
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadConfigError, OneLineParser, run_cli
-from vsr_dist.inference.exportable import Exportable, ExportError
-from vsr_dist.inference.exported import TOLERANCE, largest_difference, need_onnx, write_onnx, write_torch
+from vsr_dist.inference.exported import (
+    TOLERANCE,
+    Exportable,
+    ExportError,
+    largest_difference,
+    need_onnx,
+    write_onnx,
+    write_torch,
+)
 from vsr_dist.upscaler import find_generator
 
 _SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -29,14 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tracking-uri", help="MLflow server of models:/... (default: MLFLOW_TRACKING_URI)")
     parser.add_argument("--format", choices=list(_SUFFIXES), required=True, help="onnx, or torch for torch.export")
-    parser.add_argument("--out", type=Path, required=True, help="the file, *.onnx or *.pt2")
-    parser.add_argument("--height", type=int, help="rows of the frames (default: free)")
-    parser.add_argument("--width", type=int, help="columns of the frames (default: free)")
-    parser.add_argument("--frames", type=int, help="frames of a window, for generators without a streaming step")
+    parser.add_argument("--out", type=Path, required=True, help="output file, *.onnx or *.pt2")
+    parser.add_argument("--height", type=int, help="height of the frames in px (default: any)")
+    parser.add_argument("--width", type=int, help="width of the frames in px (default: any)")
+    parser.add_argument("--frames", type=int, help="frames per window, for generators without a streaming step")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Export as the parsed arguments say; the file appears when it is whole and agrees with the generator."""
+    """Export as the parsed arguments say; the file appears once it is complete and agrees with the generator."""
     out: Path = arguments.out
     _check(arguments)
     if arguments.format == "onnx":
@@ -48,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadConfigError(f"--out {out} cannot be written: {error}; name another folder") from error
-    # The suffix stays last: torch.export.save asks for it.
+    # torch.export.save expects the suffix at the end.
     temporary = out.with_name(f".{out.stem}.part{out.suffix}")
     try:
         write = write_onnx if arguments.format == "onnx" else write_torch
@@ -56,8 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
         worst = largest_difference(exportable, arguments.format, temporary, multiple_px)
         if not worst <= TOLERANCE:
             raise ExportError(
-                f"the written graph differs from the generator by {worst:.1e}, and at most {TOLERANCE:.0e} is allowed; "
-                "nothing was kept"
+                f"the exported graph differs from the generator by {worst:.1e}, more than the allowed {TOLERANCE:.0e}; "
+                "no file was written"
             )
         os.replace(temporary, out)
     finally:
@@ -78,7 +85,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.out.suffix != suffix:
         faults.append(f"--out with the suffix {suffix} for --format {arguments.format}, found {arguments.out}")
     if arguments.out.is_dir():
-        faults.append(f"--out to be a file, found the folder {arguments.out}")
+        faults.append(f"--out as a file, found the folder {arguments.out}")
     if (arguments.height is None) != (arguments.width is None):
         faults.append("--height and --width together, or neither")
     numbers = {"--height": arguments.height, "--width": arguments.width, "--frames": arguments.frames}

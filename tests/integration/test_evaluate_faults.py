@@ -46,7 +46,7 @@ def test_options_that_do_not_go_together(evaluation_fails, tmp_path, film_pair):
     )
     assert "give --against" in evaluation_fails("--results", out[1], *out)
     message = evaluation_fails("--results", out[1], "--against", out[1], "--metrics", "tof", *out)
-    assert "--results measures nothing anew" in message
+    assert "--results does not measure again" in message
     assert "does not exist" in evaluation_fails("--fake", tmp_path / "no", "--real", real, *out)
     tiny = write_frames(tmp_path / "small", small(truth(0)))
     message = evaluation_fails("--method", "identity", "--low", tiny, "--real", real, *out)

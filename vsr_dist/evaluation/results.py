@@ -184,7 +184,7 @@ def check_measured_alike(name: str, measured_alike: Mapping[str, Any], other: Re
             continue  # A result of an earlier version does not say.
         if mine != theirs:
             raise BadInputError(
-                f"{name} and {other.name} do not compare: {what} {mine} and {theirs}; evaluate both alike"
+                f"{name} and {other.name} cannot be compared: {what} {mine} and {theirs}; evaluate both in the same way"
             )
 
 
@@ -195,8 +195,8 @@ def check_comparable(this: Result, other: Result) -> None:
     if mine_frames != theirs_frames:
         odd = sorted(mine_frames ^ theirs_frames)
         raise BadInputError(
-            f"{this.name} and {other.name} do not compare: {len(odd)} frames are in one only, first frame {odd[0][1]} "
-            f"of {odd[0][0]}; evaluate both on the same frames"
+            f"{this.name} and {other.name} cannot be compared: {len(odd)} frames are in one only, first frame "
+            f"{odd[0][1]} of {odd[0][0]}; evaluate both on the same frames"
         )
 
 
@@ -226,7 +226,9 @@ def compare_with_result(this: Result, against: Path) -> dict[str, Any]:
     check_comparable(this, other)
     found = compare_methods(this.rows, this.main, other.rows, other.main)
     if not found:
-        raise BadInputError(f"{this.name} and {other.name} have no metric in common; evaluate both with the same ones")
+        raise BadInputError(
+            f"{this.name} and {other.name} have no metric in common; evaluate both with the same --metrics"
+        )
     return comparison_data(this.main, f"{other.main} of {against}", found)
 
 

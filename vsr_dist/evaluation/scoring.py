@@ -67,7 +67,7 @@ class HostFrame:
 
 
 def available(names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """(those whose weights are here, why each of the others is not)."""
+    """(Metrics that can be measured here, reason for each of the others)."""
     reasons: dict[str, str] = {}
     for network in dict.fromkeys(METRICS[name].network for name in names):
         if network is None:
@@ -105,8 +105,8 @@ class Scorer:
     def _region(self, name: RegionName, shape: tuple[int, ...]) -> Region:
         return self._preset.region(name, shape[0], shape[1], self._scale)
 
-    def of_piece(self, real_TYXC: Tensor, fakes: Mapping[str, Tensor]) -> list[Scores]:
-        """What a GPU measures of several frames at once, uint8 RGB tensors there; on the CPU threads do it."""
+    def on_gpu(self, real_TYXC: Tensor, fakes: Mapping[str, Tensor]) -> list[Scores]:
+        """PSNR and SSIM of several frames at once on a GPU (uint8 RGB tensors there); on the CPU threads do it."""
         scores: list[Scores] = [{method: {} for method in fakes} for _ in real_TYXC]
         if self._fidelity and self._fidelity_on_device:
             rows, columns = self._region("fidelity", tuple(real_TYXC.shape[1:]))
@@ -118,7 +118,7 @@ class Scorer:
         return scores
 
     def on_device(self, real_YXC: Tensor, fakes: Mapping[str, Tensor]) -> Scores:
-        """What networks measure of the next frame of a sequence, uint8 RGB tensors there. In the order of time."""
+        """Metrics of networks for the next frame of a sequence, uint8 RGB tensors on the device, in time order."""
         scores: Scores = {method: {} for method in fakes}
         if not self._networks:
             return scores
@@ -163,7 +163,7 @@ class Scorer:
         return found
 
     def on_host(self, frame: HostFrame) -> Scores:
-        """What a thread measures of one frame."""
+        """Metrics of one frame that a thread computes."""
         scores: Scores = {method: {} for method in frame.fakes}
         if self._fidelity and not self._fidelity_on_device:
             region = self._region("fidelity", frame.real.shape)
@@ -341,7 +341,7 @@ class Measurement:
             name: torch.from_numpy(np.stack([frame.fakes[name] for frame in frames])).to(self._device)
             for name in frames[0].fakes
         }
-        scores = self.scorer.of_piece(real_TYXC, fakes)
+        scores = self.scorer.on_gpu(real_TYXC, fakes)
         for place, frame in enumerate(frames):
             now = {name: fake_TYXC[place] for name, fake_TYXC in fakes.items()}
             yield frame, scores[place], real_TYXC[place], now

@@ -64,7 +64,7 @@ class EvaluationSource(Protocol):
 
     @property
     def has_low(self) -> bool:
-        """Whether there is an input that a method can enlarge."""
+        """Whether there is an input to upscale."""
         ...
 
     @property
@@ -120,7 +120,7 @@ class ShardSource:
 
 @dataclass(frozen=True)
 class _Sequence:
-    """One sequence: the path of each side, `low`, `fake` and `real`, and what was found out about them."""
+    """One sequence: the path of each side, `low`, `fake` and `real`, and their properties."""
 
     info: SequenceInfo
     paths: Mapping[str, Path]
@@ -128,14 +128,14 @@ class _Sequence:
 
 
 class PairSource:
-    """Sequences with the same names on every side. Everything that does not fit is an error before the first frame."""
+    """Sequences with the same names on every side. Every mismatch is an error before the first frame."""
 
     def __init__(
         self, low: Path | None, fake: Path | None, real: Path, max_frames: int | None = None, scale: int | None = None
     ) -> None:
         """Each side: a video, a folder of images, or a folder of such, one per sequence.
 
-        `scale`: what the input must be enlarged by; without an input, what a result was enlarged by, 1 if unknown.
+        `scale`: enlargement of the input; without an input, that of the result, 1 if unknown.
         """
         roots = {"low": low, "fake": fake, "real": real}
         self._roots = {side: root for side, root in roots.items() if root is not None}
@@ -151,7 +151,7 @@ class PairSource:
         self._max_frames = max_frames
         self.scale = self._one_scale() if self.has_low else scale or 1
         if scale not in (None, self.scale):
-            raise BadInputError(f"--scale is {scale}, but {real} is x{self.scale} as large as {low}; leave --scale out")
+            raise BadInputError(f"--scale is {scale}, but {real} is x{self.scale} as large as {low}; remove --scale")
         self.title = f"`{real}`"
         self.description: dict[str, Any] = {"kind": "pairs", **{s: str(root) for s, root in self._roots.items()}}
         self.description["data_digest"] = _truth_digest(named["real"])
@@ -175,7 +175,7 @@ class PairSource:
     def _pieces_of(self, sequence: _Sequence) -> Iterator[Piece]:
         with ExitStack() as stack:
             streams = [iter_frames(path) for path in sequence.paths.values()]
-            # A generator that is left half-way keeps its file open until it is closed.
+            # A generator that is not exhausted keeps its file open until it is closed.
             for stream in streams:
                 stack.enter_context(closing(stream))  # type: ignore[type-var]
             frames = islice(zip_longest(*streams), sequence.info.num_frames)
@@ -206,7 +206,7 @@ class PairSource:
 
 
 def _truth_digest(sequences: Mapping[str, Path]) -> str:
-    """Tells a truth from another, wherever it lies: results on different ones do not compare."""
+    """Identifies a ground truth by its content: results on different ones cannot be compared."""
     digest = xxhash.xxh3_128()
     for name in sorted(sequences):
         found = fingerprint(sequences[name])
@@ -242,7 +242,7 @@ def _check_partners(named: Mapping[str, Mapping[str, Path]], roots: Mapping[str,
                 some = ", ".join(missing[:_MAX_NAMED]) + more
                 faults.append(f"{some} of --{side} {roots[side]} is not in --{other} {roots[other]}")
     if faults:
-        raise BadInputError(f"the sequences do not pair: {'; '.join(faults)}; expected the same names on every side")
+        raise BadInputError(f"the sequences do not match: {'; '.join(faults)}; expected the same names on every side")
 
 
 def _open(name: str, paths: Mapping[str, Path], max_frames: int | None) -> _Sequence:
@@ -253,8 +253,8 @@ def _open(name: str, paths: Mapping[str, Path], max_frames: int | None) -> _Sequ
     for side, path in paths.items():
         if counts[side] != counts["real"]:
             raise BadInputError(
-                f"{path} has {counts[side]} frames, {paths['real']} {counts['real']}; expected as many on both sides"
-                ": cut the longer one, or measure the first ones of both with --frames"
+                f"{path} has {counts[side]} frames, {paths['real']} {counts['real']}; expected equal numbers: "
+                "cut the longer one, or measure the first frames of both with --frames"
             )
         _check_numbers(path, paths["real"], max_frames)
     scale = 1
@@ -295,7 +295,7 @@ def _size(size: tuple[int, int]) -> str:
 
 
 def _check_numbers(path: Path, real: Path, max_frames: int | None) -> None:
-    """The running numbers in the names of two folders' images must be the same; names may differ else."""
+    """The running numbers in the names of two folders' images must be the same; the rest of the names may differ."""
     if path == real or not (is_folder(path) and is_folder(real)):
         return
     columns = [_running_numbers([image.stem for image in list_images(side)[:max_frames]]) for side in (path, real)]

@@ -1,34 +1,201 @@
-"""Writing a generator as ONNX or as a program of torch.export, and checking what was written."""
+"""Exporting a generator as a graph, ONNX or a program of torch.export, and checking what was written.
+
+The graph is one streaming step, `(frame, state...) -> (image, next state...)`, or one window of frames, with a contract
+for the program that runs it: it feeds each state back, and zeros at the beginning of a shot.
+
+Axis letters: B batch, T time, C channels, H W low-resolution, Y X high-resolution.
+"""
 
 from __future__ import annotations
 
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim
 
-from vsr_dist.core.errors import MissingExtraError
-from vsr_dist.inference.exportable import Exportable, ExportError, play, some
+from vsr_dist.core.errors import BadConfigError, MissingExtraError, UserError
+from vsr_dist.inference.receptive_field import context_frames, moving_texture
+from vsr_dist.models.base import Generator, RecurrentGenerator
 
 Format = Literal["onnx", "torch"]
 FORMAT_VERSION = 1
-# What a graph holds of its own description: a property of the ONNX model, an extra file of the .pt2.
+# The description inside a graph: a property of the ONNX model, an extra file of the .pt2.
 METADATA_NAME = "vsr_dist.json"
 # Antialiased resizing, which bicubic enlargement uses, came with 18; grid sampling by "linear" with 20.
 OPSET = 20
 # Largest difference from the generator in any image or state that a written graph may have.
 TOLERANCE = 1e-4
 _CHECKED_FRAMES = 4
-# Protocol buffers, which ONNX files are, end at 2 GiB.
+# ONNX files are protocol buffers, which are limited to 2 GiB.
 _MAX_BYTES = 1_900_000_000
 _MAX_SIDE_PX = 16384
+
+
+class ExportError(UserError):
+    """This generator cannot be exported."""
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The inputs and outputs of a graph, for the program that runs it.
+
+    inputs and outputs: name -> shape, a number or the name of a free size; float32. multiple_px: what free sizes must
+    be multiples of. rule: how to run it, in words.
+    """
+
+    scale: int
+    inputs: dict[str, list[int | str]]
+    outputs: dict[str, list[int | str]]
+    states: dict[str, str]
+    multiple_px: int
+    rule: str
+
+
+class _Step(nn.Module):
+    def __init__(self, generator: RecurrentGenerator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, frame: Tensor, states: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
+        image_BCYX, following = self.generator.step(frame, tuple(states) or None)
+        return (image_BCYX.clamp(0.0, 1.0), *(following or ()))
+
+
+class _Window(nn.Module):
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
+        return (self.generator(frames).clamp(0.0, 1.0),)
+
+
+class Exportable:
+    """A generator prepared for export. Raises ExportError with the reason if it cannot be exported.
+
+    size: (H, W) of the frames, None for free ones. num_frames: T of the window of a generator that has no step.
+    """
+
+    def __init__(self, generator: Generator, size: tuple[int, int] | None, num_frames: int | None) -> None:
+        self.generator = generator.eval().requires_grad_(False)
+        self.is_step = isinstance(generator, RecurrentGenerator)
+        _refuse_opencv(generator)
+        if self.is_step and num_frames is not None:
+            raise BadConfigError("--frames is for generators that run on windows; this one is exported as a step")
+        fixed_px = generator.input_px
+        if fixed_px is not None and size not in (None, (fixed_px, fixed_px)):
+            raise BadConfigError(f"this generator takes {fixed_px} x {fixed_px} px only, found {size[0]} x {size[1]}")
+        self.size = size if fixed_px is None else (fixed_px, fixed_px)
+        if self.size is not None and min(self.size) < generator.min_px:
+            raise BadConfigError(f"this generator takes sides of at least {generator.min_px} px, found {self.size}")
+        self.num_frames = 1 if self.is_step else num_frames or self._window_frames()
+        self.module: nn.Module = _Step(generator) if isinstance(generator, RecurrentGenerator) else _Window(generator)
+        self.module.eval()
+        self.states = self._zero_states()
+        self.example = (self.frames(1)[0], *_if_any(self.states))
+
+    def _window_frames(self) -> int:
+        """As in the engine: 8 images and the frames that they depend on, or one if frames are independent."""
+        side_px = max(self.generator.min_px, self.generator.input_px or 24)
+        with torch.no_grad():
+            past, future = context_frames(self.generator, side_px, torch.device("cpu"))
+        return past + 8 + future if past or future else 1
+
+    def frames(self, count: int, size: tuple[int, int] | None = None) -> list[Tensor]:
+        """Inputs that follow one another: (1, 3, H, W) each, or (1, T, 3, H, W) of a window."""
+        height, width = size or self.example_size
+        clip_BTCHW = moving_texture(count * self.num_frames, height, width, torch.device("cpu"))
+        return list(clip_BTCHW.unbind(dim=1)) if self.is_step else list(torch.split(clip_BTCHW, self.num_frames, dim=1))
+
+    @property
+    def example_size(self) -> tuple[int, int]:
+        """The frame for tracing; its sides differ, so that the tracer cannot confuse them."""
+        side_px = max(self.generator.min_px, 24)
+        return self.size or (-(-side_px // 4) * 4 + 16, -(-side_px // 4) * 4 + 32)
+
+    def _zero_states(self) -> tuple[Tensor, ...]:
+        """A state of zeros; ExportError unless the generator treats it as the beginning of a shot."""
+        if not isinstance(self.generator, RecurrentGenerator):
+            return ()
+        frames = self.frames(3)
+        with torch.no_grad():
+            _, state = self.generator.step(frames[0], None)
+            zeros = tuple(torch.zeros_like(tensor) for tensor in state or ())
+            from_none = list(play(self.module, frames, ()))
+            from_zeros = list(play(self.module, frames, zeros))
+        worst = max(float((a[0] - b[0]).abs().max()) for a, b in zip(from_none, from_zeros, strict=True))
+        if worst > 1e-6:
+            raise ExportError(
+                "a step of this generator cannot be exported: its state at the beginning of a shot is not all zeros "
+                f"(images would differ by {worst:.1e}), as with an alignment whose flow is smoothed over time; train "
+                "with smoothing none"
+            )
+        return zeros
+
+    def state_names(self) -> list[str]:
+        """Of the inputs; the outputs are called `next_` and the same."""
+        return [f"state_{number}" for number in range(len(self.states))]
+
+    def contract(self, multiple_px: int) -> Contract:
+        """See `Contract`."""
+        height, width = self.size or ("height", "width")
+        scale = self.generator.scale
+        tall, wide = (side * scale if isinstance(side, int) else f"{scale}*{side}" for side in (height, width))
+        middle = [] if self.is_step else [self.num_frames]
+        first, image = ("frame", "image") if self.is_step else ("frames", "images")
+        inputs: dict[str, list[int | str]] = {first: [1, *middle, 3, height, width]}
+        outputs: dict[str, list[int | str]] = {image: [1, *middle, 3, tall, wide]}
+        for name, zeros in zip(self.state_names(), self.states, strict=True):
+            inputs[name] = outputs[f"next_{name}"] = [*zeros.shape[:-2], height, width]
+        about = "float32 RGB in [0, 1]"
+        if self.is_step:
+            rule = (
+                f"One frame of a shot after another, {about}; each next_state_N goes back in as state_N. At the "
+                "beginning of a shot all states are zeros."
+            )
+        else:
+            several = f"{self.num_frames} consecutive frames of one shot, {about}; those at the ends lack neighbours."
+            rule = several if self.num_frames > 1 else f"Frames by themselves, {about}."
+        return Contract(scale, inputs, outputs, _describe(self), multiple_px, rule)
+
+
+def _describe(exportable: Exportable) -> dict[str, str]:
+    """What each state is, as far as the generator tells."""
+    generator = exportable.generator
+    num_hidden = getattr(getattr(generator, "memory", None), "num_states", 0)
+    known = ["hidden state of the recurrence", "cell state of the recurrence"][:num_hidden]
+    if getattr(generator, "aligner", None) is not None:
+        known.append("the frame before")
+    names = exportable.state_names()
+    return dict(zip(names, [*known, *["state"] * len(names)][: len(names)], strict=True))
+
+
+def _refuse_opencv(generator: Generator) -> None:
+    if generator.flow_method is not None or getattr(generator, "alignment", "none") != "none":
+        raise ExportError(
+            "this generator cannot be exported: its optical flow is OpenCV's, which is no part of a network; train "
+            "with alignment learned or none"
+        )
+
+
+def play(run: Callable[..., Any], frames: Sequence[Tensor], states: Sequence[Tensor]) -> Iterator[Any]:
+    """All results of `run(frame, states)`, frame after frame, with the states fed back."""
+    for frame in frames:
+        results = run(frame, *_if_any(states))
+        states = results[1:]
+        yield results
+
+
+def _if_any(states: Sequence[Any]) -> tuple[Any, ...]:
+    """The states as one argument, or no argument if there are none."""
+    return (tuple(states),) if states else ()
 
 
 def _sizes(exportable: Exportable) -> Iterator[tuple[Any, int]]:
@@ -45,16 +212,16 @@ def _sizes(exportable: Exportable) -> Iterator[tuple[Any, int]]:
         rows, columns = sides if multiple == 1 else [multiple * side for side in sides]
         tensors = (exportable.example[0], *exportable.states)
         free = [{tensor.dim() - 2: rows, tensor.dim() - 1: columns} for tensor in tensors]
-        yield (free[0], *some(free[1:])), multiple
+        yield (free[0], *_if_any(free[1:])), multiple
 
 
 def _first_that_works(exportable: Exportable, write: Callable[[Any, int], None]) -> int:
-    """Call `write(free sizes, multiple)` until one is not refused; returns the multiple."""
+    """Call `write(free sizes, multiple)` until one succeeds; returns the multiple."""
     failure: Exception | None = None
     for shapes, multiple_px in _sizes(exportable):
         try:
             with torch.no_grad(), warnings.catch_warnings():
-                # They speak to whoever writes exporters: names of axes, buffers of LSTMs.
+                # Warnings for authors of exporters: names of axes, buffers of LSTMs.
                 warnings.simplefilter("ignore")
                 write(shapes, multiple_px)
             return multiple_px
@@ -62,7 +229,7 @@ def _first_that_works(exportable: Exportable, write: Callable[[Any, int], None])
         except Exception as error:  # noqa: BLE001
             failure = error
     reason = " ".join(str(failure.__cause__ or failure).split())[:300] if failure else ""
-    advice = "give --height and --width" if exportable.size is None else "its code does what a graph cannot"
+    advice = "give --height and --width" if exportable.size is None else "its code cannot be expressed as a graph"
     raise ExportError(f"torch.export cannot trace this generator; {advice} ({reason})") from failure
 
 
@@ -87,7 +254,9 @@ def write_onnx(exportable: Exportable, path: Path, description: dict[str, Any]) 
     need_onnx()
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in exportable.module.state_dict().values())
     if num_bytes > _MAX_BYTES:
-        raise ExportError(f"ONNX files end at 2 GiB, and this generator has {num_bytes:,} bytes; use --format torch")
+        raise ExportError(
+            f"ONNX files are limited to 2 GiB, and this generator has {num_bytes:,} bytes: use --format torch"
+        )
 
     def write(shapes: Any, multiple_px: int) -> None:  # noqa: ANN401
         contract = exportable.contract(multiple_px)
@@ -123,7 +292,7 @@ def need_onnx() -> None:
 
 
 def largest_difference(exportable: Exportable, format: Format, path: Path, multiple_px: int) -> float:
-    """The written file, loaded anew, against the generator over four frames: the worst of all images and states.
+    """Largest difference of the written file, loaded again, from the generator: all images and states of four frames.
 
     With free sizes the frames have another size than that of tracing.
     """
