@@ -30,18 +30,18 @@ from vsr_dist.config import Config, load_config
 from vsr_dist.core.world import World
 from vsr_dist.data.ring import ClipBatch
 from vsr_dist.losses.adversarial import ADVERSARIAL
-from vsr_dist.training.control_config import ControlConfig, GammaControl, StepsControl, WeightControl
-from vsr_dist.training.controllers import Controllers
+from vsr_dist.training.config import GammaControl, TrainConfig, WeightControl
+from vsr_dist.training.control import Controllers
+from vsr_dist.training.drift import DriftMonitor
 from vsr_dist.training.gan_step import GanStep
 from vsr_dist.training.metrics_file import MetricsFile
-from vsr_dist.training.monitor import DriftMonitor
-from vsr_dist.training.train_config import TrainConfig
 from vsr_dist.training.validation import Validator
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "monitor_overhead.json"
 WANTED_SHARE, NUM_LINES, POINTS_PER_LINE = 0.05, 200, 30
-ALL_ON = ControlConfig(GammaControl(target=0.72), WeightControl(ratio=0.1), StepsControl(rest_below=0.01))
+ALL_ON = {"gamma_control": GammaControl(target=0.72), "weight_control": WeightControl(ratio=0.1)}
+ALL_OFF = {"gamma_control": GammaControl(), "weight_control": WeightControl()}
 
 
 def clips(config: Config, side_px: int, number: int) -> ClipBatch:
@@ -64,17 +64,15 @@ def seconds_of(call: Callable[[], object], rounds: int) -> float:
 def step_seconds(config: Config, step: GanStep, num_steps: int) -> dict[str, float]:
     """Controllers off and on take turns."""
     batch = clips(config, config.data.crop_px, config.data.batch_clips)
-    chance = ADVERSARIAL[config.objective].chance
     sides = {
-        name: Controllers(control, config.loss, config.adversary, chance)
-        for name, control in (("controllers off", ControlConfig()), ("controllers on", ALL_ON))
+        name: Controllers(replace(config.adversarial, **controls), config.loss, torch.device("cpu"))
+        for name, controls in (("controllers off", ALL_OFF), ("controllers on", ALL_ON))
     }
     found: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(num_steps + 1):
         for name, controllers in sides.items():
             begin_s = time.perf_counter()
-            step.begin(controllers.plan())
-            controllers.learn([step.micro_step(batch.low_BTCHW, batch.real_BTCYX, 1.0)])
+            controllers.learn(step.run(iter([batch]), controllers.plan(1.0), 0))
             if turn:
                 found[name].append(time.perf_counter() - begin_s)
     return {name: statistics.median(values) for name, values in found.items()}
@@ -89,18 +87,17 @@ def measure(config: Config, num_steps: int, rounds: int) -> dict[str, object]:
         )
         for _ in range(2)
     )
-    generator, discriminator = step.players.generator, step.players.discriminator
+    generator, discriminator = step.generator.network, step.discriminator.network
     with tempfile.TemporaryDirectory() as folder:
         file = MetricsFile(Path(folder) / "metrics.jsonl", 0)
         values = {f"metric/{number}": number / 7.0 for number in range(POINTS_PER_LINE)}
         line_s = seconds_of(lambda: [file.write(1, values) for _ in range(NUM_LINES)], rounds) / NUM_LINES
-        for number in range(1, 2001):
-            file.write(number * 500, {"drift/normalized_loss": 0.5 + number % 7 / 100})
-        monitor = DriftMonitor(held, reference, ADVERSARIAL[config.objective], config.loss, file.path)
-        weight = config.loss.adversarial
-        monitor_s = seconds_of(
-            lambda: monitor.measure(generator, discriminator, done=10**6 + 500, adversarial_weight=weight), rounds
-        )
+    monitor = DriftMonitor(held, reference, ADVERSARIAL[config.adversarial.loss], config.loss)
+    monitor.history = [(number * 500, 0.5 + number % 7 / 100) for number in range(1, 2001)]
+    weight = config.adversarial.weight
+    monitor_s = seconds_of(
+        lambda: monitor.measure(generator, discriminator, done=10**6 + 500, adversarial_weight=weight), rounds
+    )
     quality_s = seconds_of(lambda: held.quality(generator), rounds)
     intervals = TrainConfig()
     share = monitor_s / intervals.validate_every + line_s / intervals.log_every

@@ -36,13 +36,16 @@ from machine import describe_machine
 from naive_recurrent import NaiveRecurrent
 from torch.utils.flop_counter import FlopCounterMode
 
-from vsr_dist.build import build_networks, make_optimizer, make_step
+from vsr_dist.build import build_networks, make_step
 from vsr_dist.config import Config, load_config
+from vsr_dist.data.ring import ClipBatch
 from vsr_dist.models import build_generator
 from vsr_dist.models.features import PerceptualTrunk
 from vsr_dist.ops.color import from_uint8
 from vsr_dist.training import gan_step as step_module
-from vsr_dist.training.gan_step import GanStep, Players
+from vsr_dist.training.config import make_optimizer
+from vsr_dist.training.control import Controllers
+from vsr_dist.training.gan_step import GanStep
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "step_time.json"
@@ -77,17 +80,18 @@ def gan_step(config: Config, dtype: torch.dtype = torch.float32) -> GanStep:
         make_optimizer(generator, config.generator_optimizer),
         make_optimizer(discriminator, config.discriminator_optimizer),
     ]
-    players = Players(*accelerator.prepare(generator, discriminator, *optimizers))
-    if config.loss.perceptual > 0:
-        players.features = PerceptualTrunk(config.perceptual).to(dtype)
-    return make_step(config, accelerator, players)
+    prepared = accelerator.prepare(generator, discriminator, *optimizers)
+    features = PerceptualTrunk(config.perceptual).to(dtype) if config.loss.perceptual > 0 else None
+    return make_step(config, accelerator, prepared, features)
 
 
 def our_step(config: Config, dtype: torch.dtype = torch.float32) -> Step:
     step = gan_step(config, dtype)
+    controllers = Controllers(config.adversarial, config.loss, torch.device("cpu"))
 
     def run(low: torch.Tensor, real: torch.Tensor) -> tuple[float, float]:
-        scalars = step.micro_step(low, real, 1.0)
+        batch = ClipBatch(low, real, ("",) * len(low), torch.ones(len(low), dtype=torch.bool))
+        scalars = step.run(iter([batch]), controllers.plan(1.0), 0)[0].scalars
         return float(scalars["loss_g/total"]), float(scalars["loss_d/total"])
 
     return run

@@ -41,7 +41,7 @@ seconds, options = float(sys.argv[1]), sys.argv[2:]
 overrides = dict(word.split("=", 1) for flag, word in zip(options, options[1:]) if flag == "--set")
 run_dir = Path(overrides["run_dir"])
 run_dir.mkdir(parents=True, exist_ok=True)
-metrics = {"val/psnr_y": 30.0 - float(overrides["loss.adversarial"])}
+metrics = {"val/psnr_y": 30.0 - float(overrides["adversarial.weight"])}
 with (run_dir / "metrics.jsonl").open("a") as file:
     for step in (5, 10):
         time.sleep(seconds / 2)
@@ -62,7 +62,7 @@ def make_study(folder: Path, seconds: float, *, trials: int, workers: int, stora
         "num_trials": trials,
         "workers": workers,
         "launch": {"command": [sys.executable, str(folder / "trainer.py"), str(seconds)]},
-        "space": {"loss.adversarial": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}},
+        "space": {"adversarial.weight": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}},
     }
     if storage == "sqlite":
         tree["storage"] = f"sqlite:///{folder}/study.db"
@@ -73,7 +73,7 @@ def seconds_alone(study: StudyConfig) -> float:
     """Median wall seconds of a trial's command by itself."""
     found = []
     for number in range(NUM_ALONE):
-        overrides = [f"run_dir={study.directory / f'alone_{number}'}", "loss.adversarial=1e-3"]
+        overrides = [f"run_dir={study.directory / f'alone_{number}'}", "adversarial.weight=1e-3"]
         words = [word for override in overrides for word in ("--set", override)]
         begin_s = time.perf_counter()
         subprocess.run([*study.launch.command, *words], check=True)

@@ -57,11 +57,11 @@ REFERENCE = "convgru"
 # Measured on training clips, after 300 steps of the reference row: at weight 1 it is 0.063 (difference), 1.49 (warped)
 # and 1.64 (ping-pong), medians of 20 batches. The adversary is that of configs/recurrent.yaml.
 ADVERSARY = (
-    "loss.adversarial=0.001",
-    "objective=rpgan",
-    "adversary.r1_gamma=0.03",
-    "adversary.r2_gamma=0.03",
-    "control.weight.ratio=0.1",
+    "adversarial.weight=0.001",
+    "adversarial.loss=rpgan",
+    "adversarial.r1_gamma=0.03",
+    "adversarial.r2_gamma=0.03",
+    "adversarial.weight_control.ratio=0.1",
 )
 ROWS = (
     Row("single_frame", "single frames", None, ("generator.recurrence=none",)),

@@ -45,7 +45,7 @@ UNSEEN = (
     Part("vtest_unseen", "vtest", 0, 29, halve=True),
 )
 
-NO_ADVERSARY = ("loss.adversarial=0", "control.weight.ratio=0")
+NO_ADVERSARY = ("adversarial.weight=0", "adversarial.weight_control.ratio=0")
 LR_1E3 = ("generator_optimizer.learning_rate=1e-3", "discriminator_optimizer.learning_rate=1e-3")
 ARMS = (
     Arm("none", "no adversary", CURE, NO_ADVERSARY),
@@ -58,7 +58,8 @@ ARMS = (
 # Beside 0.1, which is the arm `cure`.
 RATIOS = ("0.03", "0.3", "1.0", "3.0")
 TRADE_OFF = tuple(
-    Arm(f"cure_{ratio}", f"cure, ratio {ratio}", CURE, (f"control.weight.ratio={ratio}",)) for ratio in RATIOS
+    Arm(f"cure_{ratio}", f"cure, ratio {ratio}", CURE, (f"adversarial.weight_control.ratio={ratio}",))
+    for ratio in RATIOS
 )
 WINNER_ARM = Arm("winner", "the study's winner", WINNER, ("train.steps=1500", "train.validate_every=30"))
 # The study's trainings have seed 0 and, where repeated, those next to it.

@@ -22,8 +22,8 @@ from vsr_dist.core.config_io import Tree, apply_overrides, flatten, read_yaml, t
 from vsr_dist.core.errors import BadConfigError, nearest_hint
 from vsr_dist.core.fields import effects
 from vsr_dist.core.world import World
+from vsr_dist.training.drift import MEASURES
 from vsr_dist.training.lines import PERFORMANCE
-from vsr_dist.training.monitor import MEASURES
 from vsr_dist.training.validation import clip_scores
 
 _TINY_PX = 64
@@ -100,10 +100,12 @@ def _check_metrics(config: StudyConfig, base: Config) -> None:
         names.add("val/stlpips")
     known = names | {f"val_bicubic/{name.removeprefix('val/')}" for name in names} | MEASURES | PERFORMANCE
     asked = used_metrics(config.objectives, config.constraints, config.stop_when)
-    plays = base.loss.adversarial > 0 or not {"loss", "loss.adversarial"}.isdisjoint(config.space)
+    plays = base.adversarial.is_on or not {"adversarial", "adversarial.weight"}.isdisjoint(config.space)
     for metric, setting in asked.items():
         if metric in MEASURES and not plays:
-            raise BadConfigError(f"{setting}: {metric} needs a discriminator that plays; set loss.adversarial above 0")
+            raise BadConfigError(
+                f"{setting}: {metric} needs a discriminator that plays; set adversarial.weight above 0"
+            )
         if metric not in known:
             where = "logged by a training" if metric.startswith("perf/") else "computed by a validation"
             raise BadConfigError(f"{setting}: {metric} is not {where}{nearest_hint(metric, known)}")

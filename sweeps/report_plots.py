@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sweeps.curves import curve
 from sweeps.findings import Findings
 from sweeps.importance import Importances
-from vsr_dist.training.monitor import NORMALISED_LOSS
+from vsr_dist.training.drift import NORMALISED_LOSS
 
 # Okabe and Ito's colours, which people with colour blindness tell apart.
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#9aa0a6"

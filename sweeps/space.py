@@ -127,7 +127,7 @@ DIMENSIONS: dict[str, type[Dimension]] = {"float": FloatRange, "int": IntRange, 
 def parse_space(tree: object) -> tuple[dict[str, Dimension], list[str]]:
     """(The space, faults) from the `space` section of a study; each fault is one message."""
     if not isinstance(tree, dict) or not tree:
-        return {}, ["space: expected at least one entry such as loss.adversarial: {type: float, low: ..., high: ...}"]
+        return {}, ["space: expected at least one entry such as adversarial.weight: {type: float, low: ..., high: ...}"]
     space: dict[str, Dimension] = {}
     faults: list[str] = []
     for path, value in tree.items():

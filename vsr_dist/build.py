@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
+import os
 import shlex
+import shutil
 import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vsr_dist.config import Config, check_config
+from vsr_dist.core.collectives import current_world, reinit_process_group
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.provenance import git_state
@@ -27,22 +37,118 @@ from vsr_dist.models import build_discriminator, build_generator
 from vsr_dist.models.base import Discriminator, Generator
 from vsr_dist.models.features import PerceptualTrunk
 from vsr_dist.training.checkpoint import Restorable
-from vsr_dist.training.controllers import Controllers
+from vsr_dist.training.config import TrainConfig, make_optimizer
+from vsr_dist.training.control import Controllers
+from vsr_dist.training.drift import DriftMonitor
 from vsr_dist.training.ema import make_ema
-from vsr_dist.training.gan_step import GanStep, Players
-from vsr_dist.training.launch import compile_in_place, has_batch_norm, lay_out, refuse_compile
+from vsr_dist.training.gan_step import GanStep, Player
 from vsr_dist.training.metrics_file import METRICS_NAME, MetricsFile
-from vsr_dist.training.monitor import DriftMonitor
 from vsr_dist.training.outbox import Outbox
-from vsr_dist.training.perceptual_judge import PerceptualJudge
-from vsr_dist.training.revival import Revival
-from vsr_dist.training.schedule import OptimizerConfig
 from vsr_dist.training.shipping import Delivery, Shipper
 from vsr_dist.training.tracker import MlflowSide, Tracker
 from vsr_dist.training.tracking import MlflowDestination, SystemSampler, make_target
 from vsr_dist.training.tracking_config import check_uri
 from vsr_dist.training.trainer import Parts
-from vsr_dist.training.validation import Validator
+from vsr_dist.training.validation import Validator, WindowStLpips
+
+# What `accelerate launch` sets for engines that take the place of DDP.
+_ENGINES = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}
+_UNSAFE = ("fp16", "fp8")
+
+
+def launch_faults(config: TrainConfig, environment: Mapping[str, str]) -> list[str]:
+    """What the launcher asks for, in environment variables, that this training must not be given."""
+    faults = [
+        f"accelerate was told to use {engine}; these networks are trained with DDP: use a configuration such as "
+        "configs/accelerate/node-8.yaml"
+        for variable, engine in _ENGINES.items()
+        if environment.get(variable, "false").lower() == "true"
+    ]
+    mixed = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    ours = "bf16" if config.precision == "bf16" else "no"
+    if mixed in _UNSAFE:
+        faults.append(
+            f"accelerate's mixed_precision is {mixed}, in which these networks are not safe: losses and gradient "
+            "penalties leave its range, and one loss scaler cannot serve two players; set mixed_precision: 'no' there, "
+            "and train.precision=bf16 here"
+        )
+    elif mixed not in ("no", ours):
+        faults.append(
+            f"accelerate's mixed_precision is {mixed}, but train.precision is {config.precision}; set "
+            f"mixed_precision: 'no' there, or train.precision={mixed} here"
+        )
+    if environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        faults.append("accelerate was told to compile (dynamo_backend); use train.compile=true instead")
+    micro_batches = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if micro_batches not in ("1", str(config.accumulation_steps)):
+        faults.append(
+            f"accelerate's gradient_accumulation_steps is {micro_batches}, but train.accumulation_steps is "
+            f"{config.accumulation_steps}; leave it to the latter"
+        )
+    return faults
+
+
+def refuse_launch(config: TrainConfig) -> None:
+    """Refuse a launch that asks for what this training must not be given; before any process group exists."""
+    faults = launch_faults(config, os.environ)
+    if faults:
+        raise BadConfigError(f"launch: {'; '.join(faults)}")
+
+
+def make_accelerator(config: TrainConfig) -> tuple[Accelerator, World]:
+    """The accelerator of this process and its place; with several processes this makes the process group."""
+    reinit_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.accumulation_steps),
+        step_scheduler_with_optimizer=False,
+    )
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    return accelerator, current_world()
+
+
+def refuse_compile(device: torch.device) -> None:
+    """Refuse `train.compile` where the compiler that torch calls for `device` is missing."""
+    if device.type == "cpu":
+        named = os.environ.get("CXX")
+        if not any(shutil.which(name) for name in ([named] if named else ["g++", "clang++"])):
+            raise BadConfigError(
+                f"train.compile=true on a CPU needs a C++ compiler, and {named or 'g++'} is not on the PATH; install "
+                "one (apt-get install g++), set CXX, or set train.compile=false"
+            )
+    elif importlib.util.find_spec("triton") is None:
+        raise BadConfigError("train.compile=true on a GPU needs the package triton; install it or switch it off")
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """True if a layer of `network` normalises by statistics of the batch."""
+    return any(isinstance(module, _BatchNorm) for module in network.modules())
+
+
+def set_memory_format(config: TrainConfig, *networks: nn.Module) -> None:
+    """Set the configured memory format of the weights, in place; before optimisers and averages see them."""
+    if config.channels_last:
+        for network in networks:
+            network.to(memory_format=torch.channels_last)
+
+
+def compile_in_place(config: TrainConfig, *networks: nn.Module) -> None:
+    """Compile the unwrapped networks if configured, after they were prepared.
+
+    In place: names of weights keep no prefix, and DDP and autocast wrap what is compiled. Each network meets several
+    sizes and modes (training, validation, frozen or not), which is more than torch's limit of 8 recompilations.
+    """
+    if config.compile:
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
+        for network in networks:
+            network.compile()
 
 
 def check_world(config: Config, world: World) -> None:
@@ -54,7 +160,7 @@ def check_world(config: Config, world: World) -> None:
             f"'accelerate launch --config_file configs/accelerate/cpu-2.yaml -m vsr_dist.train ...' (on CPUs "
             f"'accelerate launch --cpu --num_processes N' starts only one), or set train.processes={world.size}"
         )
-    if world.size > 1 and config.loss.adversarial > 0 and not config.train.allow_batch_norm:
+    if world.size > 1 and config.adversarial.is_on and not config.train.allow_batch_norm:
         with torch.device("meta"):
             discriminator = build_discriminator(config.discriminator, config.scale)
         if has_batch_norm(discriminator):
@@ -88,11 +194,11 @@ class Inputs:
     reference: ClipBatch | None
     features: PerceptualTrunk | None
     initial: InitialWeights | None = None
-    judge: PerceptualJudge | None = None
+    st_lpips: WindowStLpips | None = None
 
 
 def open_inputs(config: Config, world: World, *, fresh: bool = True) -> Inputs:
-    """Open everything that can be missing or damaged. Holds no collective call: see `together`.
+    """Open everything that can be missing or damaged. Holds no collective call: see `raise_on_all_ranks`.
 
     fresh: False for a run that goes on from a checkpoint, whose generator takes its weights from there.
     """
@@ -108,9 +214,9 @@ def open_inputs(config: Config, world: World, *, fresh: bool = True) -> Inputs:
             f"set scale={loader.windows_of.scale} or pack the data at scale {config.scale}"
         )
     _check_flow_method(config, shards.index.flow)
-    reference = reference_batch(loader) if config.loss.adversarial > 0 else None
+    reference = reference_batch(loader) if config.adversarial.is_on else None
     features = None
-    if "perceptual" in config.loss.active_terms():
+    if config.loss.perceptual > 0:
         features = PerceptualTrunk(config.perceptual)
         if world.is_main:
             say(f"perceptual loss: {features.source}")
@@ -124,8 +230,8 @@ def open_inputs(config: Config, world: World, *, fresh: bool = True) -> Inputs:
         initial = initial_weights(Path(config.train.init_generator), config.generator, config.scale)
         if world.is_main:
             say(f"generator: starts from {config.train.init_generator}, sha256 {initial.sha256}")
-    judge = PerceptualJudge() if config.train.perceptual_metric == "stlpips" else None
-    return Inputs(loader, validation, reference, features, initial, judge)
+    st_lpips = WindowStLpips() if config.train.perceptual_metric == "stlpips" else None
+    return Inputs(loader, validation, reference, features, initial, st_lpips)
 
 
 def _check_flow_method(config: Config, packed: str) -> None:
@@ -147,48 +253,80 @@ def build_parts(config: Config, accelerator: Accelerator, world: World, inputs: 
     generator, discriminator = build_networks(config)
     if inputs.initial is not None:
         generator.load_state_dict(inputs.initial.tensors)
-    lay_out(config.train, generator, discriminator)
+    set_memory_format(config.train, generator, discriminator)
     ema = make_ema(generator, config.train.ema_decay).to(accelerator.device)
     optimizers = {
         "generator": make_optimizer(generator, config.generator_optimizer),
         "discriminator": make_optimizer(discriminator, config.discriminator_optimizer),
     }
-    players = Players(*accelerator.prepare(generator, discriminator, *optimizers.values()))
+    prepared = accelerator.prepare(generator, discriminator, *optimizers.values())
     compile_in_place(config.train, generator, discriminator)
-    if inputs.features is not None:
-        players.features = inputs.features.to(accelerator.device)
+    features = None if inputs.features is None else inputs.features.to(accelerator.device)
     live = Restorable({"generator": generator, "discriminator": discriminator, "ema": ema}, optimizers)
-    validator = Validator(inputs.validation, world, config.scale, accelerator.device, inputs.judge)
-    controllers = Controllers(config.control, config.loss, config.adversary, ADVERSARIAL[config.objective].chance)
-    revival = None
+    validator = Validator(inputs.validation, world, config.scale, accelerator.device, inputs.st_lpips)
+    monitor = None
     if inputs.reference is not None:
         reference = Validator(inputs.reference, world, config.scale, accelerator.device)
-        metrics_path = Path(config.run_dir) / METRICS_NAME
-        monitor = DriftMonitor(validator, reference, ADVERSARIAL[config.objective], config.loss, metrics_path)
-        revival = Revival(controllers, monitor, live, partial(fresh_discriminator, config))
+        monitor = DriftMonitor(validator, reference, ADVERSARIAL[config.adversarial.loss], config.loss)
     return Parts(
         accelerator=accelerator,
         world=world,
-        step=make_step(config, accelerator, players),
+        step=make_step(config, accelerator, prepared, features),
         live=live,
         ema=ema,
         loader=inputs.loader,
         validator=validator,
-        controllers=controllers,
-        revival=revival,
+        controllers=Controllers(config.adversarial, config.loss, accelerator.device),
+        monitor=monitor,
         tracker=Tracker(),
         run_dir=Path(config.run_dir),
     )
 
 
-def make_step(config: Config, accelerator: Accelerator, players: Players) -> GanStep:
-    """What runs the training steps of these players."""
+@dataclass(frozen=True)
+class MeasuredTerm:
+    """A term of the generator's loss at the start of training: its weight in force, and its gradient at the generator's
+    output as a share of the image term's, each with its weight."""
+
+    name: str
+    weight: float
+    share: float
+
+
+def measure_terms(config: Config) -> list[MeasuredTerm]:
+    """Shares of every term but the image term, on one process and the first batch, as if the warm-up were over.
+
+    The networks are those with which training starts. Under `loss.balance: shares` the weights are those that this one
+    batch gives.
+    """
+    alone = replace(config, train=replace(config.train, processes=None, accumulation_steps=1, compile=False))
+    accelerator, world = make_accelerator(alone.train)
+    parts = build_parts(alone, accelerator, world, open_inputs(alone, world))
+    batches = parts.loader.batches(0, accelerator.device)
+    with closing(batches):
+        batch = next(batches)
+        initial = {name: copy.deepcopy(network.state_dict()) for name, network in parts.live.modules.items()}
+        parts.controllers.learn(parts.step.run(iter([batch]), parts.controllers.plan(1.0, measure=True), 0))
+        for name, network in parts.live.modules.items():
+            network.load_state_dict(initial[name])
+        plan = parts.controllers.plan(1.0, measure=True)
+        scalars = parts.step.run(iter([batch]), plan, 1)[0].scalars
+    shares = {name.removeprefix("share_g/"): value for name, value in scalars.items() if name.startswith("share_g/")}
+    return [MeasuredTerm(name, float(plan.weights[name]), float(share)) for name, share in shares.items()]
+
+
+def make_step(
+    config: Config, accelerator: Accelerator, prepared: Sequence[Any], features: PerceptualTrunk | None
+) -> GanStep:
+    """What runs the training steps; `prepared`: generator, discriminator and their optimisers, as prepared."""
+    generator, discriminator, generator_optimizer, discriminator_optimizer = prepared
     return GanStep(
         accelerator,
-        players,
+        Player("generator", generator, generator_optimizer),
+        Player("discriminator", discriminator, discriminator_optimizer),
+        features,
         config.loss,
-        ADVERSARIAL[config.objective],
-        config.adversary,
+        config.adversarial,
         scale=config.scale,
         max_grad_norm=config.train.max_grad_norm,
         perceptual_frames=config.train.perceptual_frames,
@@ -204,18 +342,6 @@ def build_networks(config: Config) -> tuple[Generator, Discriminator]:
     generator = build_generator(config.generator, config.scale)
     torch.manual_seed(mix(purpose("discriminator"), config.seed))
     return generator, build_discriminator(config.discriminator, config.scale)
-
-
-def fresh_discriminator(config: Config, number: int) -> Discriminator:
-    """The discriminator with the `number`-th (from 1) other set of initial weights, on the CPU."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mix(purpose("discriminator"), config.seed, number))
-        return build_discriminator(config.discriminator, config.scale)
-
-
-def make_optimizer(network: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Adam over all parameters of a network; fused, one pass over memory per step, on the CPU as on GPUs."""
-    return torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def make_tracker(config: Config, *, resume_step: int, run_id: str | None) -> Tracker:

@@ -24,8 +24,8 @@ from vsr_dist.core.config_io import (
 from vsr_dist.core.errors import BadConfigError, nearest_hint
 from vsr_dist.core.fields import io
 from vsr_dist.data.config import DataConfig
-from vsr_dist.losses.adversarial import AdversarialName
 from vsr_dist.losses.objective import LossConfig
+from vsr_dist.metrics.registry import CROP_MARGIN_PX, CROP_MULTIPLE_PX
 from vsr_dist.models import (
     DISCRIMINATORS,
     GENERATORS,
@@ -39,11 +39,8 @@ from vsr_dist.models.features import PerceptualConfig
 from vsr_dist.models.recurrent import RecurrentConfig
 from vsr_dist.models.spatiotemporal import SpatiotemporalConfig
 from vsr_dist.ops.flow_classical import MIN_SIDE_PX
-from vsr_dist.training.adversary import AdversaryConfig
-from vsr_dist.training.control_config import ControlConfig
-from vsr_dist.training.schedule import OptimizerConfig
+from vsr_dist.training.config import AdversarialConfig, OptimizerConfig, TrainConfig
 from vsr_dist.training.tracking_config import TrackingConfig
-from vsr_dist.training.train_config import TrainConfig
 
 _DEFAULT_KIND = {"generator": "recurrent", "discriminator": "spatiotemporal"}
 
@@ -57,7 +54,6 @@ class Config:
         run_dir: folder that the run writes.
         seed: decides initial weights, order, augmentation and dropout.
         scale: enlargement; must equal the scale that the data was packed with.
-        objective: adversarial objective (`vsr_dist.losses.adversarial`).
     """
 
     name: str = io("run")
@@ -69,9 +65,7 @@ class Config:
     discriminator: DiscriminatorConfig = field(default_factory=SpatiotemporalConfig)
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    objective: AdversarialName = "rpgan"
-    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
-    control: ControlConfig = field(default_factory=ControlConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     generator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     discriminator_optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=4e-4, betas=(0.0, 0.99))
@@ -126,7 +120,13 @@ def dump_config(config: Config) -> str:
 
 def check_config(config: Config) -> None:
     """Rules that tie sections together, checked before anything is read or built; all faults at once."""
-    faults = _stage_faults(config) + _network_faults(config) + _loss_faults(config) + _control_faults(config)
+    faults = _stage_faults(config) + _network_faults(config) + _loss_faults(config) + _adversarial_faults(config)
+    val_px, least_px = config.data.val_crop_px * config.scale, CROP_MULTIPLE_PX + CROP_MARGIN_PX
+    if config.data.clip_frames > 1 and val_px < least_px:
+        faults.append(
+            f"data.val_crop_px {config.data.val_crop_px} x scale {config.scale} is below the {least_px} px that the "
+            "validation's tOF needs; enlarge it"
+        )
     if config.loss.temporal > 0 and config.data.clip_frames < 2:
         faults.append("loss.temporal needs data.clip_frames of at least 2")
     taken = sorted(flatten(config_tree(config)).keys() & config.tracking.extra_params.keys())
@@ -138,10 +138,10 @@ def _stage_faults(config: Config) -> list[str]:
     """Terms that a warm-up would leave nothing of, or that it would leave no step for."""
     train, loss = config.train, config.loss
     faults = []
-    if train.warmup_steps >= train.steps and (loss.adversarial > 0 or loss.perceptual > 0):
+    if train.warmup_steps >= train.steps and (config.adversarial.is_on or loss.perceptual > 0):
         faults.append(
             f"train.warmup_steps {train.warmup_steps} leaves no step of train.steps {train.steps} for the adversarial "
-            "and the perceptual term; lower it, or set loss.adversarial=0 and loss.perceptual=0"
+            "and the perceptual term; lower it, or set adversarial.weight=0 and loss.perceptual=0"
         )
     if train.warmup_steps > 0 and loss.image == loss.tv == loss.temporal == 0:
         faults.append("train.warmup_steps needs a weight above 0 in loss.image, loss.tv or loss.temporal")
@@ -159,31 +159,37 @@ def _loss_faults(config: Config) -> list[str]:
                 f"loss.temporal_flow=dis needs crops of at least {MIN_SIDE_PX} high-resolution px; data.crop_px "
                 f"{data.crop_px} x scale {config.scale} is less: enlarge the crop or use temporal_flow=packed"
             )
-    adversary = config.adversary
-    penalised = loss.adversarial > 0 and max(adversary.r1_gamma, adversary.r2_gamma) > 0
-    if penalised and adversary.penalty == "exact" and config.train.compile:
-        faults.append(
-            "train.compile=true cannot differentiate twice, as adversary.penalty=exact does; set "
-            "adversary.penalty=finite_difference or train.compile=false"
-        )
-    if penalised and adversary.penalty == "finite_difference" and getattr(config.discriminator, "dropout", 0.0) > 0:
-        faults.append(
-            "adversary.penalty=finite_difference would take dropout for steepness; set discriminator.dropout=0 or "
-            "adversary.penalty=exact"
-        )
+    if max(*loss.weights().values(), config.adversarial.weight) == 0:
+        faults.append("all weights of loss and adversarial.weight are 0, so nothing would be trained; set one above 0")
     return faults
 
 
-def _control_faults(config: Config) -> list[str]:
-    """Controllers without what they steer or steer by."""
-    control, loss, adversary = config.control, config.loss, config.adversary
-    faults = []
-    if control.any_on and loss.adversarial == 0:
-        faults.append("control steers the adversarial game, but loss.adversarial is 0; set it above 0")
-    if control.gamma.target > 0 and max(adversary.r1_gamma, adversary.r2_gamma) == 0:
-        faults.append("control.gamma steers adversary.r1_gamma and r2_gamma; set one of them above 0 as its start")
-    if control.weight.ratio > 0 and loss.image == 0:
-        faults.append("control.weight measures the adversarial gradient by the image term's; set loss.image above 0")
+def _adversarial_faults(config: Config) -> list[str]:
+    """Penalties that these networks cannot have, and controls without what they control or measure."""
+    adversarial, faults = config.adversarial, []
+    gamma_on, weight_on = adversarial.gamma_control.target > 0, adversarial.weight_control.ratio > 0
+    if not adversarial.is_on:
+        if gamma_on or weight_on:
+            faults.append("adversarial.weight is 0, but a control of the adversarial game is on; set it above 0")
+        return faults
+    is_penalised = max(adversarial.r1_gamma, adversarial.r2_gamma) > 0
+    if is_penalised and adversarial.penalty == "exact" and config.train.compile:
+        faults.append(
+            "train.compile=true cannot differentiate twice, as adversarial.penalty=exact does; set "
+            "adversarial.penalty=finite_difference or train.compile=false"
+        )
+    dropout = getattr(config.discriminator, "dropout", 0.0)
+    if is_penalised and adversarial.penalty == "finite_difference" and dropout > 0:
+        faults.append(
+            "adversarial.penalty=finite_difference would take dropout for steepness; set discriminator.dropout=0 or "
+            "adversarial.penalty=exact"
+        )
+    if gamma_on and not is_penalised:
+        faults.append(
+            "adversarial.gamma_control controls adversarial.r1_gamma and r2_gamma; set one of them above 0 as its start"
+        )
+    if weight_on and config.loss.image == 0:
+        faults.append("adversarial.weight_control measures gradients by the image term's; set loss.image above 0")
     return faults
 
 
@@ -207,12 +213,12 @@ def _network_faults(config: Config) -> list[str]:
                 f"data.{key} is {side}; generator {config.generator.kind} as configured needs at least "
                 f"{generator.min_px} px"
             )
-        if config.loss.adversarial > 0 and side * config.scale % discriminator.multiple_px:
+        if config.adversarial.is_on and side * config.scale % discriminator.multiple_px:
             faults.append(
                 f"data.{key} {side} x scale {config.scale} is no multiple of the {discriminator.multiple_px} px that "
                 f"discriminator {config.discriminator.kind} needs; change it or lower discriminator.levels"
             )
-        elif config.loss.adversarial > 0 and side * config.scale < discriminator.min_px:
+        elif config.adversarial.is_on and side * config.scale < discriminator.min_px:
             faults.append(
                 f"data.{key} {side} x scale {config.scale} is below the {discriminator.min_px} px that discriminator "
                 f"{config.discriminator.kind} needs; enlarge it or lower discriminator.levels"
@@ -232,7 +238,7 @@ def _network_faults(config: Config) -> list[str]:
             f"loss.temporal_kind=ping_pong compares what a recurrent generator remembers; generator "
             f"{config.generator.kind} as configured runs no frame after the other: choose another temporal_kind"
         )
-    if config.loss.adversarial > 0 and data.clip_frames < discriminator.min_frames:
+    if config.adversarial.is_on and data.clip_frames < discriminator.min_frames:
         faults.append(
             f"data.clip_frames is {data.clip_frames}; discriminator {config.discriminator.kind} needs at least "
             f"{discriminator.min_frames} frames per clip"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from vsr_dist.core.collectives import gather_lists, join_ranks, shutdown, together
+from vsr_dist.core.collectives import gather_lists, join_ranks, raise_on_all_ranks, shutdown
 from vsr_dist.core.errors import BadConfigError, BadInputError, OneLineParser, run_cli
 from vsr_dist.core.world import World
 from vsr_dist.evaluation.output import Report, clear, compare_results, write
@@ -105,11 +105,11 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     world = join_ranks()
     try:
-        job = together(lambda: _open(arguments, world))
+        job = raise_on_all_ranks(lambda: _open(arguments, world))
         pictures = arguments.out if job.source.has_low and not arguments.no_pictures else None
-        together(lambda: clear(arguments.out, pictures is not None) if world.is_main else None)
+        raise_on_all_ranks(lambda: clear(arguments.out, pictures is not None) if world.is_main else None)
         measurement = Measurement(job.source, job.subjects, job.scorer, job.preset.trim_frames, job.device)
-        measured = together(lambda: measurement.run(pictures, world))
+        measured = raise_on_all_ranks(lambda: measurement.run(pictures, world))
         order = [info.name for info in job.source.sequences]
         measured = sorted(gather_lists(measured), key=lambda one: order.index(one.sequence))
         if world.is_main:

@@ -6,21 +6,32 @@ accelerate launch --config_file configs/accelerate/cpu-2.yaml -m vsr_dist.train 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar, cast
 
 from accelerate import Accelerator
 
-from vsr_dist.build import build_parts, check_world, make_tracker, open_inputs, resolve_epochs
+from vsr_dist.build import (
+    build_parts,
+    check_world,
+    make_accelerator,
+    make_tracker,
+    open_inputs,
+    refuse_launch,
+    resolve_epochs,
+)
 from vsr_dist.config import Config, config_tree, load_config
-from vsr_dist.core.collectives import barrier, from_main, shutdown, together
+from vsr_dist.core.collectives import barrier, from_main, raise_on_all_ranks, shutdown
 from vsr_dist.core.config_io import add_override_option
 from vsr_dist.core.console import format_duration, say
 from vsr_dist.core.errors import LostRankError, OneLineParser, UserError, run_cli
@@ -45,11 +56,9 @@ from vsr_dist.run_dir import (
 )
 from vsr_dist.training import checkpoint
 from vsr_dist.training.drift_plot import PLOT_NAME, write_drift_plot
-from vsr_dist.training.launch import make_accelerator, refuse_launch
 from vsr_dist.training.lines import describe_drift
 from vsr_dist.training.metrics_file import METRICS_NAME, read_metrics
 from vsr_dist.training.outbox import FOLDER_NAME, Outbox
-from vsr_dist.training.signals import StopRequest
 from vsr_dist.training.summary import summary_table
 from vsr_dist.training.tracker import Tracker
 from vsr_dist.training.tracking import Status
@@ -58,6 +67,11 @@ from vsr_dist.training.trainer import Outcome, Parts, Stopped, Trainer
 Item = TypeVar("Item")
 
 _MODEL_PACKAGES = ("torch", "numpy", "opencv-python-headless")
+
+# What `accelerate launch` and torchrun set for the processes that they start.
+_LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
+# prctl(2): the signal that the kernel sends to this process when its parent ends.
+_PR_SET_PDEATHSIG = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,8 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Train as the parsed arguments say; returns the exit status."""
     stop = StopRequest()
     stop.listen()
-    config = _said_once(lambda: load_config(arguments.config, arguments.overrides))
-    _said_once(lambda: refuse_launch(config.train))
+    config = report_error_once(lambda: load_config(arguments.config, arguments.overrides))
+    report_error_once(lambda: refuse_launch(config.train))
     accelerator, world = make_accelerator(config.train)
     try:
         status = _run_in(config, arguments.resume, accelerator, world, stop)
@@ -90,24 +104,24 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run_in(config: Config, resume: str | None, accelerator: Accelerator, world: World, stop: StopRequest) -> int:
     """Train in the configured run directory, which only rank 0 looks at, and locks until the process ends."""
-    together(lambda: check_world(config, world))
-    config = together(lambda: resolve_epochs(config))
-    lock = together(lambda: lock_run_dir(config) if world.is_main else None)
+    raise_on_all_ranks(lambda: check_world(config, world))
+    config = raise_on_all_ranks(lambda: resolve_epochs(config))
+    lock = raise_on_all_ranks(lambda: lock_run_dir(config) if world.is_main else None)
     with lock or nullcontext():
-        start = from_main(together(lambda: prepare_run_dir(config, resume) if world.is_main else Start()))
+        start = from_main(raise_on_all_ranks(lambda: prepare_run_dir(config, resume) if world.is_main else Start()))
         if start.finished:
             if world.is_main:
                 _say_finished(Path(config.run_dir))
             return 0
         with note_ending(Path(config.run_dir) if world.is_main else None) as ending:
-            inputs = together(lambda: open_inputs(config, world, fresh=start.checkpoint is None))
-            together(lambda: refuse_changed_data(start, inputs.loader.windows_of.index.digest))
+            inputs = raise_on_all_ranks(lambda: open_inputs(config, world, fresh=start.checkpoint is None))
+            raise_on_all_ranks(lambda: refuse_changed_data(start, inputs.loader.windows_of.index.digest))
             parts = build_parts(config, accelerator, world, inputs)
             if world.is_main:
                 note_origin(Path(config.run_dir), config.train.init_generator, inputs.initial)
             if start.checkpoint is not None:
                 path = start.checkpoint
-                together(lambda: checkpoint.load(path, parts.live))
+                raise_on_all_ranks(lambda: checkpoint.load(path, parts.live))
             ending.status = _tracked(config, parts, start, stop)
     return ending.status
 
@@ -118,8 +132,8 @@ def _say_finished(run_dir: Path) -> None:
         say(f"MLflow has not taken all of it yet; send the rest with: vsr-dist track replay {run_dir}")
 
 
-def _said_once(action: Callable[[], Item]) -> Item:
-    """Run what needs no other process; a fault is reported by one only, for all of them meet the same one."""
+def report_error_once(action: Callable[[], Item]) -> Item:
+    """Run what needs no other process; an error, the same on every rank, is reported by rank 0 only."""
     try:
         return action()
     except UserError:
@@ -130,7 +144,7 @@ def _said_once(action: Callable[[], Item]) -> Item:
 
 def _tracked(config: Config, parts: Parts, start: Start, stop: StopRequest) -> int:
     """Train, and give the tracked run an explicit end whatever happens; returns the exit status."""
-    parts.tracker = together(lambda: _start_tracker(config, start) if parts.world.is_main else Tracker())
+    parts.tracker = raise_on_all_ranks(lambda: _start_tracker(config, start) if parts.world.is_main else Tracker())
     begin_s = time.perf_counter()
     status: Status = "FAILED"
     try:
@@ -142,7 +156,7 @@ def _tracked(config: Config, parts: Parts, start: Start, stop: StopRequest) -> i
     except Stopped as stopped:
         status = "KILLED"
         if parts.world.is_main:
-            say(f"{config.name}: told to stop; saved step {stopped.steps}, go on with --resume auto")
+            say(f"{config.name}: asked to stop; saved step {stopped.steps}, continue with --resume auto")
         return STOPPED_STATUS
     except KeyboardInterrupt:
         status = "KILLED"
@@ -271,6 +285,36 @@ def _publish(config: Config, parts: Parts, outcome: Outcome, seconds: float) -> 
     say(summary_table(outcome.metrics))
     if config.tracking.mlflow:
         say(f"MLflow: run {parts.tracker.run_id or 'not made yet'} at {config.tracking.uri}")
+
+
+class StopRequest:
+    """Remembers that SIGTERM came. The handler only sets a flag: the loop saves and stops between two steps."""
+
+    def __init__(self) -> None:
+        self._requested = False
+
+    def listen(self) -> None:
+        """Install the handler; call in the main thread."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        _hear_of_launchers_end()
+
+    def __call__(self) -> bool:
+        """True once the signal came."""
+        return self._requested
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self._requested = True
+
+
+def _hear_of_launchers_end() -> None:
+    """Get SIGTERM when the launcher that started this process ends, so that no orphan trains on.
+
+    `accelerate launch` with one process dies of SIGTERM without passing it on, and no launcher can pass on SIGKILL.
+    Only under a launcher: a training started from a shell may outlive the shell. Linux only; elsewhere nothing is done.
+    """
+    if sys.platform == "linux" and any(name in os.environ for name in _LAUNCHED):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from vsr_dist.core.collectives import from_main, is_lost_rank, join_ranks, shutdown, together
+from vsr_dist.core.collectives import from_main, is_lost_rank, join_ranks, raise_on_all_ranks, shutdown
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadConfigError, LostRankError, OneLineParser, run_cli
 from vsr_dist.core.world import World
@@ -113,11 +113,11 @@ def run(arguments: argparse.Namespace) -> int:
     world = join_ranks()
     try:
         with ExitStack() as stack:
-            job = together(lambda: _prepare(arguments, world))
-            planned = together(lambda: begin(job, world.size, stack) if world.is_main else None)
+            job = raise_on_all_ranks(lambda: _prepare(arguments, world))
+            planned = raise_on_all_ranks(lambda: begin(job, world.size, stack) if world.is_main else None)
             plan = from_main(planned)
             assert plan is not None, "rank 0 has made it"
-            together(lambda: job.hold_part(world.rank, stack))
+            raise_on_all_ranks(lambda: job.hold_part(world.rank, stack))
             try:
                 before = job.num_done(plan)
                 report = run_part(job, plan, world)

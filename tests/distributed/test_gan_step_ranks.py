@@ -5,26 +5,23 @@ from __future__ import annotations
 import math
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from forked import forks
+from small_gan import batch_of, make_step, plan_of, play, small_networks
 from torch.nn.parallel import DistributedDataParallel
 
 from vsr_dist.core.collectives import Vote, shutdown
 from vsr_dist.core.errors import BadConfigError, NonFiniteError
-from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.losses.objective import LossConfig
-from vsr_dist.models import build_discriminator, build_generator
-from vsr_dist.models.recurrent import RecurrentConfig
 from vsr_dist.models.spatiotemporal import SpatiotemporalConfig
-from vsr_dist.ops.resample import bicubic_upsample
-from vsr_dist.training.adversary import AdversaryConfig
-from vsr_dist.training.gan_step import GanStep, Players
+from vsr_dist.training.config import AdversarialConfig
+from vsr_dist.training.gan_step import GanStep, Player
 
 pytestmark = pytest.mark.slow
 STEPS = {2: 10, 4: 3}
@@ -44,41 +41,34 @@ class Double(torch.nn.Module):
         return self.network(first.double(), second)
 
 
-def make_step():
-    accelerator = Accelerator(cpu=True)
+def double_step():
     torch.manual_seed(0)
-    generator = Double(build_generator(RecurrentConfig(channels=4, num_blocks=1), 4))
-    torch.nn.init.normal_(generator.network.tail[0].weight, std=0.02)
-    discriminator = Double(build_discriminator(SpatiotemporalConfig(filters=4, levels=1, dropout=0.0), 4))
-    optimizers = [torch.optim.Adam(net.parameters(), lr=1e-3) for net in (generator, discriminator)]
-    players = Players(*accelerator.prepare(generator, discriminator, *optimizers))
-    return GanStep(
-        accelerator,
-        players,
-        LossConfig(perceptual=0.0, adversarial=0.1),
-        ADVERSARIAL["ragan"],
-        AdversaryConfig(r1_gamma=0.1, r2_gamma=0.1),
-        scale=4,
+    networks = small_networks(SpatiotemporalConfig(filters=4, levels=1, dropout=0.0), channels=4, num_blocks=1)
+    return make_step(
+        LossConfig(perceptual=0.0),
+        AdversarialConfig(loss="ragan", weight=0.1, r1_gamma=0.1, r2_gamma=0.1),
+        networks=tuple(map(Double, networks)),
+        optimizer=torch.optim.Adam,
         max_grad_norm=0.5,
-        perceptual_frames=0,
     )
 
 
-def batch(step):
+def batch(step, rank=0, size=1):
+    """This rank's part of the global batch of a step."""
     generator = torch.Generator().manual_seed(step)
     low = torch.randint(0, 256, (4, 3, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    return low, torch.randint(0, 256, (4, 3, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    real = torch.randint(0, 256, (4, 3, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return batch_of(*(clips.chunk(size)[rank] for clips in (low, real)))
 
 
 def weights(step):
-    accelerator = step.accelerator
-    networks = [accelerator.unwrap_model(net) for net in (step.players.generator, step.players.discriminator)]
+    networks = [step.accelerator.unwrap_model(player.network) for player in (step.generator, step.discriminator)]
     return [parameter.detach().clone() for network in networks for parameter in network.parameters()]
 
 
 def train(step, rank, size, num_steps):
     for number in range(num_steps):
-        step.micro_step(*(clips.chunk(size)[rank] for clips in batch(number)), adversarial_factor=1.0)
+        play(step, batch(number, rank, size), number=number)
     return weights(step)
 
 
@@ -93,15 +83,15 @@ def traffic(step, rank, size):
         return future
 
     for name in sent:
-        getattr(step.players, name).register_comm_hook(name, count)
-    low, real = (clips.chunk(size)[rank].float() / 255 for clips in batch(0))
-    bicubic, found = bicubic_upsample(low, 4), {}
-    with step.accelerator.accumulate(step.players.generator, step.players.discriminator):
-        fake, _ = step._generator_step(low, real, bicubic, 1.0)
+        getattr(step, name).network.register_comm_hook(name, count)
+    plan, network, found = plan_of(step), step.discriminator.network, {}
+    clips = step._on_device(batch(0, rank, size), plan)
+    with step.accelerator.accumulate(step.generator.network, network):
+        fake, _ = step._generator_turn(clips, plan, [])
         found["G's turn"] = dict(sent)
-        found["D's gradients"] = sum(p.grad is not None for p in step.players.discriminator.parameters())
+        found["D's gradients"] = sum(p.grad is not None for p in network.parameters())
         sent.update(dict.fromkeys(sent, 0))
-        step._discriminator_turn(real, fake.detach(), bicubic)
+        step._discriminator_turn(clips, fake.detach(), plan, [])
         found["D's turn"] = dict(sent)
     return found
 
@@ -109,12 +99,11 @@ def traffic(step, rank, size):
 def fault(step, rank, size):
     """Rank 1 alone reads pictures whose loss is not finite: what each rank then says, and whether it moved."""
     before = weights(step)
-    step.loss = LossConfig(perceptual=0.0, adversarial=0.0, tv=0.0, temporal=0.0)
-    low, real = (clips.chunk(size)[rank] for clips in batch(0))
+    step.loss = LossConfig(perceptual=0.0, tv=0.0, temporal=0.0)
+    read = batch(0, rank, size)
+    real = read.real_BTCYX.float() + (math.inf if rank == 1 else 0.0)
     try:
-        with step.accelerator.accumulate(step.players.generator, step.players.discriminator):
-            real = real.float() / 255 + (math.inf if rank == 1 else 0.0)
-            step._generator_step(low.float() / 255, real, None, 0.0)
+        play(step, replace(read, real_BTCYX=real), plan=plan_of(step, 0.0))
     except NonFiniteError as error:
         return str(error), all(torch.equal(a, b) for a, b in zip(before, weights(step), strict=True))
     return "", False
@@ -122,10 +111,10 @@ def fault(step, rank, size):
 
 def refusal():
     network = DistributedDataParallel(torch.nn.Linear(2, 2), static_graph=True)
+    players = (Player(name, network, None) for name in ("generator", "discriminator"))
     try:
         GanStep(
-            None, Players(network, network, None, None), LossConfig(), None, AdversaryConfig(),
-            scale=4, max_grad_norm=1.0, perceptual_frames=0,
+            None, *players, None, LossConfig(), AdversarialConfig(), scale=4, max_grad_norm=1.0, perceptual_frames=0
         )  # fmt: skip
     except BadConfigError as error:
         return str(error)
@@ -144,10 +133,10 @@ def work(rank, size, port, folder):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    found = {"weights": train(make_step(), rank, size, STEPS[size]), "votes": votes(rank)}
+    found = {"weights": train(double_step(), rank, size, STEPS[size]), "votes": votes(rank)}
     if size == 2:
-        found |= {"traffic": traffic(make_step(), rank, size), "refusal": refusal()}
-        found["fault"] = fault(make_step(), rank, size)
+        found |= {"traffic": traffic(double_step(), rank, size), "refusal": refusal()}
+        found["fault"] = fault(double_step(), rank, size)
     torch.save(found, Path(folder) / f"{rank}.pt")
     shutdown()
 
@@ -180,7 +169,7 @@ def alone():
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_learn_what_one_learns_from_the_undivided_batch(request, alone, size):
     ranks = request.getfixturevalue({2: "two", 4: "four"}[size])
-    expected = train(make_step(), 0, 1, STEPS[size])
+    expected = train(double_step(), 0, 1, STEPS[size])
     assert len(expected) == len(ranks[0]["weights"]) > 10
     for rank in ranks:
         # The last is D's last bias, which an objective on differences does not see: Adam makes steps of its rounding.

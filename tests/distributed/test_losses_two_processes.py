@@ -46,7 +46,7 @@ def test_two_processes_are_close_to_the_undivided_batch(launcher, variant):
 
 def test_finite_difference_trains_on_two_processes(launcher):
     """Every rank draws its own noise, so there is nothing to compare; it runs, validates and stays finite."""
-    options = ("adversary.penalty=finite_difference", "train.precision=bf16", "objective=ragan")
+    options = ("adversarial.penalty=finite_difference", "train.precision=bf16", "objective=ragan")
     run_dir = launcher.run("two", "train.steps=6", "train.warmup_steps=1", *options, processes=2)
     lines = read_metrics(run_dir / "metrics.jsonl")
     assert [line["loss_d/penalty"] for line in lines if "loss_d/penalty" in line][-1] > 0

@@ -44,7 +44,7 @@ def losses(run_dir: Path) -> list[dict[str, float]]:
     "variant",
     [
         (),
-        ("train.precision=bf16", "adversary.r1_gamma=0", "adversary.r2_gamma=0", "loss.perceptual=0"),
+        ("train.precision=bf16", "adversarial.r1_gamma=0", "adversarial.r2_gamma=0", "loss.perceptual=0"),
         (
             "discriminator={kind: srgan, filters: 4, norm: batch}",
             "objective=paper",

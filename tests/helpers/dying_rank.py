@@ -15,12 +15,12 @@ from vsr_dist.training.trainer import Trainer
 _train_step = Trainer._train_step
 
 
-def dying_step(self: Trainer, step: int, *arguments: object) -> None:
+def dying_step(self: Trainer, step: int, *arguments: object, **options: object) -> None:
     deaths = [tuple(map(int, death.split(":"))) for death in os.environ["DYING_RANK"].split(",") if death]
     start = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if start < len(deaths) and deaths[start] == (self.parts.world.rank, step):
         os.kill(os.getpid(), signal.SIGKILL)
-    _train_step(self, step, *arguments)
+    _train_step(self, step, *arguments, **options)
 
 
 if __name__ == "__main__":

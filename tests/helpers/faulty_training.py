@@ -52,12 +52,12 @@ def fault(trainer: Trainer, kind: str) -> None:
         time.sleep(3600)
 
 
-def faulty_step(self: Trainer, step: int, *arguments: object) -> None:
+def faulty_step(self: Trainer, step: int, *arguments: object, **options: object) -> None:
     faults, trial = os.environ["FAULTS"].split(","), int(Path(self.parts.run_dir).name.removeprefix("trial_"))
     is_chosen = self.parts.world.rank == int(os.environ["FAULT_RANK"])
     if step == _FAULT_STEP and is_chosen and trial < len(faults):
         fault(self, faults[trial])
-    _train_step(self, step, *arguments)
+    _train_step(self, step, *arguments, **options)
 
 
 if __name__ == "__main__":

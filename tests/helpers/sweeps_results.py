@@ -20,11 +20,11 @@ from vsr_dist.config import dump_config, load_config
 
 BEGIN = datetime.datetime(2026, 1, 2, 3, 4, 5)
 SPACE = {
-    "loss.adversarial": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True},
+    "adversarial.weight": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True},
     "discriminator.filters": {"type": "categorical", "choices": [16, 24, 32, 48]},
     "discriminator.dropout": {"type": "float", "low": 0.0, "high": 0.3},
-    "objective": {"type": "categorical", "choices": ["rpgan", "bce", "hinge", "paper"]},
-    "control.gamma.target": {"type": "float", "low": 0.5, "high": 0.9},
+    "adversarial.loss": {"type": "categorical", "choices": ["rpgan", "bce", "hinge", "paper"]},
+    "adversarial.gamma_control.target": {"type": "float", "low": 0.5, "high": 0.9},
 }
 CONSTRAINTS = [
     {"name": "not weak", "metric": "drift/normalized_loss", "reduce": "tail_median", "at_most": 0.75},
@@ -104,10 +104,10 @@ class Results:
             drift = {"drift/normalized_loss": level, "drift/dead_fraction": 0.01}
             lines.append({"step": 100 * (place + 1), "time_s": 2.0, **quality, **bicubic, **drift})
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        known = {path: value for path, value in chosen.items() if path != "control.gamma.target"}
+        known = {path: value for path, value in chosen.items() if path != "adversarial.gamma_control.target"}
         overrides = [f"{path}={value!r}" for path, value in known.items()]
         tags = {"study": self.config.name, "trial": str(number), "kind": "trial", "team": "pixels"}
-        extra = {"log10.loss.adversarial": "-3.0"}
+        extra = {"log10.adversarial.weight": "-3.0"}
         overrides += [f"tracking.tags={json.dumps(tags)}", f"tracking.extra_params={json.dumps(extra)}", "name=t"]
         resolved = dump_config(load_config(Path(self.config.base), overrides))
         (folder / "config.yaml").write_text(resolved)
@@ -122,11 +122,11 @@ def parameters(number: int) -> dict[str, Any]:
     """Values that spread over the space, the same for the same number."""
     share = (number * 0.618034) % 1.0
     return {
-        "loss.adversarial": 10 ** (-4 + 3 * share),
+        "adversarial.weight": 10 ** (-4 + 3 * share),
         "discriminator.filters": (16, 24, 32, 48)[number % 4],
         "discriminator.dropout": round(0.3 * ((number * 0.37) % 1.0), 4),
-        "objective": ("rpgan", "bce", "hinge", "paper")[(number // 2) % 4],
-        "control.gamma.target": round(0.5 + 0.4 * ((number * 0.73) % 1.0), 4),
+        "adversarial.loss": ("rpgan", "bce", "hinge", "paper")[(number // 2) % 4],
+        "adversarial.gamma_control.target": round(0.5 + 0.4 * ((number * 0.73) % 1.0), 4),
     }
 
 
@@ -146,7 +146,7 @@ def climbing(num: int = 20) -> list[float]:
 def full_study(folder: Path, **changes: object) -> Results:
     """Sixteen trials: the paper's setting, feasible ones, weak ones, a pruned, a failed, a running one, repeats."""
     results = Results(folder, **changes)
-    paper = {**parameters(0), "objective": "paper", "loss.adversarial": 1e-3, "discriminator.filters": 16}
+    paper = {**parameters(0), "adversarial.loss": "paper", "adversarial.weight": 1e-3, "discriminator.filters": 16}
     results.add(climbing(), psnr=28.9, tof=0.95, params=paper, role="start")
     for number in range(1, 12):
         level = (0.5, 0.95, 0.6, 0.2, 0.55, 0.9, 0.68, 0.45, 0.97, 0.62, 0.4)[number - 1]

@@ -10,13 +10,14 @@ from sweeps.study_config import StudyConfig, parse_study
 
 BASE = """
 name: base
-loss: {adversarial: 0.001, perceptual: 0.0}
+loss: {perceptual: 0.0}
+adversarial: {weight: 0.001}
 discriminator: {kind: spatiotemporal, filters: 16}
 train: {steps: 10, warmup_steps: 5}
 tracking: {mlflow: false, tags: {team: pixels}}
 """
 
-# The objective of trial n is 30 - (log10(loss.adversarial) + 3)^2, so the best value is known: 0.001. A seed adds a
+# The objective of trial n is 30 - (log10(adversarial.weight) + 3)^2, so the best value is known: 0.001. A seed adds a
 # hundredth of itself. Steps and summary are written as a training writes them.
 TRAINER = r'''
 import json, math, os, signal, subprocess, sys, time
@@ -36,7 +37,7 @@ visible = {name: os.environ.get(name, "") for name in ("CUDA_VISIBLE_DEVICES", "
 with (run_dir / "starts").open("a") as starts:
     starts.write(f"{os.getpid()} {time.time()}\n")
 num_starts = len((run_dir / "starts").read_text().splitlines())
-value = 30 - (math.log10(float(overrides["loss.adversarial"])) + 3) ** 2 + int(overrides.get("seed", 0)) / 100
+value = 30 - (math.log10(float(overrides["adversarial.weight"])) + 3) ** 2 + int(overrides.get("seed", 0)) / 100
 drift = {"drift/auc": 0.75, "drift/normalized_loss": 0.9}
 metrics = {"val/psnr_y": value, "val_bicubic/psnr_y": 29.0, **drift}
 stopped = []
@@ -130,7 +131,7 @@ end("finished")
 '''
 
 SPACE = {
-    "loss.adversarial": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
+    "adversarial.weight": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
     "discriminator.filters": {"type": "categorical", "choices": [8, 16, 24]},
 }
 

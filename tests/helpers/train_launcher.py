@@ -21,8 +21,8 @@ TINY = {
     "generator": {"kind": "recurrent", "channels": 8, "num_blocks": 2},
     "discriminator": {"kind": "spatiotemporal", "filters": 8, "levels": 2, "dropout": 0.0},
     "perceptual": {"layer": 4},
-    "loss": {"adversarial": 0.01, "perceptual": 0.01, "tv": 1e-3, "temporal": 0.1},
-    "adversary": {"r1_gamma": 0.1, "r2_gamma": 0.1},
+    "loss": {"perceptual": 0.01, "tv": 1e-3, "temporal": 0.1},
+    "adversarial": {"weight": 0.01, "r1_gamma": 0.1, "r2_gamma": 0.1},
     "train": {
         "steps": 20,
         "warmup_steps": 4,

@@ -21,7 +21,8 @@ SMALL = {
     "data": {"clip_frames": 3, "crop_px": 10, "val_crop_px": 12, "batch_clips": 4, "val_clips": 2},
     "generator": {"kind": "recurrent", "channels": 4, "num_blocks": 1},
     "train": {"steps": 2, "threads": 1},
-    "loss": {"adversarial": 0.0, "perceptual": 0.0},
+    "loss": {"perceptual": 0.0},
+    "adversarial": {"weight": 0.0},
     "tracking": {"mlflow": False},
 }
 PYTHON = sys.executable

@@ -20,7 +20,8 @@ TREE = {
     "data": {"clip_frames": 3, "crop_px": 10, "val_crop_px": 12, "batch_clips": 2, "val_clips": 2},
     "generator": {"kind": "recurrent", "channels": 4, "num_blocks": 1},
     "discriminator": {"kind": "spatiotemporal", "filters": 4, "levels": 2},
-    "loss": {"adversarial": 0.01, "perceptual": 0.0},
+    "loss": {"perceptual": 0.0},
+    "adversarial": {"weight": 0.01},
     "train": {"steps": 6, "threads": 1, "log_every": 3, "validate_every": 3, "checkpoint_every": 3, "pictures": 0},
     "tracking": {"mlflow": False},
 }
@@ -57,7 +58,7 @@ def test_epochs_become_steps_of_the_data(train, tmp_path):
 
 
 def test_step_0_is_the_file_and_resuming_neither_needs_it_nor_changes_the_result(train, tmp_path):
-    assert train("first", "seed=1", "loss.adversarial=0", "generator_optimizer.learning_rate=0.01")[0] == 0
+    assert train("first", "seed=1", "adversarial.weight=0", "generator_optimizer.learning_rate=0.01")[0] == 0
     trained = tmp_path / "first"
     end = {name: value for name, value in validation(trained, 6).items() if name.startswith("val/")}
     fresh = validation(trained, 0)["val/psnr_y"]
@@ -91,7 +92,7 @@ def test_step_0_is_the_file_and_resuming_neither_needs_it_nor_changes_the_result
 def test_wrong_generators_are_refused(train, tmp_path):
     status, texts = train("none", f"train.init_generator={tmp_path / 'nowhere'}")
     assert status == 2 and "nowhere; expected a run directory" in texts.err and texts.err.count("\n") == 1
-    assert train("wide", "generator.channels=6", "train.steps=1", "loss.adversarial=0")[0] == 0
+    assert train("wide", "generator.channels=6", "train.steps=1", "adversarial.weight=0")[0] == 0
     status, texts = train("other", f"train.init_generator={tmp_path / 'wide'}")
     assert status == 2 and "generator.channels 6 there, 4 here" in texts.err and texts.err.count("\n") == 1
     damaged = tmp_path / "wide/generator.safetensors"
@@ -102,8 +103,8 @@ def test_wrong_generators_are_refused(train, tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("stlpips_pytorch") is None, reason="stlpips-pytorch is not installed")
 def test_the_perceptual_metric_is_logged_and_changes_no_weight(train, tmp_path):
-    assert train("without", "loss.adversarial=0")[0] == 0
-    assert train("with", "loss.adversarial=0", "train.perceptual_metric=stlpips")[0] == 0
+    assert train("without", "adversarial.weight=0")[0] == 0
+    assert train("with", "adversarial.weight=0", "train.perceptual_metric=stlpips")[0] == 0
     plain, judged = (validation(tmp_path / name, 6) for name in ("without", "with"))
     assert {"val/stlpips", "val_bicubic/stlpips"} == judged.keys() - plain.keys()
     assert 0 < judged["val/stlpips"] < 1 and 0 < judged["val_bicubic/stlpips"] < 1

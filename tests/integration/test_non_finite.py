@@ -25,7 +25,8 @@ TREE = {
     "seed": 5,
     "data": {"clip_frames": 3, "crop_px": 10, "val_crop_px": 12, "batch_clips": 4, "val_clips": 2},
     "generator": {"kind": "recurrent", "channels": 4, "num_blocks": 1},
-    "loss": {"adversarial": 0.0, "perceptual": 0.0},
+    "loss": {"perceptual": 0.0},
+    "adversarial": {"weight": 0.0},
     "train": {"steps": 12, "accumulation_steps": 2, "threads": 1, "log_every": 2, "validate_every": 6},
     "tracking": {"mlflow": False},
 }
@@ -43,12 +44,12 @@ def train(tmp_path, pack_films, monkeypatch, capsys):
     def run(*overrides, faults=()):
         left = list(faults)
 
-        def broken_step(self, step, *arguments):
+        def broken_step(self, step, *arguments, **options):
             if step in left:
                 left.remove(step)
                 with torch.no_grad():
                     next(self.parts.live.modules["generator"].parameters()).fill_(math.nan)
-            real_step(self, step, *arguments)
+            real_step(self, step, *arguments, **options)
 
         monkeypatch.setattr(Trainer, "_train_step", broken_step)
         return train_here(config, *overrides), capsys.readouterr()

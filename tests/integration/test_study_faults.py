@@ -23,7 +23,8 @@ BASE = {
     "data": {"clip_frames": 3, "crop_px": 12, "batch_clips": 2, "val_clips": 2, "val_crop_px": 16},
     "generator": {"kind": "recurrent", "channels": 4, "num_blocks": 1},
     "discriminator": {"kind": "spatiotemporal", "filters": 4, "levels": 2},
-    "loss": {"adversarial": 0.001, "perceptual": 0.0},
+    "loss": {"perceptual": 0.0},
+    "adversarial": {"weight": 0.001},
     "train": {"steps": 4, "warmup_steps": 1, "validate_every": 2, "checkpoint_every": 2, "log_every": 1, "threads": 1},
     "tracking": {"mlflow": False},
 }
@@ -46,7 +47,7 @@ def study_file(tmp_path, pack_films):
             "num_trials": 2,
             "grace_s": 5,
             "launch": {"command": [*launcher, *program]},
-            "space": {"loss.adversarial": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}},
+            "space": {"adversarial.weight": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}},
         }
         (tmp_path / "study.yaml").write_text(yaml.safe_dump({**study, **changes}))
         return tmp_path / "study.yaml"

@@ -41,7 +41,7 @@ def study_file(tmp_path, shards, empty_mlflow_database):
         "trial_timeout_s": 240,
         "launch": {"config_file": str(CPU_2)},
         "space": {
-            "loss.adversarial": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
+            "adversarial.weight": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
             "discriminator.filters": {"type": "categorical", "choices": [4, 8]},
         },
     }
@@ -61,7 +61,7 @@ def test_two_trials_with_two_processes_each(study_file, tmp_path):
         assert trial.value == summary["metrics"]["val/psnr_y"]
         assert trial.user_attrs["drift/auc"] == summary["metrics"]["drift/auc"]
         config = load_config(study.trial_dir(trial.number) / "config.yaml")
-        assert config.loss.adversarial == trial.params["loss.adversarial"]
+        assert config.adversarial.weight == trial.params["adversarial.weight"]
         assert config.discriminator.filters == trial.params["discriminator.filters"]
     assert _tracked_trials(tmp_path) == {
         "0": trials[0].user_attrs["mlflow_run_ids"][0],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from vsr_dist.config import check_config, config_tree, load_config, parse_config
 from vsr_dist.core.config_io import flatten
 from vsr_dist.core.errors import BadConfigError
+from vsr_dist.training.config import learning_rate_at
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,15 +27,15 @@ PENALTY = {"r1_gamma": 1.0, "penalty": "finite_difference"}
     "sections",
     [
         {},
-        {"objective": "ragan", "discriminator": {"kind": "unet", "filters": 8}},
+        {"adversarial": {"loss": "ragan"}, "discriminator": {"kind": "unet", "filters": 8}},
         {"loss": {"temporal_kind": "ping_pong"}},
         {"loss": WARPED},
         {"loss": {**WARPED, "temporal_flow": "packed"}, "data": {"flow": True}},
         # What is switched off asks for nothing.
         {"loss": {**WARPED, "temporal_flow": "packed", "temporal": 0.0}},
         {"loss": {"temporal_kind": "ping_pong"}, "generator": {"kind": "paper_srgan", "input_px": 24}, "data": "same"},
-        {"adversary": PENALTY},
-        {"adversary": {**PENALTY, "r1_gamma": 0.0}, "discriminator": {"kind": "srgan", "dropout": 0.2}},
+        {"adversarial": PENALTY},
+        {"adversarial": {**PENALTY, "r1_gamma": 0.0}, "discriminator": {"kind": "srgan", "dropout": 0.2}},
         {"loss": {"tv_kind": "isotropic", "tv": 1e-3, "pixel": "charbonnier"}},
         {"discriminator": {"kind": "srgan", "filters": 8, "levels": 5, "norm": "spectral", "dropout": 0.2}},
     ],
@@ -66,7 +68,7 @@ def test_what_goes_together(sections):
             "data.crop_px 20 x scale 4 is no multiple of the 32 px that discriminator unet needs",
         ),
         (
-            {"adversary": PENALTY, "discriminator": {"kind": "srgan", "dropout": 0.1}},
+            {"adversarial": PENALTY, "discriminator": {"kind": "srgan", "dropout": 0.1}},
             "penalty=finite_difference would take dropout for steepness",
         ),
     ],
@@ -80,11 +82,11 @@ def test_what_does_not_go_together_is_said_in_one_line(sections, words):
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"adversary": {"sigma": 0.0}}, "sigma is 0.0; expected a finite number above 0"),
-        ({"adversary": {"penalty": "r3"}}, "penalty"),
+        ({"adversarial": {"sigma": 0.0}}, "adversarial: out of range: sigma 0.0"),
+        ({"adversarial": {"penalty": "r3"}}, "penalty"),
         ({"loss": {"temporal_kind": "pingpong"}}, "temporal_kind"),
         ({"loss": {"tv_kind": "l1"}}, "tv_kind"),
-        ({"objective": "rgan"}, "objective"),
+        ({"adversarial": {"loss": "rgan"}}, "loss"),
         ({"discriminator": {"kind": "u-net"}}, "unet"),
     ],
 )
@@ -98,3 +100,19 @@ def test_realvsr_trains_as_recurrent_does():
     trees = [flatten(config_tree(load_config(ROOT / "configs" / f"{name}.yaml"))) for name in ("recurrent", "realvsr")]
     different = {key for key in trees[0].keys() | trees[1].keys() if trees[0].get(key) != trees[1].get(key)}
     assert different == {"name", "run_dir", "scale", "data.root", "data.crop_px", "data.val_crop_px"}
+
+
+def test_recurrent_begins_with_the_adversary_that_was_measured():
+    """For 1000 adversarial steps it plays the game of docs/drift.md: loss, penalties, rates; controls at rest."""
+    measured, shipped = (load_config(ROOT / f"configs/{name}.yaml") for name in ("drift/cure", "recurrent"))
+    game = replace(shipped.adversarial, gamma_control=measured.adversarial.gamma_control)
+    assert game == measured.adversarial
+    assert shipped.adversarial.gamma_control.after >= 1000, "gamma stays where it was measured"
+    assert shipped.discriminator_optimizer.betas == measured.discriminator_optimizer.betas
+    for player in ("generator_optimizer", "discriminator_optimizer"):
+        theirs, ours = getattr(measured, player), getattr(shipped, player)
+        for step in (0, 500, 999):
+            expected = learning_rate_at(theirs, step, measured.train.steps, measured.train.warmup_steps)
+            done = shipped.train.warmup_steps + step
+            found = learning_rate_at(ours, done, shipped.train.steps, shipped.train.warmup_steps)
+            assert found == pytest.approx(expected, rel=0.03), (player, step)

@@ -38,13 +38,13 @@ def current_world() -> World:
 def join_ranks() -> World:
     """Meet the other processes that a launcher started, for messages between hosts (gloo); alone, do nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        meet_again("gloo", _PATIENCE)
+        reinit_process_group("gloo", _PATIENCE)
         if not is_active():
             dist.init_process_group("gloo", timeout=_PATIENCE)
     return current_world()
 
 
-def meet_again(backend: str, timeout: timedelta | None = None) -> None:
+def reinit_process_group(backend: str, timeout: timedelta | None = None) -> None:
     """Make the process group after torchrun restarted the processes of one machine; else leave it to whoever does.
 
     torchrun keeps one store over its restarts, and torch 2.14 finds the addresses of the dead in it and waits for them.
@@ -116,7 +116,7 @@ def from_main(item: Item) -> Item:
     return box[0]
 
 
-def together(action: Callable[[], Item]) -> Item:
+def raise_on_all_ranks(action: Callable[[], Item]) -> Item:
     """Run `action` on every rank; if it is a `UserError` on any, all ranks end, and one of them says it.
 
     The message comes from the lowest rank that met it and is raised on rank 0; the others exit with status 2 and

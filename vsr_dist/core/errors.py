@@ -27,12 +27,12 @@ class LostRankError(UserError):
 class NonFiniteError(UserError):
     """A loss or gradient became NaN or infinite; the message names the term. The optimiser has not stepped.
 
-    `terms`: this process's value of each loss term of that player, per micro-batch of the step.
+    terms: this process's value of each loss term of that player, per micro-batch of the step. step: counted from 0.
     """
 
-    def __init__(self, message: str, terms: Mapping[str, list[float]] | None = None) -> None:
+    def __init__(self, message: str, terms: Mapping[str, list[float]], step: int) -> None:
         super().__init__(message)
-        self.terms = dict(terms or {})
+        self.terms, self.step = dict(terms), step
 
 
 __all__ = [

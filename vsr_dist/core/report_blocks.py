@@ -109,7 +109,7 @@ def _bold(text: str) -> Markup:
 
 
 def _wrappable(text: Markup) -> Markup:
-    """Long names such as loss.adversarial may wrap after a dot."""
+    """Long names such as adversarial.weight may wrap after a dot."""
     return Markup(str(text).replace(".", ".<wbr>"))
 
 

@@ -57,7 +57,7 @@ def tof(fake_TYXC: ByteArray, real_TYXC: ByteArray, trim_frames: int = 2, crop_t
         if min(real_TYXC.shape[1:3]) < CROP_MULTIPLE_PX + CROP_MARGIN_PX:
             raise BadInputError(
                 f"tOF: expected images of at least {CROP_MULTIPLE_PX + CROP_MARGIN_PX} pixels, found "
-                f"{min(real_TYXC.shape[1:3])}; use crop_to_multiple=False"
+                f"{min(real_TYXC.shape[1:3])}"
             )
         region = centre_crop(*real_TYXC.shape[1:3])
     kept = slice(trim_frames, trim_frames + num_frames)

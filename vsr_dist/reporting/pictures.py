@@ -21,7 +21,7 @@ from vsr_dist.metrics.drift import TOO_STRONG_LOSS, WEAK_LOSS
 from vsr_dist.ops.picture import Picture as Pixels
 from vsr_dist.ops.picture import four_of, side_by_side, with_titles
 from vsr_dist.reporting.runs import Compared, Evaluation, TrainingRun
-from vsr_dist.training.monitor import NORMALISED_LOSS
+from vsr_dist.training.drift import NORMALISED_LOSS
 
 # Okabe and Ito's colours, which people with colour blindness can distinguish, without their yellow, too pale for a line
 # on white, and without black.

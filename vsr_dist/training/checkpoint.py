@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,10 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
-from vsr_dist.core.errors import BadCheckpointError
+from vsr_dist.core.collectives import barrier, from_main, raise_on_all_ranks
+from vsr_dist.core.errors import BadCheckpointError, BadConfigError, nearest_hint
+from vsr_dist.core.world import World
+from vsr_dist.training.config import TrainConfig
 
 _PREFIX = "step_"
 _TEMPORARY = ".tmp"
@@ -63,7 +68,7 @@ def save(folder: Path, step: int, live: Restorable, state: dict[str, Any], keep:
     return final
 
 
-def save_best(folder: Path, step: int, live: Restorable, state: dict[str, Any]) -> Path:
+def _save_best(folder: Path, step: int, live: Restorable, state: dict[str, Any]) -> Path:
     """Write the checkpoint `best` in place of the one before. Call on one rank only.
 
     A folder cannot be renamed over another: the one before steps aside first, where `best` finds it until it has its
@@ -83,7 +88,7 @@ def save_best(folder: Path, step: int, live: Restorable, state: dict[str, Any]) 
 
 
 def best(folder: Path) -> Path | None:
-    """The complete checkpoint that `save_best` wrote last, or None."""
+    """The complete checkpoint that `_save_best` wrote last, or None."""
     return next((path for path in (folder / _BEST, folder / _BEST_BEFORE) if not _faults(path, hashes=False)), None)
 
 
@@ -209,3 +214,69 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class CheckpointKeeper:
+    """The checkpoints of one run: saved on rank 0, restored on all; the newest ones and the best one are kept.
+
+    Every rank must make the same calls in the same order.
+    """
+
+    def __init__(self, config: TrainConfig, run_dir: Path, live: Restorable, world: World) -> None:
+        self.config, self.live, self.world = config, live, world
+        self.folder = run_dir / "checkpoints"
+        self._best = from_main(raise_on_all_ranks(self._known_best))
+
+    def save(self, done: int, state: dict[str, Any]) -> None:
+        """Write the checkpoint of step `done`, then remove what is older than the newest `keep_checkpoints`."""
+        if self.world.is_main:
+            save(self.folder, done, self.live, state, self.config.keep_checkpoints)
+        barrier()
+
+    def keep_best(self, done: int, metrics: Mapping[str, float], state: Callable[[], dict[str, Any]]) -> None:
+        """Write `checkpoints/best` if the metrics of step `done`, the same on every rank, are the best so far.
+
+        `state` may hold collective calls. An untrained generator is no candidate, NaN neither.
+        """
+        name = self.config.best_metric
+        if name is None:
+            return
+        if name not in metrics:
+            raise BadConfigError(f"train.best_metric: the validation has no metric {name}{nearest_hint(name, metrics)}")
+        value = metrics[name]
+        better = not math.isnan(value) and (self._best is None or self._gain(value, self._best) > 0)
+        if done == 0 or not better:
+            return
+        self._best = value
+        measured = {"metric": name, "mode": self.config.best_mode, "value": value}
+        full = {**state(), "best": measured}
+        if self.world.is_main:
+            _save_best(self.folder, done, self.live, full)
+        barrier()
+
+    def has_checkpoint(self) -> bool:
+        """True on every rank if there is a complete"""
+        return from_main(self.world.is_main and newest(self.folder) is not None)
+
+    def restore_last_good(self) -> dict[str, Any] | None:
+        """Load the newest checkpoint without a broken weight; returns its state, or None if there is no such one."""
+        path = from_main(raise_on_all_ranks(self._last_good))
+        return None if path is None else raise_on_all_ranks(lambda: load(path, self.live))
+
+    def _last_good(self) -> Path | None:
+        if not self.world.is_main:
+            return None
+        complete = reversed(complete_checkpoints(self.folder))
+        return next((path for path in complete if is_finite(path)), None)
+
+    def _known_best(self) -> float | None:
+        """The value of a best checkpoint by the same measure, from before this process."""
+        path = best(self.folder) if self.world.is_main else None
+        if path is None:
+            return None
+        measured = read_state(path)["best"]
+        same = (measured["metric"], measured["mode"]) == (self.config.best_metric, self.config.best_mode)
+        return float(measured["value"]) if same else None
+
+    def _gain(self, value: float, over: float) -> float:
+        return value - over if self.config.best_mode == "max" else over - value

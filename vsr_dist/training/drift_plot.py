@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vsr_dist.metrics.drift import DEAD_FRACTION, DEAD_GRADIENT, OVERFIT, PROBE_GAP, TOO_STRONG_LOSS, WEAK_LOSS
-from vsr_dist.training.monitor import NORMALISED_LOSS, loss_history, trend_of, verdict_of
+from vsr_dist.training.drift import NORMALISED_LOSS, loss_history, trend_of, verdict_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,291 +1,264 @@
-"""One optimiser step of both players: the generator against a frozen discriminator, then the discriminator on the
-detached output.
+"""One optimiser step of a GAN: the generator's turn against a frozen discriminator, then the discriminator's turn on
+the detached output.
 
-Axis letters: B batch, T time, C channels, H W low-resolution, Y X high-resolution rows and columns.
+Axis letters: B batch, T time, C channels, H W low-resolution, Y X high-resolution rows and columns, K the two
+directions of flow.
 
-Order and freezing matter under DDP. D is frozen while G learns, so that no gradient of G's loss reaches D and none
-of D's gradients is all-reduced for it. Each player's backward is followed by its own clip and step. There is one
-`accumulate` context per micro-batch, because every call advances Accelerate's step counter.
+Under DDP the order matters. D is frozen in G's turn, so that no gradient of G's loss reaches D and none of D's
+gradients is all-reduced for it. Each player's backward is followed by its own clip and step.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from vsr_dist.core.errors import NonFiniteError
-from vsr_dist.losses.adversarial import AdversarialObjective
-from vsr_dist.losses.flow import flow_back, unpack_flow
-from vsr_dist.losses.objective import LossConfig, TermName, combine
-from vsr_dist.losses.perceptual import perceptual
-from vsr_dist.losses.pixel import PIXEL
-from vsr_dist.losses.temporal import (
-    flow_there_and_back,
-    split_there_and_back,
-    temporal_difference,
-    temporal_ping_pong,
-    temporal_warped,
-    there_and_back,
-)
-from vsr_dist.losses.tv import TV
+from vsr_dist.core.collectives import gather_lists
+from vsr_dist.core.errors import BadConfigError, NonFiniteError
+from vsr_dist.data.ring import ClipBatch
+from vsr_dist.losses.adversarial import ADVERSARIAL
+from vsr_dist.losses.flow import unpack_flow
+from vsr_dist.losses.objective import ADVERSARIAL_TERM, TERMS, LossConfig, LossInputs, weighted_sum
+from vsr_dist.losses.regularise import finite_difference_penalty, gradient_penalty
+from vsr_dist.losses.temporal import flow_there_and_back, split_there_and_back, there_and_back
 from vsr_dist.models.blocks import advance_spectral_norm, rest_spectral_norm
 from vsr_dist.models.features import PerceptualTrunk
 from vsr_dist.ops.color import from_uint8
 from vsr_dist.ops.resample import bicubic_upsample
-from vsr_dist.training.adversary import AdversaryConfig
-from vsr_dist.training.controllers import ADVERSARIAL_NORM, IMAGE_NORM, StepPlan
-from vsr_dist.training.guards import (
-    describe_non_finite,
-    refuse_static_graph,
-    spread_non_finite,
-    with_gradient_norm,
-)
+from vsr_dist.training.config import AdversarialConfig
+from vsr_dist.training.control import MicroStep, StepPlan
 
 
-@dataclass
-class Players:
-    """Both networks and optimisers as `Accelerator.prepare` returned them, and the frozen feature network.
+@dataclass(frozen=True)
+class Player:
+    """A network and its optimiser as `Accelerator.prepare` returned them; `name` is for messages."""
 
-    The feature network is not prepared: DDP refuses a module in which nothing needs a gradient.
-    """
+    name: str
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
 
-    generator: nn.Module
-    discriminator: nn.Module
-    generator_optimizer: torch.optim.Optimizer
-    discriminator_optimizer: torch.optim.Optimizer
-    features: PerceptualTrunk | None = None
+
+@dataclass(frozen=True)
+class _Clips:
+    """One micro-batch on the device: float RGB in [0, 1]; `bicubic_BTCYX` only where the discriminator plays."""
+
+    low_BTCHW: Tensor
+    real_BTCYX: Tensor
+    bicubic_BTCYX: Tensor | None
+    flow_BTKCHW: Tensor | None
 
 
 class GanStep:
-    """Runs training steps. Between them it holds nothing but the loss terms of a step that is not over."""
+    """Runs optimiser steps of both players. All ranks must make the same calls with equal plans.
+
+    On the CPU a gradient that is not finite raises NonFiniteError before its player moves. On a GPU reading the norm
+    would make the host wait in every step: there the optimisers are held back on the device from the first such step
+    on, and `raise_if_non_finite` raises.
+    """
 
     def __init__(
         self,
         accelerator: Accelerator,
-        players: Players,
+        generator: Player,
+        discriminator: Player,
+        features: PerceptualTrunk | None,
         loss: LossConfig,
-        objective: AdversarialObjective,
-        adversary: AdversaryConfig,
+        adversarial: AdversarialConfig,
         *,
         scale: int,
         max_grad_norm: float,
         perceptual_frames: int,
+        hold_on_device: bool | None = None,
     ) -> None:
-        self.accelerator, self.players = accelerator, players
-        self.loss, self.objective, self.adversary = loss, objective, adversary
+        """`features` is not prepared: DDP refuses a module without trainable parameters.
+
+        hold_on_device: see the class; by default True on GPUs only.
+        """
+        _refuse_static_graph(generator.network, discriminator.network)
+        self.accelerator, self.generator, self.discriminator = accelerator, generator, discriminator
+        self.features, self.loss, self.adversarial = features, loss, adversarial
+        self.game = ADVERSARIAL[adversarial.loss]
         self.scale, self.max_grad_norm, self.perceptual_frames = scale, max_grad_norm, perceptual_frames
-        self.plan = StepPlan(loss.adversarial, adversary.r1_gamma, adversary.r2_gamma)
-        # Values of each loss term in the micro-batches since the player last moved, for the report of a fault.
-        self._terms: dict[str, list[Tensor]] = {}
-        refuse_static_graph(players.generator, players.discriminator)
-        self._replays: list[tuple[Tensor, Tensor, Tensor]] = []
+        hold = accelerator.device.type == "cuda" if hold_on_device is None else hold_on_device
+        self.guard = _DeviceGuard(accelerator.device) if hold else None
 
-    def begin(self, plan: StepPlan) -> None:
-        """Say how the next optimiser step is played, before its first micro-batch; the same on every rank."""
-        self.plan, self._replays = plan, []
+    def run(self, micro_batches: Iterator[ClipBatch], plan: StepPlan, step: int) -> list[MicroStep]:
+        """One optimiser step on the next micro-batches (uint8 RGB, CPU or device), as many as are accumulated.
 
-    def micro_step(
-        self,
-        low_BTCHW: Tensor,
-        real_BTCYX: Tensor,
-        adversarial_factor: float,
-        flow_BTKCHW: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Learn from one micro-batch (uint8 RGB on the CPU or the device); returns detached 0-d scalars by name.
-
-        `flow_BTKCHW` is the packed flow of `ClipBatch`, if the data has it.
-        `adversarial_factor` in [0, 1] multiplies the adversarial weight. At 0, in the warm-up, the adversarial and
-        the perceptual term are left out and the discriminator rests, as in the pre-training of SRGAN (Ledig et
-        al. 2017, section 3.2). It must be the same on every rank.
-        Raises NonFiniteError before the optimiser moves, on all ranks together.
+        `step` counts from 0. Raises NonFiniteError, see the class; a collective call.
         """
-        players, device = self.players, self.accelerator.device
-        rest_spectral_norm(players.discriminator)
-        low_BTCHW = from_uint8(low_BTCHW.to(device, non_blocking=True))
-        real_BTCYX = from_uint8(real_BTCYX.to(device, non_blocking=True))
-        if flow_BTKCHW is not None:
-            flow_BTKCHW = unpack_flow(flow_BTKCHW.to(device, non_blocking=True))
-        with self.accelerator.accumulate(players.generator, players.discriminator):
-            bicubic_BTCYX = bicubic_upsample(low_BTCHW, self.scale) if adversarial_factor else None
-            fake_BTCYX, scalars = self._generator_step(
-                low_BTCHW, real_BTCYX, bicubic_BTCYX, adversarial_factor, flow_BTKCHW
+        rest_spectral_norm(self.discriminator.network)
+        terms_g: list[dict[str, Tensor]] = []
+        terms_d: list[dict[str, Tensor]] = []
+        results = []
+        for _ in range(self.accelerator.gradient_accumulation_steps):
+            clips = self._on_device(next(micro_batches), plan)
+            # One context per micro-batch: each call advances Accelerate's counter. Gradients are complete, and averaged
+            # over the ranks, when `sync_gradients` is true.
+            with self.accelerator.accumulate(self.generator.network, self.discriminator.network):
+                fake_BTCYX, result = self._generator_turn(clips, plan, terms_g)
+                if self.accelerator.sync_gradients:
+                    self._move(self.generator, terms_g, step)
+                if clips.bicubic_BTCYX is not None:
+                    scalars = self._discriminator_turn(clips, fake_BTCYX.detach(), plan, terms_d)
+                    if self.accelerator.sync_gradients:
+                        self._move(self.discriminator, terms_d, step)
+                        advance_spectral_norm(self.discriminator.network)
+                    result = replace(result, scalars=result.scalars | scalars)
+            results.append(result)
+        return results
+
+    def _on_device(self, batch: ClipBatch, plan: StepPlan) -> _Clips:
+        device = self.accelerator.device
+        low_BTCHW = from_uint8(batch.low_BTCHW.to(device, non_blocking=True))
+        real_BTCYX = from_uint8(batch.real_BTCYX.to(device, non_blocking=True))
+        flow_BTKCHW = None
+        if batch.flow_BTKCHW is not None:
+            flow_BTKCHW = unpack_flow(batch.flow_BTKCHW.to(device, non_blocking=True))
+        plays = self.adversarial.is_on and not plan.is_warmup
+        bicubic_BTCYX = bicubic_upsample(low_BTCHW, self.scale) if plays else None
+        return _Clips(low_BTCHW, real_BTCYX, bicubic_BTCYX, flow_BTKCHW)
+
+    def _generator_turn(
+        self, clips: _Clips, plan: StepPlan, noted: list[dict[str, Tensor]]
+    ) -> tuple[Tensor, MicroStep]:
+        """Add the generator's gradient on one micro-batch; returns the generated clip and what is logged."""
+        self.discriminator.network.requires_grad_(False)
+        fake_BTCYX, returned_BTCYX = self._generate(clips)
+        norms = _GradientNorms() if plan.measure else None
+        terms: dict[str, Tensor] = {}
+        for name in self._active_terms(clips, plan):
+            inputs = LossInputs(
+                fake_BTCYX, clips.real_BTCYX, self.scale, returned_BTCYX=returned_BTCYX, flow_BTKCHW=clips.flow_BTKCHW
             )
-            if bicubic_BTCYX is not None and self.loss.adversarial > 0:
-                scalars |= self._discriminator_turn(real_BTCYX, fake_BTCYX.detach(), bicubic_BTCYX)
-        return scalars
+            terms[name] = self._term(name, inputs if norms is None else norms.watch(name, inputs), clips)
+        total = weighted_sum(terms, plan.weights)
+        self.accelerator.backward(_nan_gradient_if_not_finite(total))
+        self.discriminator.network.requires_grad_(True)
+        scalars = {"loss_g/total": total} | {f"loss_g/{name}": value for name, value in terms.items()}
+        noted.append({name: value.detach() for name, value in scalars.items() if name != "loss_g/total"})
+        measured: dict[str, Tensor] = {}
+        if norms is not None:
+            # The backward pass saw each gradient with its weight, and divided by the number of micro-batches.
+            parts = self.accelerator.gradient_accumulation_steps
+            measured = {name: norm * (parts / plan.weights[name]) for name, norm in norms.read().items()}
+            scalars |= gradient_shares(measured, plan.weights)
+        return fake_BTCYX, MicroStep({name: value.detach() for name, value in scalars.items()}, measured)
 
-    def _generator_step(
-        self,
-        low_BTCHW: Tensor,
-        real_BTCYX: Tensor,
-        bicubic_BTCYX: Tensor | None,
-        adversarial_factor: float,
-        flow_BTKCHW: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        players = self.players
-        players.discriminator.requires_grad_(False)
-        fake_BTCYX, returned_BTCYX = self._generate(low_BTCHW, flow_BTKCHW)
-        norms: dict[str, Tensor] = {}
-        terms = self._generator_terms(fake_BTCYX, real_BTCYX, bicubic_BTCYX, norms)
-        if self.loss.temporal > 0:
-            terms["temporal"] = self._temporal_term(fake_BTCYX, returned_BTCYX, real_BTCYX, flow_BTKCHW)
-        weights: dict[TermName, float | Tensor] = dict(self.loss.weights())
-        weights["adversarial"] = self.plan.adversarial_weight * adversarial_factor
-        summed = combine(terms, weights)
-        self.accelerator.backward(spread_non_finite(summed.total))
-        self._finish(players.generator, players.generator_optimizer, {f"loss_g/{k}": v for k, v in terms.items()})
-        players.discriminator.requires_grad_(True)
-        scalars = {"loss_g/total": summed.total} | {f"loss_g/{k}": v for k, v in summed.terms.items()}
-        # What the hooks saw carries the weights, and the share of this micro-batch in the step.
-        shares = {IMAGE_NORM: weights["image"], ADVERSARIAL_NORM: weights["adversarial"]}
-        parts = self.accelerator.gradient_accumulation_steps
-        scalars |= {name: norm * (parts / shares[name]) for name, norm in norms.items()}
-        return fake_BTCYX, {name: value.detach() for name, value in scalars.items()}
+    def _generate(self, clips: _Clips) -> tuple[Tensor, Tensor | None]:
+        """The generated clip, and with ping-pong the frames of the way back, in one forward of the generator."""
+        network = self.generator.network
+        if not self.loss.is_ping_pong:
+            return network(clips.low_BTCHW, clips.flow_BTKCHW), None
+        flow_BTKCHW = None if clips.flow_BTKCHW is None else flow_there_and_back(clips.flow_BTKCHW)
+        return split_there_and_back(network(there_and_back(clips.low_BTCHW), flow_BTKCHW))
 
-    def _generate(self, low_BTCHW: Tensor, flow_BTKCHW: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The generated clip, and with `ping_pong` the frames of the way back, in one forward of the generator."""
-        generator = self.players.generator
-        if self.loss.temporal == 0 or self.loss.temporal_kind != "ping_pong":
-            return generator(low_BTCHW, flow_BTKCHW), None
-        if flow_BTKCHW is not None:
-            flow_BTKCHW = flow_there_and_back(flow_BTKCHW)
-        return split_there_and_back(generator(there_and_back(low_BTCHW), flow_BTKCHW))
+    def _active_terms(self, clips: _Clips, plan: StepPlan) -> list[str]:
+        """Names of the terms that act in this step, the image term first."""
+        active = [name for name, term in TERMS.items() if self.loss.weights()[name] > 0]
+        if plan.is_warmup:
+            active = [name for name in active if TERMS[name].in_warmup]
+        place = 1 if "image" in active else 0
+        return active if clips.bicubic_BTCYX is None else [*active[:place], ADVERSARIAL_TERM, *active[place:]]
 
-    def _generator_terms(
-        self, fake_BTCYX: Tensor, real_BTCYX: Tensor, bicubic_BTCYX: Tensor | None, norms: dict[str, Tensor]
-    ) -> dict[TermName, Tensor]:
-        """The active terms but the temporal one, before weighting; `bicubic_BTCYX` is None in the warm-up.
+    def _term(self, name: str, inputs: LossInputs, clips: _Clips) -> Tensor:
+        """One term without its weight; losses read tensors, so the networks that it needs run here."""
+        if name == ADVERSARIAL_TERM:
+            discriminator, real_logits = self.discriminator.network, None
+            if self.game.uses_real_in_generator:
+                with torch.no_grad():
+                    real_logits = discriminator(inputs.real_BTCYX, clips.bicubic_BTCYX)
+            return self.game.generator_loss(real_logits, discriminator(inputs.fake_BTCYX, clips.bicubic_BTCYX))
+        if TERMS[name].needs_features:
+            inputs = self._with_features(inputs)
+        return TERMS[name].loss(self.loss, inputs)
 
-        The backward pass then puts the gradients' norms into `norms`, if the plan wants them.
-        """
-        measured = self.plan.measure_gradients and bicubic_BTCYX is not None
-        active = self.loss.active_terms()
-        terms: dict[TermName, Tensor] = {}
-        if "image" in active:
-            seen_BTCYX = with_gradient_norm(fake_BTCYX, IMAGE_NORM, norms) if measured else fake_BTCYX
-            terms["image"] = PIXEL[self.loss.pixel](seen_BTCYX, real_BTCYX)
-        if "adversarial" in active and bicubic_BTCYX is not None:
-            seen_BTCYX = with_gradient_norm(fake_BTCYX, ADVERSARIAL_NORM, norms) if measured else fake_BTCYX
-            terms["adversarial"] = self._adversarial_term(seen_BTCYX, real_BTCYX, bicubic_BTCYX)
-        if "perceptual" in active and bicubic_BTCYX is not None:
-            terms["perceptual"] = self._perceptual_term(fake_BTCYX, real_BTCYX)
-        if "tv" in active:
-            terms["tv"] = TV[self.loss.tv_kind](fake_BTCYX)
-        return terms
-
-    def _temporal_term(
-        self, fake_BTCYX: Tensor, returned_BTCYX: Tensor | None, real_BTCYX: Tensor, flow_BTKCHW: Tensor | None
-    ) -> Tensor:
-        """`returned_BTCYX`: the frames of the way back, with `ping_pong` only."""
-        if returned_BTCYX is not None:
-            return temporal_ping_pong(fake_BTCYX, returned_BTCYX)
-        if self.loss.temporal_kind == "difference":
-            return temporal_difference(fake_BTCYX, real_BTCYX)
-        back_BT2YX = flow_back(self.loss.temporal_flow, real_BTCYX, flow_BTKCHW, self.scale)
-        return temporal_warped(fake_BTCYX, real_BTCYX, back_BT2YX)
-
-    def _adversarial_term(self, fake_BTCYX: Tensor, real_BTCYX: Tensor, bicubic_BTCYX: Tensor) -> Tensor:
-        discriminator = self.players.discriminator
-        real_logits = None
-        if self.objective.uses_real_in_generator:
-            with torch.no_grad():
-                real_logits = discriminator(real_BTCYX, bicubic_BTCYX)
-        return self.objective.generator_loss(real_logits, discriminator(fake_BTCYX, bicubic_BTCYX))
-
-    def _perceptual_term(self, fake_BTCYX: Tensor, real_BTCYX: Tensor) -> Tensor:
-        features = self.players.features
-        assert features is not None, "build.py makes the feature network whenever the term is active"
+    def _with_features(self, inputs: LossInputs) -> LossInputs:
+        assert self.features is not None, "build.py makes the feature network whenever a term needs it"
+        fake_BTCYX, real_BTCYX = inputs.fake_BTCYX, inputs.real_BTCYX
         frames = spread_frames(fake_BTCYX.shape[1], self.perceptual_frames)
-        if len(frames) < fake_BTCYX.shape[1]:  # Picking all would copy them all.
+        if len(frames) < fake_BTCYX.shape[1]:  # Indexing with all of them would copy them all.
             fake_BTCYX, real_BTCYX = fake_BTCYX[:, frames], real_BTCYX[:, frames]
         with torch.no_grad():
-            real_features = features(real_BTCYX.flatten(0, 1))
-        return perceptual(features(fake_BTCYX.flatten(0, 1)), real_features, features.rescale)
+            real_features = self.features(real_BTCYX.flatten(0, 1))
+        return replace(
+            inputs,
+            fake_features=self.features(fake_BTCYX.flatten(0, 1)),
+            real_features=real_features,
+            features_rescale=self.features.rescale,
+        )
 
-    def _discriminator_turn(self, real_BTCYX: Tensor, fake_BTCYX: Tensor, bicubic_BTCYX: Tensor) -> dict[str, Tensor]:
-        """What the plan lets the discriminator do with a micro-batch; the scalars are those of its first pass."""
-        if self.plan.discriminator_steps == 0:
-            return self._scored_only(real_BTCYX, fake_BTCYX, bicubic_BTCYX)
-        terms, scalars = self._discriminator_backward(real_BTCYX, fake_BTCYX, bicubic_BTCYX)
-        self._finish(self.players.discriminator, self.players.discriminator_optimizer, terms)
-        if self.plan.discriminator_steps > 1:
-            self._replays.append((real_BTCYX, fake_BTCYX, bicubic_BTCYX))
-            if self.accelerator.sync_gradients:
-                self._replay()
-        return scalars
-
-    @torch.no_grad()
-    def _scored_only(self, real_BTCYX: Tensor, fake_BTCYX: Tensor, bicubic_BTCYX: Tensor) -> dict[str, Tensor]:
-        """A resting discriminator: its loss is true, and the penalties, which nobody computed, are not said to be 0."""
-        discriminator = self.players.discriminator
-        real_logits, fake_logits = (discriminator(clip, bicubic_BTCYX) for clip in (real_BTCYX, fake_BTCYX))
-        loss = self.objective.discriminator_loss(real_logits, fake_logits)
-        return {"loss_d/adversarial": loss, "d/real": real_logits.mean(), "d/fake": fake_logits.mean()}
-
-    def _replay(self) -> None:
-        """A second optimiser step on the micro-batches of this one; DDP reduces the gradients in the last of them."""
-        discriminator = self.players.discriminator
-        replays, self._replays = self._replays, []
-        for number, batch in enumerate(replays, start=1):
-            last = number == len(replays)
-            with nullcontext() if last else self.accelerator.no_sync(discriminator):
-                terms, _ = self._discriminator_backward(*batch)
-            self._note_terms(terms)
-        self._move(discriminator, self.players.discriminator_optimizer, "loss_d")
-
-    def _discriminator_backward(
-        self, real_BTCYX: Tensor, fake_BTCYX: Tensor, bicubic_BTCYX: Tensor
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Add the gradient of one micro-batch; returns its terms, and its scalars for the log."""
-        discriminator, adversary, plan = self.players.discriminator, self.adversary, self.plan
-        real = adversary.scored(discriminator, real_BTCYX, bicubic_BTCYX, plan.r1_gamma)
-        fake = adversary.scored(discriminator, fake_BTCYX, bicubic_BTCYX, plan.r2_gamma)
-        loss = self.objective.discriminator_loss(real.logits, fake.logits)
+    def _discriminator_turn(
+        self, clips: _Clips, fake_BTCYX: Tensor, plan: StepPlan, noted: list[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Add the discriminator's gradient on one micro-batch; returns what is logged."""
+        assert clips.bicubic_BTCYX is not None
+        real_logits, r1 = self._score(clips.real_BTCYX, clips.bicubic_BTCYX, self.adversarial.r1_gamma, plan.r1_gamma)
+        fake_logits, r2 = self._score(fake_BTCYX, clips.bicubic_BTCYX, self.adversarial.r2_gamma, plan.r2_gamma)
+        loss = self.game.discriminator_loss(real_logits, fake_logits)
         penalty = torch.zeros_like(loss)
-        for scored in (real, fake):
-            if scored.gamma > 0:
-                penalty = penalty + adversary.penalty_of(scored)
-        self.accelerator.backward(spread_non_finite(loss + penalty))
+        for part in (r1, r2):
+            if part is not None:
+                penalty = penalty + part
+        self.accelerator.backward(_nan_gradient_if_not_finite(loss + penalty))
         terms = {"loss_d/adversarial": loss.detach(), "loss_d/penalty": penalty.detach()}
-        scalars = {"loss_d/total": loss + penalty, **terms, "d/real": real.logits.mean(), "d/fake": fake.logits.mean()}
-        return terms, {name: value.detach() for name, value in scalars.items()}
+        noted.append(terms)
+        scalars = {"loss_d/total": loss + penalty, "d/real": real_logits.mean(), "d/fake": fake_logits.mean()}
+        return terms | {name: value.detach() for name, value in scalars.items()}
 
-    def _finish(self, network: nn.Module, optimizer: torch.optim.Optimizer, terms: dict[str, Tensor]) -> None:
-        """Note the terms of a micro-batch; with the last one of the step, move the optimiser."""
-        self._note_terms(terms)
-        if self.accelerator.sync_gradients:
-            self._move(network, optimizer, next(iter(terms)).split("/")[0])
+    def _score(
+        self, clip_BTCYX: Tensor, bicubic_BTCYX: Tensor, configured_gamma: float, gamma: float | Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits of a clip and its gradient penalty with weight `gamma`, None where the configured one is 0.
 
-    def _note_terms(self, terms: dict[str, Tensor]) -> None:
-        for name, value in terms.items():
-            self._terms.setdefault(name, []).append(value.detach())
-
-    def _move(self, network: nn.Module, optimizer: torch.optim.Optimizer, group: str) -> None:
-        """Check and clip the averaged gradient, then move the optimiser.
-
-        The norm is read on the host in every step, because a non-finite gradient must be seen before the
-        optimiser moves. DDP has averaged the gradients by now, so all ranks see the same norm.
+        With `finite_difference` the clips with noise go through the same forward: a change of the network between two,
+        over sigma, would be taken for steepness. Each rank draws its own noise.
         """
-        norm = self.accelerator.clip_grad_norm_(network.parameters(), self.max_grad_norm)
-        values = {name: self._terms.pop(name) for name in list(self._terms) if name.startswith(f"{group}/")}
-        if not torch.isfinite(norm):
-            found = {name: torch.stack(parts).tolist() for name, parts in values.items()}
-            raise NonFiniteError(describe_non_finite(found, group), found)
-        optimizer.step()
-        optimizer.zero_grad()
-        if network is self.players.discriminator:
-            advance_spectral_norm(network)
+        config, network = self.adversarial, self.discriminator.network
+        full = config.penalty_precision == "float32" and max(config.r1_gamma, config.r2_gamma) > 0
+        if configured_gamma == 0:
+            return network(clip_BTCYX, bicubic_BTCYX, full_precision=full), None
+        if config.penalty == "exact":
+            clip_BTCYX = clip_BTCYX.requires_grad_()
+            logits = network(clip_BTCYX, bicubic_BTCYX, full_precision=full)
+            return logits, gradient_penalty(logits, clip_BTCYX, gamma)
+        noise_BTCYX = config.sigma * torch.randn_like(clip_BTCYX)
+        moved = torch.cat((clip_BTCYX, clip_BTCYX + noise_BTCYX, clip_BTCYX - noise_BTCYX))
+        logits, plus, minus = network(moved, torch.cat(3 * (bicubic_BTCYX,)), full_precision=full).chunk(3)
+        return logits, finite_difference_penalty(plus, minus, config.sigma, gamma)
+
+    def _move(self, player: Player, terms: list[dict[str, Tensor]], step: int) -> None:
+        """Clip the averaged gradient and move the optimiser, unless the gradient is not finite.
+
+        DDP has averaged the gradients, so that all ranks see the same norm.
+        """
+        norm = self.accelerator.clip_grad_norm_(player.network.parameters(), self.max_grad_norm)
+        if self.guard is not None:
+            self.guard.hold_back_if_non_finite(norm, player, terms, step)
+        elif not torch.isfinite(norm):
+            raise _non_finite_error(player.name, _term_values(terms), step)
+        player.optimizer.step()
+        player.optimizer.zero_grad()
+
+    def raise_if_non_finite(self) -> None:
+        """Raise the NonFiniteError that the device has held back, if any; waits for the device. A collective call."""
+        if self.guard is not None:
+            self.guard.raise_if_non_finite()
 
     def abandon(self) -> None:
-        """Forget a step that a fault broke off: its gradients and terms, and that D is frozen."""
-        self._terms = {}
-        self.players.discriminator.requires_grad_(True)
-        self.players.generator_optimizer.zero_grad()
-        self.players.discriminator_optimizer.zero_grad()
+        """Forget a step that an error interrupted: its gradients, and that D is frozen."""
+        self.discriminator.network.requires_grad_(True)
+        for player in (self.generator, self.discriminator):
+            player.optimizer.zero_grad()
+        if self.guard is not None:
+            self.guard.reset()
 
 
 def spread_frames(num_frames: int, num_wanted: int) -> list[int]:
@@ -293,3 +266,113 @@ def spread_frames(num_frames: int, num_wanted: int) -> list[int]:
     if num_wanted <= 0 or num_wanted >= num_frames:
         return list(range(num_frames))
     return [int((i + 0.5) * num_frames / num_wanted) for i in range(num_wanted)]
+
+
+def gradient_shares(norms: Mapping[str, Tensor], weights: Mapping[str, float | Tensor]) -> dict[str, Tensor]:
+    """`share_g/TERM`: each term's weighted gradient norm over the image term's; none without an image term."""
+    if "image" not in norms:
+        return {}
+    image = weights["image"] * norms["image"]
+    return {f"share_g/{name}": weights[name] * norm / image for name, norm in norms.items() if name != "image"}
+
+
+class _GradientNorms:
+    """Notes, in the backward pass, the norm of the gradient that each term sends to the generator's output."""
+
+    def __init__(self) -> None:
+        self._squares: dict[str, list[Tensor]] = {}
+
+    def watch(self, name: str, inputs: LossInputs) -> LossInputs:
+        """The same inputs, whose generated clips report the gradient that comes back through them."""
+        returned_BTCYX = inputs.returned_BTCYX
+        return replace(
+            inputs,
+            fake_BTCYX=self._watched(name, inputs.fake_BTCYX),
+            returned_BTCYX=None if returned_BTCYX is None else self._watched(name, returned_BTCYX),
+        )
+
+    def _watched(self, name: str, clip_BTCYX: Tensor) -> Tensor:
+        squares = self._squares.setdefault(name, [])
+        view_BTCYX = clip_BTCYX.view_as(clip_BTCYX)
+        view_BTCYX.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: squares.append(torch.linalg.vector_norm(gradient.detach().float()) ** 2)
+        )
+        return view_BTCYX
+
+    def read(self) -> dict[str, Tensor]:
+        """Norm of each watched term that sent a gradient."""
+        return {name: torch.stack(parts).sum().sqrt() for name, parts in self._squares.items() if parts}
+
+
+class _DeviceGuard:
+    """Holds the optimisers back on the device from the first step whose gradient is not finite.
+
+    Fused optimisers of torch skip a step whose `found_inf` is 1, without the host.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was held back."""
+        self._step = torch.full((), -1, dtype=torch.int64, device=self._device)
+        self._player = torch.full((), -1, dtype=torch.int64, device=self._device)
+        self._values: dict[str, dict[str, Tensor]] = {}
+        self._names: list[str] = []
+
+    def hold_back_if_non_finite(self, norm: Tensor, player: Player, terms: list[dict[str, Tensor]], step: int) -> None:
+        """Tell the player's optimiser whether its next step may move; the first bad step is kept with its terms."""
+        if player.name not in self._names:
+            self._names.append(player.name)
+        is_first = ~torch.isfinite(norm) & (self._step < 0)
+        kept = self._values.setdefault(player.name, {})
+        for name in terms[0]:
+            values = torch.stack([part[name] for part in terms])
+            kept[name] = torch.where(is_first, values, kept[name]) if name in kept else values
+        self._step = torch.where(is_first, step, self._step)
+        self._player = torch.where(is_first, self._names.index(player.name), self._player)
+        optimizer: Any = getattr(player.optimizer, "optimizer", player.optimizer)  # inside Accelerate's wrapper
+        optimizer.found_inf = (self._step >= 0).float()
+
+    def raise_if_non_finite(self) -> None:
+        """See `GanStep.raise_if_non_finite`."""
+        step, place = torch.stack([self._step, self._player]).tolist()
+        if step >= 0:
+            name = self._names[place]
+            raise _non_finite_error(name, {key: part.tolist() for key, part in self._values[name].items()}, step)
+
+
+def _term_values(terms: list[dict[str, Tensor]]) -> dict[str, list[float]]:
+    return {name: torch.stack([part[name] for part in terms]).tolist() for name in terms[0]}
+
+
+def _non_finite_error(player: str, values: dict[str, list[float]], step: int) -> NonFiniteError:
+    """The error that names the terms that were NaN or infinite on any rank and micro-batch; a collective call."""
+    mine = [name for name, parts in values.items() if not all(map(math.isfinite, parts))]
+    names = sorted(set(gather_lists(mine)))
+    what = f"the term(s) {', '.join(names)}" if names else "the gradient (every loss term is finite)"
+    return NonFiniteError(
+        f"step {step + 1}: not finite: {what}; training stopped before the {player} moved. Lower the learning rate or "
+        "the weight of that term, or resume from the last checkpoint",
+        values,
+        step,
+    )
+
+
+def _nan_gradient_if_not_finite(loss: Tensor) -> Tensor:
+    """The loss itself (0-d, float), whose gradient is NaN if it is not finite and else the same to the last bit.
+
+    A loss can overflow while its gradient does not. NaN reaches every rank's averaged gradient, where the check sees it
+    without an exchange of its own.
+    """
+    return loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
+
+
+def _refuse_static_graph(*networks: nn.Module) -> None:
+    """DDP's static graph takes the first step for the rule: with D frozen in G's turn the ranks would drift apart."""
+    if any(isinstance(network, DistributedDataParallel) and network.static_graph for network in networks):
+        raise BadConfigError(
+            "DistributedDataParallel(static_graph=True) trains this pair wrongly without an error: the discriminator "
+            "is frozen in the generator's turn, so its graph changes; leave static_graph off"
+        )

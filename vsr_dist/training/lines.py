@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from vsr_dist.metrics.drift import verdict_sentence
-from vsr_dist.training.monitor import verdict_of
+from vsr_dist.training.drift import verdict_of
 
 # Every name under `perf/` that a log line may hold, for whoever must know before there is one.
 PERFORMANCE = frozenset(f"perf/{name}" for name in ("clips_per_s", "step_ms", "data_wait_ms", "peak_memory_mb"))

@@ -1,4 +1,4 @@
-"""The training loop: read, step, average, log, validate, save; and nothing else."""
+"""The training loop: read, step, log, validate, save; what stops it, and how it goes back to a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,35 +21,46 @@ from vsr_dist.core.world import World
 from vsr_dist.data.loader import TrainLoader
 from vsr_dist.data.reader import check_replaced
 from vsr_dist.data.ring import ClipBatch
-from vsr_dist.training import checkpoint
-from vsr_dist.training.controllers import Controllers
+from vsr_dist.losses.objective import ADVERSARIAL_TERM
+from vsr_dist.training.checkpoint import CheckpointKeeper, Restorable
+from vsr_dist.training.config import (
+    OptimizerConfig,
+    TrainConfig,
+    adversarial_factor_at,
+    learning_rate_at,
+    set_learning_rate,
+)
+from vsr_dist.training.control import Controllers
 from vsr_dist.training.debug_bundle import seeds, write_bundle
+from vsr_dist.training.drift import DriftMonitor, verdict_of
 from vsr_dist.training.gan_step import GanStep, spread_frames
-from vsr_dist.training.keeper import Keeper
 from vsr_dist.training.lines import peak_memory_mb
-from vsr_dist.training.monitor import verdict_of
-from vsr_dist.training.revival import Revival
 from vsr_dist.training.samples import write_samples
-from vsr_dist.training.schedule import OptimizerConfig, learning_rate_at, set_learning_rate
 from vsr_dist.training.screen import show_interval, show_validation
 from vsr_dist.training.tracker import Tracker
-from vsr_dist.training.train_config import TrainConfig
 from vsr_dist.training.validation import Validator
+
+# Share of the image term's gradient outside which a term either does nothing or drowns the others; the share that the
+# warning's weight would give.
+_USUAL_SHARES, _ADVISED_SHARE = (1e-3, 10.0), 0.1
 
 
 @dataclass
 class Parts:
-    """What `build.py` composes for one rank; networks are held both prepared (in `step`) and unwrapped."""
+    """What `build.py` composes for one rank; networks are held both prepared (in `step`) and unwrapped (in `live`).
+
+    monitor: None without a discriminator.
+    """
 
     accelerator: Accelerator
     world: World
     step: GanStep
-    live: checkpoint.Restorable
+    live: Restorable
     ema: AveragedModel
     loader: TrainLoader
     validator: Validator
     controllers: Controllers
-    revival: Revival | None
+    monitor: DriftMonitor | None
     tracker: Tracker
     run_dir: Path
 
@@ -72,8 +83,8 @@ class Outcome:
     clips_per_s: float
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: it is how a run ends that was told to
-    """The run was told to stop and has saved a checkpoint after `steps` steps."""
+class Stopped(Exception):  # noqa: N818 - not an error: it is how a run ends that is asked to stop
+    """The run was asked to stop and has saved a checkpoint after `steps` steps."""
 
     def __init__(self, steps: int) -> None:
         super().__init__(steps)
@@ -100,16 +111,17 @@ class Trainer:
         self.checkpoint_state = checkpoint_state
         self.stop_requested = stop_requested
         self.means = IntervalMeans()
-        self.keeper = Keeper(config, parts.run_dir, parts.live, parts.world)
+        self.keeper = CheckpointKeeper(config, parts.run_dir, parts.live, parts.world)
         self._vote = Vote()
         self._interval, self._trained = _Interval(), _Interval()
         self._step = 0
         self._num_rollbacks = 0
+        self._seen_shares: set[str] = set()
 
     def run(self, start: Mapping[str, Any]) -> Outcome:
         """Train to the end from the state of a checkpoint, which has been loaded, or {"step": 0}.
 
-        Raises Stopped where the run was told to stop, NonFiniteError where `on_non_finite` ends it.
+        Raises Stopped where the run was asked to stop, NonFiniteError where `on_non_finite` ends it.
         """
         self._restore(start)
         metrics = None
@@ -117,7 +129,7 @@ class Trainer:
             try:
                 metrics = self._run_from(self._step)
             except NonFiniteError as error:
-                self._keep_bundle(error)
+                self._write_debug_bundle(error)
                 self._roll_back(error)
         trained = self._trained
         clips = trained.num_steps * self.parts.loader.config.batch_clips
@@ -128,32 +140,65 @@ class Trainer:
         config, parts = self.config, self.parts
         metrics: dict[str, float] = {}
         batches = parts.loader.batches(first_step, parts.accelerator.device)
-        shown = LiveView(config.steps, "step", start=first_step, enabled=parts.world.is_main)
-        with closing(batches), shown as progress:
+        view = LiveView(config.steps, "step", start=first_step, enabled=parts.world.is_main)
+        with closing(batches), view as progress:
             if first_step in (0, config.steps):
-                # At 0 for a curve that starts at its beginning; at the end if only the publication was interrupted.
+                # At 0, so that curves begin there; at the end if only the publication was interrupted.
                 metrics = self._validate(first_step, progress)
             if config.on_non_finite == "rollback" and not self.keeper.has_checkpoint():
                 self.keeper.save(first_step, self._state())
             for step in range(first_step, config.steps):
-                self._step = step
-                self._train_step(step, batches)
                 done = step + 1
+                is_last = done == config.steps
+                logs, validates = (done % every == 0 or is_last for every in (config.log_every, config.validate_every))
+                self._train_step(step, batches, measure=logs)
                 progress.advance()
-                if done % config.log_every == 0 or done == config.steps:
+                # With several ranks this is the answer to the question of the step before, so that all stop together.
+                stopping = self._vote(self.stop_requested()) and not is_last
+                saves = stopping or done % config.checkpoint_every == 0 or is_last
+                if logs or validates or saves:
+                    parts.step.raise_if_non_finite()
+                if logs:
                     self._log(done, progress)
-                if done % config.validate_every == 0 or done == config.steps:
+                if validates:
                     metrics = self._validate(done, progress)
-                if parts.revival is not None:
-                    parts.revival.after_step(done, config.warmup_steps)
-                # On several processes the answer to the question before: all of them stop at the same step.
-                stopping = self._vote(self.stop_requested()) and done < config.steps
-                if stopping or done % config.checkpoint_every == 0 or done == config.steps:
+                if saves:
                     self.keeper.save(done, self._state())
                 if stopping:
                     raise Stopped(done)
         self._vote.close()
         return metrics
+
+    def _train_step(self, step: int, batches: Iterator[ClipBatch], *, measure: bool) -> None:
+        parts = self.parts
+        begin_s = time.perf_counter()
+        seed_step(self.seed, parts.world.rank, step)
+        for name, optimizer in parts.live.optimizers.items():
+            set_learning_rate(optimizer, self._learning_rate_at(name, step))
+        plan = parts.controllers.plan(self._adversarial_factor_at(step), measure=measure)
+        results = parts.step.run(self._timed(batches), plan, step)
+        for result in results:
+            self.means.add(result.scalars)
+        parts.controllers.learn(results)
+        parts.ema.update_parameters(parts.live.modules["generator"])
+        self._interval.num_steps += 1
+        self._interval.seconds += time.perf_counter() - begin_s
+
+    def _timed(self, batches: Iterator[ClipBatch]) -> Iterator[ClipBatch]:
+        """The same batches; the time that the loop waits for each is added to the interval."""
+        while True:
+            begin_s = time.perf_counter()
+            batch = next(batches)
+            self._interval.data_wait_s += time.perf_counter() - begin_s
+            yield batch
+
+    def _learning_rate_at(self, player: str, step: int) -> float:
+        config = self.config
+        rate = learning_rate_at(self.schedules[player], step, config.steps, config.warmup_steps)
+        return rate * config.rollback_factor**self._num_rollbacks
+
+    def _adversarial_factor_at(self, step: int) -> float:
+        return adversarial_factor_at(step, self.config.warmup_steps, self.config.ramp_steps)
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint says: all that shapes the next step and the next log line. A collective call."""
@@ -161,29 +206,32 @@ class Trainer:
             "rollbacks": self._num_rollbacks,
             "means": gather_lists([self.means.state()]),
             "controllers": self.parts.controllers.saved(),
+            "drift_history": self.parts.monitor.history if self.parts.monitor else [],
             "mlflow_run_id": self.parts.tracker.run_id,
         }
         return {**self.checkpoint_state, **mine}
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `_state` said, here or in another process."""
+        """Continue from what `_state` returned, here or in another process."""
         self._step = state["step"]
         self._num_rollbacks = state.get("rollbacks", 0)
         self.parts.controllers.restore(state.get("controllers"))
+        if self.parts.monitor is not None:
+            self.parts.monitor.history = [(step, value) for step, value in state.get("drift_history", [])]
         means = state.get("means", [])
         # Sums over part of a log interval are each rank's own; another number of processes begins the interval anew.
         same_world = len(means) == self.parts.world.size
         self.means.restore(means[self.parts.world.rank] if same_world else {}, self.parts.accelerator.device)
         self._interval = _Interval()
 
-    def _keep_bundle(self, error: NonFiniteError) -> None:
-        """Write what was read and computed in the broken step; each rank its own part."""
-        parts, step = self.parts, self._step
+    def _write_debug_bundle(self, error: NonFiniteError) -> None:
+        """Write what the bad step read and computed; each rank its own part."""
+        parts, step = self.parts, error.step
         report = {
             "message": str(error),
             "terms": error.terms,
-            "adversarial_factor": self._factor_at(step),
-            "learning_rates": {name: o.param_groups[0]["lr"] for name, o in parts.live.optimizers.items()},
+            "adversarial_factor": self._adversarial_factor_at(step),
+            "learning_rates": {name: self._learning_rate_at(name, step) for name in self.schedules},
             "rollbacks": self._num_rollbacks,
             "processes": parts.world.size,
             **seeds(self.seed, parts.world.rank, step),
@@ -192,58 +240,38 @@ class Trainer:
         try:
             folder = write_bundle(parts.run_dir, parts.loader, step, self.config.accumulation_steps, report)
         except OSError as fault:
-            say(f"warning: the micro-batches of step {step} could not be kept for a look: {fault}")
+            say(f"warning: the micro-batches of step {step} could not be written: {fault}")
         else:
             if parts.world.is_main:
                 say(f"step {step + 1} is not finite; its micro-batches, losses and seeds are in {folder}")
 
     def _roll_back(self, error: NonFiniteError) -> None:
         """Go back to the last good checkpoint with lower learning rates, or give up; the same on every rank."""
-        config, parts, broken, count = self.config, self.parts, self._step, self._num_rollbacks
+        config, parts, count = self.config, self.parts, self._num_rollbacks
         if config.on_non_finite == "stop":
             raise error
         if count >= config.max_rollbacks:
-            raise NonFiniteError(f"{error}; train.max_rollbacks={count} rollbacks did not help", error.terms) from error
+            raise NonFiniteError(
+                f"{error}; train.max_rollbacks={count} rollbacks did not help", error.terms, error.step
+            ) from error
         state = self.keeper.restore_last_good()
         if state is None:
-            raise NonFiniteError(f"{error}; no checkpoint has finite weights to go back to", error.terms) from error
+            raise NonFiniteError(
+                f"{error}; no checkpoint has finite weights to go back to", error.terms, error.step
+            ) from error
         parts.step.abandon()
         self._restore(state)
         self._num_rollbacks = count + 1
         if parts.world.is_main:
             parts.tracker.rewind(self._step)
             share = config.rollback_factor**self._num_rollbacks
-            say(f"step {broken + 1} was not finite: back to step {self._step}, learning rates x {share:g}")
-
-    def _train_step(self, step: int, batches: Iterator[ClipBatch]) -> None:
-        config, parts = self.config, self.parts
-        begin_s = time.perf_counter()
-        seed_step(self.seed, parts.world.rank, step)
-        for name, optimizer in parts.live.optimizers.items():
-            share = config.rollback_factor**self._num_rollbacks
-            rate = learning_rate_at(self.schedules[name], step, config.steps, config.warmup_steps)
-            set_learning_rate(optimizer, share * rate)
-        factor = self._factor_at(step)
-        parts.step.begin(parts.controllers.plan())
-        micro_steps = []
-        for _ in range(config.accumulation_steps):
-            wait_begin_s = time.perf_counter()
-            batch = next(batches)
-            self._interval.data_wait_s += time.perf_counter() - wait_begin_s
-            scalars = parts.step.micro_step(batch.low_BTCHW, batch.real_BTCYX, factor, batch.flow_BTKCHW)
-            self.means.add(scalars)
-            micro_steps.append(scalars)
-        parts.controllers.learn(micro_steps)
-        parts.ema.update_parameters(parts.live.modules["generator"])
-        self._interval.num_steps += 1
-        self._interval.seconds += time.perf_counter() - begin_s
-
-    def _factor_at(self, step: int) -> float:
-        return self.parts.controllers.factor_at(step, self.config.warmup_steps, self.config.ramp_steps)
+            say(f"step {error.step + 1} was not finite: back to step {self._step}, learning rates x {share:g}")
 
     def _log(self, done: int, progress: LiveView) -> None:
         """Interval means over steps and ranks, speed and memory; one line for people."""
-        values = self.means.read() | self.parts.controllers.scalars()
+        means = self.means.read()
+        self._warn_of_shares(done, means)
+        values = means | self.parts.controllers.scalars()
         values |= {
             f"learning_rate/{name}": optimizer.param_groups[0]["lr"]
             for name, optimizer in self.parts.live.optimizers.items()
@@ -263,17 +291,36 @@ class Trainer:
         self.parts.tracker.metrics(done, values | self.parts.tracker.system())
         show_interval(progress, done, self.config.steps, values)
 
+    def _warn_of_shares(self, done: int, means: Mapping[str, float]) -> None:
+        """Name, once per term, a term that does nothing or drowns the others at the first look at its gradient."""
+        if done <= self.config.warmup_steps + self.config.ramp_steps:
+            means = {name: share for name, share in means.items() if name != f"share_g/{ADVERSARIAL_TERM}"}
+        plan = self.parts.controllers.plan(self._adversarial_factor_at(done - 1))
+        for name, share in means.items():
+            term = name.removeprefix("share_g/")
+            if term == name or term in self._seen_shares:
+                continue
+            self._seen_shares.add(term)
+            low, high = _USUAL_SHARES
+            if self.parts.world.is_main and not low <= share <= high:
+                advice = f"{_ADVISED_SHARE * float(plan.weights[term]) / share:.2g}" if share > 0 else "above 0"
+                say(
+                    f"warning: the gradient of the term {term} is {share:.2g} of the image term's at step {done}; "
+                    f"usual are {low:g} to {high:g}. A weight of {advice} would give {_ADVISED_SHARE:g}"
+                )
+
     def _validate(self, done: int, progress: LiveView) -> dict[str, float]:
         """Quality of the EMA generator; drift measures of the discriminator once it has learnt something."""
         parts = self.parts
         metrics = parts.validator.quality(parts.ema.module)
-        if done > self.config.warmup_steps and parts.revival is not None:
+        if done > self.config.warmup_steps and parts.monitor is not None:
             live = parts.live.modules
             # Each rank's batch-norm statistics are its own since the last forward: measure one discriminator.
             broadcast_buffers(live["discriminator"])
-            weight = parts.step.plan.adversarial_weight * self._factor_at(done - 1)
-            monitor = parts.revival.monitor
-            metrics |= monitor.measure(live["generator"], live["discriminator"], done=done, adversarial_weight=weight)
+            weight = float(parts.controllers.plan(self._adversarial_factor_at(done - 1)).weights[ADVERSARIAL_TERM])
+            metrics |= parts.monitor.measure(
+                live["generator"], live["discriminator"], done=done, adversarial_weight=weight
+            )
             parts.tracker.tags({"drift/verdict": str(verdict_of(metrics))})
         parts.tracker.metrics(done, metrics)
         if parts.world.is_main:

@@ -19,11 +19,15 @@ from vsr_dist.data.ring import ClipBatch
 from vsr_dist.losses.pixel import PIXEL, PixelName
 from vsr_dist.metrics.drift import Features, band_powers, high_frequency_gap
 from vsr_dist.metrics.fidelity import frame_fidelity
+from vsr_dist.metrics.perceptual import Features as ImageFeatures
+from vsr_dist.metrics.perceptual import ShiftTolerantLpips
 from vsr_dist.metrics.temporal import tdiff, tof
 from vsr_dist.ops.color import from_uint8, to_uint8
 from vsr_dist.ops.picture import Picture, two_by_two
 from vsr_dist.ops.resample import bicubic_upsample
-from vsr_dist.training.perceptual_judge import PerceptualJudge
+
+# Features of a 96 x 96 frame are 2.5 MB, of a 256 x 256 frame 17 MB; the rest is computed anew each time.
+_KEPT_FEATURES_BYTES = 128_000_000
 
 
 @contextmanager
@@ -41,8 +45,8 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Look:
-    """One window: logits of the real and of the generated clip (1, ...) on the CPU, float32, and their band powers."""
+class DiscriminatorOutputs:
+    """Of one window: logits of the real and the generated clip (1, ...), on the CPU, float32, and their band powers."""
 
     number: int
     real_logits: Tensor
@@ -51,17 +55,49 @@ class Look:
     fake_bands: Features
 
 
+class WindowStLpips:
+    """ST-LPIPS of the middle frame of each held-out window, both clips rounded to 8 bits.
+
+    The features of the truths are kept, as far as memory allows.
+    """
+
+    def __init__(self) -> None:
+        """Raises what `ShiftTolerantLpips` raises without its weights."""
+        self._metric = ShiftTolerantLpips()
+        self._truth: dict[int, ImageFeatures] = {}
+        self._num_bytes = 0
+
+    def to(self, device: torch.device) -> WindowStLpips:
+        """Move the network; returns itself."""
+        self._metric.to(device)
+        return self
+
+    @torch.no_grad()
+    def distance(self, number: int, fake_TCYX: Tensor, real_TCYX: Tensor) -> float:
+        """ST-LPIPS of a clip in [0, 1] against window `number`, whose truth is the same at every call."""
+        middle = real_TCYX.shape[0] // 2
+        truth = self._truth.get(number)
+        if truth is None:
+            truth = self._metric.features(from_uint8(to_uint8(real_TCYX[middle : middle + 1])))
+            size = sum(layer.nbytes for layer in truth)
+            if self._num_bytes + size <= _KEPT_FEATURES_BYTES:
+                self._truth[number] = truth
+                self._num_bytes += size
+        found = self._metric.features(from_uint8(to_uint8(fake_TCYX[middle : middle + 1])))
+        return float(self._metric.distance(found, truth))
+
+
 class Validator:
     """Holds the validation windows of one rank; every rank must call each method at the same step.
 
-    With a `judge` the quality includes `stlpips`.
+    With `st_lpips` the quality includes `stlpips`.
     """
 
     def __init__(
-        self, batch: ClipBatch, world: World, scale: int, device: torch.device, judge: PerceptualJudge | None = None
+        self, batch: ClipBatch, world: World, scale: int, device: torch.device, st_lpips: WindowStLpips | None = None
     ) -> None:
         self.batch, self.world, self.scale, self.device = batch, world, scale, device
-        self.judge = None if judge is None else judge.to(device)
+        self.st_lpips = None if st_lpips is None else st_lpips.to(device)
         # What bicubic scores on each window never changes.
         self._bicubic: dict[int, dict[str, float]] = {}
         self.mine = list(range(world.rank, len(batch.names), world.size))
@@ -81,13 +117,13 @@ class Validator:
 
     def _scores(self, prefix: str, number: int, fake_BTCYX: Tensor, real_BTCYX: Tensor) -> dict[str, float]:
         scores = clip_scores(prefix, fake_BTCYX[0], real_BTCYX[0], self.scale)
-        if self.judge is not None:
-            scores[f"{prefix}/stlpips"] = self.judge.distance(number, fake_BTCYX[0], real_BTCYX[0])
+        if self.st_lpips is not None:
+            scores[f"{prefix}/stlpips"] = self.st_lpips.distance(number, fake_BTCYX[0], real_BTCYX[0])
         return scores
 
-    def looks(self, generator: nn.Module, discriminator: nn.Module) -> list[Look]:
-        """What the discriminator and a spectral probe get to see of every window, in order, equal on all ranks."""
-        looks: list[Look] = []
+    def discriminator_outputs(self, generator: nn.Module, discriminator: nn.Module) -> list[DiscriminatorOutputs]:
+        """Logits and band powers of every window, in order, equal on all ranks."""
+        outputs: list[DiscriminatorOutputs] = []
         with evaluating(generator, discriminator):
             for number in self.mine:
                 low_BTCHW, real_BTCYX = self._clip(number)
@@ -96,10 +132,10 @@ class Validator:
                 logits = (discriminator(clip, bicubic_BTCYX).float().cpu() for clip in (real_BTCYX, fake_BTCYX))
                 # Rounded like the truth, or the missing rounding would give the generated clip away.
                 bands = (band_powers(from_uint8(to_uint8(clip[0]))) for clip in (real_BTCYX, fake_BTCYX))
-                looks.append(Look(number, *logits, *bands))
-        return sorted(gather_lists(looks), key=lambda look: look.number)
+                outputs.append(DiscriminatorOutputs(number, *logits, *bands))
+        return sorted(gather_lists(outputs), key=lambda output: output.number)
 
-    def pulls(
+    def gradient_norms(
         self, generator: nn.Module, discriminator: nn.Module, logit_gradients: Mapping[int, Tensor], pixel: PixelName
     ) -> list[tuple[int, float, float]]:
         """(Window, squared norm of the adversarial gradient, squared norm of the image gradient), in order.

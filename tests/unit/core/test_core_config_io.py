@@ -102,7 +102,7 @@ def test_an_empty_value_is_refused(override):
         ("data.symmetries=1", "data.symmetries: Expected bool"),
         ("name=3", "name: Expected str"),
         ("generator_optimizer.betas=[0.9]", "generator_optimizer.betas: Expected a tuple with 2 elements"),
-        ("objective=rpgam", "'rpgan'"),
+        ("adversarial.loss=rpgam", "'rpgan'"),
         ("generator.recurrence=gru", "'convgru'"),
         ("data=3", "data is 3; expected a section"),
         ("generator.kind=recurent", "(did you mean 'recurrent'?); choose paper_srgan, recurrent"),
@@ -249,7 +249,7 @@ def test_sections_that_do_not_fit_together_are_refused(overrides, expected):
     [
         ["generator={kind: paper_srgan, lstm: false}"],
         ["generator={kind: paper_srgan, input_px: 24}", "data.val_crop_px=24"],
-        ["train={steps: 5, warmup_steps: 5}", "loss.adversarial=0", "loss.perceptual=0"],
+        ["train={steps: 5, warmup_steps: 5}", "adversarial.weight=0", "loss.perceptual=0"],
         ["data.clip_frames=1", "loss.temporal=0", "discriminator.kind=srgan"],
     ],
 )

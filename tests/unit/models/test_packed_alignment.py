@@ -11,10 +11,9 @@ import torch
 
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
-from vsr_dist.build import build_parts, open_inputs
+from vsr_dist.build import build_parts, make_accelerator, open_inputs
 from vsr_dist.config import check_config, parse_config
 from vsr_dist.core.errors import BadConfigError
-from vsr_dist.training.launch import make_accelerator
 
 PACKED = {"channels": 8, "num_blocks": 2, "alignment": "packed", "smoothing": "ema"}
 DATA = {"clip_frames": 3, "crop_px": 24, "val_crop_px": 24, "batch_clips": 2, "val_clips": 2, "flow": True}
@@ -91,7 +90,7 @@ def test_a_step_and_a_validation(root, bidirectional, monkeypatch):
     before = [parameter.detach().clone() for parameter in generator.parameters()]
     with monkeypatch.context() as patch:
         patch.setattr("vsr_dist.models.alignment.estimate_flow", None)  # training must not need it
-        scalars = parts.step.micro_step(batch.low_BTCHW, batch.real_BTCYX, 1.0, batch.flow_BTKCHW)
+        scalars = parts.step.run(iter([batch]), parts.controllers.plan(1.0), 0)[0].scalars
     assert all(torch.isfinite(value).all() for value in scalars.values())
     assert any(not torch.equal(old, new) for old, new in zip(before, generator.parameters(), strict=True))
     # The held-out windows carry no flow; the generator estimates it.

@@ -19,8 +19,8 @@ def made(tmp_path_factory):
     """A report of two runs and two evaluations, of which one is of the first run."""
     root = tmp_path_factory.mktemp("report")
     runs = [
-        make_run(root / "a", "alpha", psnr=27.0, loss={"adversarial": 0.002}),
-        make_run(root / "b", "beta", psnr=27.4, window=120, loss={"adversarial": 0.02}, seed=3),
+        make_run(root / "a", "alpha", psnr=27.0, adversarial={"weight": 0.002}),
+        make_run(root / "b", "beta", psnr=27.4, window=120, adversarial={"weight": 0.02}, seed=3),
         make_evaluation(root / "scores_a", run="alpha"),
         make_evaluation(root / "bicubic"),
     ]
@@ -68,7 +68,7 @@ def test_intervals_of_an_evaluation_are_shown(tmp_path):
 def test_only_settings_that_differ_are_shown(made):
     _, page = made
     shown = [{row[0]: row[1:] for row in table[1:]} for table in page.tables if table[0][0] == "setting"]
-    assert shown[0] == {"seed": ["0", "3"], "loss.adversarial": ["0.002", "0.02"]}
+    assert shown[0] == {"seed": ["0", "3"], "adversarial.weight": ["0.002", "0.02"]}
     assert set(shown[1]) == {"name", "run_dir"}
 
 

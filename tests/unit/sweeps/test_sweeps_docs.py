@@ -17,7 +17,7 @@ def test_the_snippets_make_a_study_together():
     assert len(blocks) == 6
     tree = {key: value for block in blocks for key, value in block.items()}
     study = parse_study(tree, "docs")
-    assert set(study.space) == {"loss.adversarial", "discriminator.levels", "discriminator.filters"}
+    assert set(study.space) == {"adversarial.weight", "discriminator.levels", "discriminator.filters"}
     assert study.objective.title == "J" and len(study.objective.terms) == 2
     assert [constraint.name for constraint in study.constraints] == ["not weak", "no drift", "fidelity"]
     assert study.stop_when[0].times == 3 and study.pruner.kind == "median"

@@ -43,7 +43,7 @@ def test_a_study_runs_all_its_trials_and_finds_the_best(tmp_path, capsys):
     best = run_study(study)
     trials = load_trials(study)
     assert states(study) == ["COMPLETE"] * 4
-    values = [30 - (math.log10(trial.params["loss.adversarial"]) + 3) ** 2 for trial in trials]
+    values = [30 - (math.log10(trial.params["adversarial.weight"]) + 3) ** 2 for trial in trials]
     assert [trial.value for trial in trials] == pytest.approx(values)
     assert best.number == values.index(max(values))
     facts = trials[2].user_attrs
@@ -75,12 +75,12 @@ def test_what_a_trial_is_given_is_a_valid_configuration_of_its_own(tmp_path):
         "role": "search",
         "seed": "0",
     }
-    logarithm = math.log10(load_trials(study)[0].params["loss.adversarial"])
+    logarithm = math.log10(load_trials(study)[0].params["adversarial.weight"])
     assert {k: float(v) for k, v in config.tracking.extra_params.items()} == pytest.approx(
-        {"log10.loss.adversarial": logarithm}, abs=1e-5
+        {"log10.adversarial.weight": logarithm}, abs=1e-5
     )
     assert (config.train.steps, config.loss.tv) == (20, 1e-3)
-    assert config.loss.adversarial == parameters["loss.adversarial"]
+    assert config.adversarial.weight == parameters["adversarial.weight"]
     assert config.discriminator.filters == parameters["discriminator.filters"]
 
 
@@ -140,7 +140,7 @@ def test_a_study_in_two_runs_tries_what_one_run_would(tmp_path):
     run_study(replace(parts, num_trials=4))
     parameters = [trial.params for trial in load_trials(whole)]
     assert [trial.params for trial in load_trials(parts)] == parameters
-    assert len({trial["loss.adversarial"] for trial in parameters}) == 4
+    assert len({trial["adversarial.weight"] for trial in parameters}) == 4
 
 
 def test_a_failed_trial_counts(tmp_path):
@@ -169,8 +169,10 @@ def test_sqlite_storage_is_accepted(tmp_path):
 def test_a_changed_study_is_not_mixed_with_the_old_one(tmp_path):
     study = make_study(tmp_path, num_trials=1)
     run_study(study)
-    other = {**SPACE, "loss.adversarial": {**SPACE["loss.adversarial"], "high": 1.0}}
-    with pytest.raises(BadConfigError, match=r"begun with other settings \(study.space.loss.adversarial .*'high': 1.0"):
+    other = {**SPACE, "adversarial.weight": {**SPACE["adversarial.weight"], "high": 1.0}}
+    with pytest.raises(
+        BadConfigError, match=r"begun with other settings \(study.space.adversarial.weight .*'high': 1.0"
+    ):
         run_study(make_study(tmp_path, num_trials=2, space=other))
     with pytest.raises(BadConfigError, match=r"\(train.steps 10 -> 20\)"):
         run_study(make_study(tmp_path, num_trials=2, set=["train.steps=20"]))
@@ -185,7 +187,7 @@ def test_a_changed_study_is_not_mixed_with_the_old_one(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"space": {"loss.adversrial": SPACE["loss.adversarial"]}}, "did you mean 'loss.adversarial'"),
+        ({"space": {"adversarial.wieght": SPACE["adversarial.weight"]}}, "did you mean 'adversarial.weight'"),
         ({"objective": {"metric": "val/psnr"}}, "val/psnr is not computed by a validation"),
         (
             {"constraints": [{"name": "c", "metric": "drift/normalised_loss", "at_most": 0.9}]},
@@ -198,7 +200,7 @@ def test_a_changed_study_is_not_mixed_with_the_old_one(tmp_path):
         (
             {
                 "constraints": [{"name": "c", "metric": "drift/auc", "at_least": 0.5}],
-                "set": ["loss.adversarial=0"],
+                "set": ["adversarial.weight=0"],
                 "space": {"discriminator.filters": SPACE["discriminator.filters"]},
             },
             "constraint c: drift/auc needs a discriminator that plays",

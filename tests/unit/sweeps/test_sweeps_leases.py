@@ -111,7 +111,7 @@ def test_a_trial_that_died_with_its_driver_goes_on_under_its_number(tmp_path, ca
     assert trials[0].user_attrs["retries"] == 1
     options = json.loads((study.trial_dir(0) / "options.json").read_text())
     assert options[-2:] == ["--resume", "auto"]
-    assert f"loss.adversarial={trials[0].params['loss.adversarial']!r}" in options
+    assert f"adversarial.weight={trials[0].params['adversarial.weight']!r}" in options
     assert "goes on from its last checkpoint (retry 1)" in capsys.readouterr().out
 
 

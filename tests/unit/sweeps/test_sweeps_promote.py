@@ -27,7 +27,7 @@ def test_the_best_feasible_trial_becomes_a_configuration_of_its_own(tmp_path):
     assert (config.name, config.run_dir) == ("stub-best", "runs/stub-best")
     assert config.tracking.tags == {"team": "pixels"}
     assert config.tracking.extra_params == {}
-    assert config.loss.adversarial == best.params["loss.adversarial"]
+    assert config.adversarial.weight == best.params["adversarial.weight"]
     assert config.discriminator.filters == best.params["discriminator.filters"]
     head = path.read_text().splitlines()
     assert head[0] == "# Best trial of study stub: trial 3, quality 0.7550, with fresh seeds 0.7650 +/- 0.0000 (n = 3)."
@@ -39,7 +39,7 @@ def test_the_best_feasible_trial_becomes_a_configuration_of_its_own(tmp_path):
 def test_a_trial_can_be_picked_by_hand(tmp_path):
     results = full_study(tmp_path)
     picked, path = promote(results.config, None, 2)
-    assert picked.number == 2 and load_config(path).loss.adversarial == picked.params["loss.adversarial"]
+    assert picked.number == 2 and load_config(path).adversarial.weight == picked.params["adversarial.weight"]
     text = path.read_text()
     assert text.startswith("# Picked trial of study stub: trial 2, quality 0.8150.")
     level = statistics.median(settling(0.95)[-5:])

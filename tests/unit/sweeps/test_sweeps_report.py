@@ -79,8 +79,8 @@ def test_the_settings_of_the_best_stand_beside_the_given_one(study):
     cells = {row[0]: row[1:] for row in rows}
     assert set(cells) == {f"`{path}`" for path in results.config.space}
     trials = load_trials(results.config)
-    assert cells["`loss.adversarial`"][:2] == ["0.0001 to 0.1 (logarithmic)", "0.001"]
-    assert float(cells["`loss.adversarial`"][2]) == pytest.approx(trials[3].params["loss.adversarial"], rel=1e-3)
+    assert cells["`adversarial.weight`"][:2] == ["0.0001 to 0.1 (logarithmic)", "0.001"]
+    assert float(cells["`adversarial.weight`"][2]) == pytest.approx(trials[3].params["adversarial.weight"], rel=1e-3)
     assert cells["`objective`"][1:] == [trials[n].params["objective"] for n in (0, 3, 7, 10, 5)]
 
 
@@ -108,7 +108,7 @@ def test_the_csv_holds_every_trial_and_every_value(study):
     assert [int(row["trial"]) for row in rows] == list(range(16))
     for row, trial in zip(rows, trials, strict=True):
         assert row["state"] == trial.state.name
-        assert float(row["loss.adversarial"]) == trial.params["loss.adversarial"]
+        assert float(row["adversarial.weight"]) == trial.params["adversarial.weight"]
         assert row["quality"] == ("" if trial.value is None else str(trial.value))
     assert rows[14]["role"] == "repeat" and rows[14]["repeat_of"] == "3" and rows[14]["seeds"] == "[7, 8, 9]"
     assert float(rows[0]["constraint not weak"]) == pytest.approx(np.median(climbing()[-5:]))
@@ -254,7 +254,7 @@ def test_importances_look_at_the_best_trials_in_either_direction(tmp_path):
 
 
 def test_names_are_short_and_different():
-    paths = ["loss.tv", "objective", "a.schedule.rate", "b.schedule.rate", "control.gamma.target"]
+    paths = ["loss.tv", "objective", "a.schedule.rate", "b.schedule.rate", "adversarial.gamma_control.target"]
     assert list(labels_of(paths).values()) == [
         *("loss.tv", "objective", "a.schedule.rate", "b.schedule.rate"),
         "gamma.target",

@@ -24,17 +24,17 @@ def parsed(text):
 def test_the_three_kinds_are_read():
     space = parsed(
         """
-        loss.adversarial: {type: float, low: 1e-4, high: 1.0e-2, log: true}
+        adversarial.weight: {type: float, low: 1e-4, high: 1.0e-2, log: true}
         loss.tv: {type: float, low: 0, high: 1, step: 0.25}
         discriminator.filters: {type: int, low: 8, high: 24, step: 8}
-        objective: {type: categorical, choices: [rpgan, ragan]}
+        adversarial.loss: {type: categorical, choices: [rpgan, ragan]}
         """
     )
     assert space == {
-        "loss.adversarial": FloatRange(1e-4, 1e-2, log=True),
+        "adversarial.weight": FloatRange(1e-4, 1e-2, log=True),
         "loss.tv": FloatRange(0.0, 1.0, step=0.25),
         "discriminator.filters": IntRange(8, 24, step=8),
-        "objective": Categorical(("rpgan", "ragan")),
+        "adversarial.loss": Categorical(("rpgan", "ragan")),
     }
 
 
@@ -98,18 +98,20 @@ def test_an_override_is_read_back_to_the_same_value_and_type(value):
 
 def test_a_space_that_fits_its_base_passes():
     check_space(
-        {"loss.adversarial": FloatRange(1e-4, 1e-2, log=True), "train.warmup_steps": IntRange(0, 9)}, BASE, "base.yaml"
+        {"adversarial.weight": FloatRange(1e-4, 1e-2, log=True), "train.warmup_steps": IntRange(0, 9)},
+        BASE,
+        "base.yaml",
     )
 
 
 def test_every_misfit_is_named_before_a_trial_starts():
     space = {
-        "loss.adversrial": FloatRange(0.0, 1.0),
+        "adversarial.wieght": FloatRange(0.0, 1.0),
         "loss": FloatRange(0.0, 1.0),
         "discriminator.filters": FloatRange(8.0, 24.5),
         "loss.tv": FloatRange(-1.0, 1.0),
         "train.warmup_steps": IntRange(0, 10),
-        "objective": Categorical(("rpgan", "wgan")),
+        "adversarial.loss": Categorical(("rpgan", "wgan")),
         "run_dir": Categorical(("a", "b")),
         "tracking.tags.study": Categorical(("a", "b")),
     }
@@ -118,13 +120,14 @@ def test_every_misfit_is_named_before_a_trial_starts():
     message = str(caught.value)
     assert message.startswith("base.yaml: ")
     assert (
-        "space.loss.adversrial: no such key in the training configuration (did you mean 'loss.adversarial'?)" in message
+        "space.adversarial.wieght: no such key in the training configuration (did you mean 'adversarial.weight'?)"
+        in message
     )
     assert "space.loss: no such key" in message
     assert "discriminator.filters=24.5" in message
     assert "loss.tv=-1.0" in message and "loss.tv=1.0" not in message
     assert "train.warmup_steps=10" in message and "train.warmup_steps=0:" not in message
-    assert "objective=wgan" in message and "objective=rpgan" not in message
+    assert "adversarial.loss=wgan" in message and "adversarial.loss=rpgan" not in message
     assert "the driver sets run_dir" in message
     assert "the driver sets tracking.tags.study" in message
 

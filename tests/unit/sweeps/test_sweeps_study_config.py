@@ -40,7 +40,7 @@ def test_a_minimal_study_has_the_documented_defaults(tmp_path):
 def test_the_demo_study_says_what_it_should():
     study = load_study(DEMO)
     assert study.space == {
-        "loss.adversarial": FloatRange(1e-4, 1e-2, log=True),
+        "adversarial.weight": FloatRange(1e-4, 1e-2, log=True),
         "discriminator.filters": Categorical((8, 16, 24)),
     }
     assert (study.num_trials, study.study_dir, study.base) == (3, "demo/study", "configs/demo.yaml")

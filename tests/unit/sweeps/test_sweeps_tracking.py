@@ -69,10 +69,12 @@ def test_trials_are_flat_runs_with_log10_and_the_report_is_a_run_of_its_own(serv
     assert [run.data.tags["trial"] for run in runs] == ["0", "1", "2"]
     for run, trial in zip(runs, trials, strict=True):
         assert "mlflow.parentRunId" not in run.data.tags
-        assert float(run.data.params["loss.adversarial"]) == pytest.approx(trial.params["loss.adversarial"])
-        expected = {"loss.adversarial": -4 + 3 * ((trial.number * 0.618034) % 1.0)}
-        assert float(run.data.params["log10.loss.adversarial"]) == pytest.approx(expected["loss.adversarial"], abs=1e-5)
-        assert [name for name in run.data.params if name.startswith("log10.")] == ["log10.loss.adversarial"]
+        assert float(run.data.params["adversarial.weight"]) == pytest.approx(trial.params["adversarial.weight"])
+        expected = {"adversarial.weight": -4 + 3 * ((trial.number * 0.618034) % 1.0)}
+        assert float(run.data.params["log10.adversarial.weight"]) == pytest.approx(
+            expected["adversarial.weight"], abs=1e-5
+        )
+        assert [name for name in run.data.params if name.startswith("log10.")] == ["log10.adversarial.weight"]
         assert run.data.params["site"] == "left"
         assert not any("extra_params" in name for name in run.data.params)
         assert run.data.metrics["val/tof"] == pytest.approx(1.0 - 0.1 * trial.number)

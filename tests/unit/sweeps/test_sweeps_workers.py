@@ -77,7 +77,7 @@ def test_a_trial_of_several_seeds_has_their_mean(tmp_path):
     study = make_study(tmp_path, num_trials=1, seeds_per_trial=3)
     run_study(study)
     (trial,) = load_trials(study)
-    expected = 30 - (math.log10(trial.params["loss.adversarial"]) + 3) ** 2
+    expected = 30 - (math.log10(trial.params["adversarial.weight"]) + 3) ** 2
     assert trial.value == pytest.approx(expected + 0.01)
     assert trial.user_attrs["seeds"] == [0, 1, 2]
     assert [len(ids) for ids in (trial.user_attrs["mlflow_run_ids"], trial.user_attrs["run_dirs"])] == [3, 3]
@@ -99,12 +99,12 @@ def test_the_winner_is_repeated_with_fresh_seeds(tmp_path):
 
 
 def test_the_first_trials_are_the_given_ones(tmp_path):
-    start = [{}, {"loss.adversarial": 0.01, "discriminator.filters": 8}]
+    start = [{}, {"adversarial.weight": 0.01, "discriminator.filters": 8}]
     study = make_study(tmp_path, num_trials=3, start=start)
     run_study(study)
     trials = load_trials(study)
-    assert trials[0].params == {"loss.adversarial": 0.001, "discriminator.filters": 16}
-    assert trials[1].params == {"loss.adversarial": 0.01, "discriminator.filters": 8}
+    assert trials[0].params == {"adversarial.weight": 0.001, "discriminator.filters": 16}
+    assert trials[1].params == {"adversarial.weight": 0.01, "discriminator.filters": 8}
     assert [trial.user_attrs["role"] for trial in trials] == ["start", "start", "search"]
     assert trials[2].params not in (trials[0].params, trials[1].params)
 
@@ -112,8 +112,11 @@ def test_the_first_trials_are_the_given_ones(tmp_path):
 @pytest.mark.parametrize(
     ("start", "expected"),
     [
-        ({"loss.adversrial": 1e-3}, "start[0]: loss.adversrial is not in the space (did you mean 'loss.adversarial'?)"),
-        ({"loss.adversarial": 1.0}, "loss.adversarial is 1.0; expected float from 0.0001 to 0.01"),
+        (
+            {"adversarial.wieght": 1e-3},
+            "start[0]: adversarial.wieght is not in the space (did you mean 'adversarial.weight'?)",
+        ),
+        ({"adversarial.weight": 1.0}, "adversarial.weight is 1.0; expected float from 0.0001 to 0.01"),
         ({"discriminator.filters": 9}, "discriminator.filters is 9; expected one of [8, 16, 24]"),
     ],
 )
@@ -235,7 +238,10 @@ def test_a_port_of_its_own_unless_the_launcher_chooses(tmp_path):
 
 def test_a_choice_may_be_a_whole_section(tmp_path):
     arms = [{"kind": "spatiotemporal", "filters": 8}, {"kind": "spatiotemporal", "filters": 24, "dropout": 0.3}]
-    space = {"loss.adversarial": SPACE["loss.adversarial"], "discriminator": {"type": "categorical", "choices": arms}}
+    space = {
+        "adversarial.weight": SPACE["adversarial.weight"],
+        "discriminator": {"type": "categorical", "choices": arms},
+    }
     study = make_study(tmp_path, num_trials=2, space=space, start=[{"discriminator": arms[1]}])
     run_study(study)
     options = json.loads((study.trial_dir(0) / "options.json").read_text())
@@ -253,4 +259,4 @@ def test_every_sampler_runs_and_is_the_same_each_time(tmp_path, kind):
         run_study(study)
         found.append([trial.params for trial in load_trials(study)])
     assert found[0] == found[1]
-    assert len({params["loss.adversarial"] for params in found[0]}) == 3
+    assert len({params["adversarial.weight"] for params in found[0]}) == 3

@@ -9,85 +9,57 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from small_gan import clips, snapshot
+from small_gan import batch_of, clips, make_step, plan_of, play, scalars_of, small_networks, snapshot
 
 from vsr_dist.core.errors import NonFiniteError
 from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.losses.objective import LossConfig
-from vsr_dist.models import build_discriminator, build_generator
-from vsr_dist.models.recurrent import RecurrentConfig
 from vsr_dist.models.spatiotemporal import SpatiotemporalConfig
 from vsr_dist.models.srgan_discriminator import SrganDiscriminatorConfig
 from vsr_dist.models.unet_discriminator import UnetConfig
-from vsr_dist.training.adversary import AdversaryConfig
-from vsr_dist.training.gan_step import GanStep, Players, spread_frames
+from vsr_dist.training.config import AdversarialConfig
+from vsr_dist.training.gan_step import spread_frames
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
 
-def make_step(
-    objective="rpgan", loss=None, adversary=None, discriminator=None, learning_rate=1e-3, max_grad_norm=1.0, parts=1
-):
-    torch.manual_seed(0)
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
-    generator = build_generator(RecurrentConfig(channels=8, num_blocks=2), 4)
-    # The residual starts at zero, where the trunk gets no gradient; the tests look at the trunk as well.
-    torch.nn.init.normal_(generator.tail[0].weight, std=0.02)
-    network = build_discriminator(discriminator or SpatiotemporalConfig(filters=8, levels=2), 4)
-    optimizers = [torch.optim.SGD(net.parameters(), lr=learning_rate) for net in (generator, network)]
-    players = Players(*accelerator.prepare(generator, network, *optimizers))
-    loss = loss or LossConfig(perceptual=0.0)
-    step = GanStep(
-        accelerator,
-        players,
-        loss,
-        ADVERSARIAL[objective],
-        adversary or AdversaryConfig(),
-        scale=4,
-        max_grad_norm=max_grad_norm,
-        perceptual_frames=0,
-    )
-    return step, generator, network
-
-
-@pytest.mark.parametrize("objective", list(ADVERSARIAL))
-def test_the_adversarial_gradient_reaches_the_generator(objective):
-    """With the adversarial term alone every parameter of G moves; with its factor at 0 (warm-up) none could."""
-    only_adversarial = LossConfig(image=0.0, adversarial=1.0, perceptual=0.0, tv=0.0, temporal=0.0)
-    step, generator, _ = make_step(objective, only_adversarial, learning_rate=1.0, max_grad_norm=math.inf)
+@pytest.mark.parametrize("name", list(ADVERSARIAL))
+def test_the_adversarial_gradient_reaches_the_generator(name):
+    """With the adversarial term alone every parameter of G moves."""
+    nothing = LossConfig(image=0.0, perceptual=0.0, tv=0.0, temporal=0.0)
+    adversarial = AdversarialConfig(loss=name, weight=1.0)
+    step = make_step(nothing, adversarial, learning_rate=1.0, max_grad_norm=math.inf)
+    generator = step.generator.network
     before = snapshot(generator)
-    step.micro_step(*clips(), adversarial_factor=1.0)
+    play(step)
     # The recurrence's projection starts at zero, so what lies behind it cannot move in the first step.
     still = {name for name, value in snapshot(generator).items() if torch.equal(value, before[name])}
     assert all("memory.from_" in name for name in still), still
     assert len(still) < len(before)
 
 
-@pytest.mark.parametrize("objective", list(ADVERSARIAL))
-def test_the_discriminator_gets_no_gradient_in_the_generator_step(objective):
-    step, _, network = make_step(objective, LossConfig(perceptual=0.0, adversarial=1.0))
-    low, real = (clip.float() / 255 for clip in clips())
-    from vsr_dist.ops.resample import bicubic_upsample
-
-    with step.accelerator.accumulate(step.players.generator, step.players.discriminator):
-        step._generator_step(low, real, bicubic_upsample(low, 4), 1.0)
+@pytest.mark.parametrize("name", list(ADVERSARIAL))
+def test_the_discriminator_gets_no_gradient_in_the_generator_step(name):
+    step = make_step(adversarial=AdversarialConfig(loss=name, weight=1.0))
+    network, plan = step.discriminator.network, plan_of(step)
+    with step.accelerator.accumulate(step.generator.network, network):
+        step._generator_turn(step._on_device(batch_of(*clips()), plan), plan, [])
     assert all(parameter.grad is None for parameter in network.parameters())
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
 def test_warm_up_leaves_the_discriminator_and_its_terms_alone():
-    step, generator, network = make_step()
-    before_g, before_d = snapshot(generator), snapshot(network)
-    scalars = step.micro_step(*clips(), adversarial_factor=0.0)
+    step = make_step()
+    before_g, before_d = snapshot(step.generator.network), snapshot(step.discriminator.network)
+    scalars = scalars_of(step, 0.0)
     assert set(scalars) == {"loss_g/total", "loss_g/image", "loss_g/tv", "loss_g/temporal"}
-    assert all(torch.equal(value, before_d[name]) for name, value in snapshot(network).items())
-    assert any(not torch.equal(value, before_g[name]) for name, value in snapshot(generator).items())
+    assert all(torch.equal(value, before_d[name]) for name, value in snapshot(step.discriminator.network).items())
+    assert any(not torch.equal(value, before_g[name]) for name, value in snapshot(step.generator.network).items())
 
 
 def test_total_is_the_weighted_sum_of_the_terms():
-    loss = LossConfig(image=0.5, adversarial=0.25, perceptual=0.0, tv=0.125, temporal=2.0)
-    step, _, _ = make_step("bce", loss)
-    scalars = step.micro_step(*clips(), adversarial_factor=0.5)
+    loss = LossConfig(image=0.5, perceptual=0.0, tv=0.125, temporal=2.0)
+    scalars = scalars_of(make_step(loss, AdversarialConfig(loss="bce", weight=0.25)), 0.5)
     expected = (
         0.5 * scalars["loss_g/image"]
         + 0.125 * scalars["loss_g/adversarial"]
@@ -98,8 +70,8 @@ def test_total_is_the_weighted_sum_of_the_terms():
 
 
 def test_discriminator_loss_falls_on_a_fixed_batch():
-    step, _, _ = make_step("bce", LossConfig(perceptual=0.0, adversarial=1e-3), learning_rate=0.05)
-    losses = [float(step.micro_step(*clips(), adversarial_factor=1.0)["loss_d/total"]) for _ in range(40)]
+    step = make_step(adversarial=AdversarialConfig(loss="bce"), learning_rate=0.05)
+    losses = [float(scalars_of(step)["loss_d/total"]) for _ in range(40)]
     assert losses[-1] < losses[0] - 0.05
 
 
@@ -111,12 +83,13 @@ def test_spectral_norm_moves_once_per_step_however_many_micro_batches(discrimina
     found = []
     for parts in (1, 2):
         AcceleratorState._reset_state()
-        step, _, network = make_step(discriminator=discriminator, learning_rate=0.0, parts=parts)
+        torch.manual_seed(0)
+        step = make_step(networks=small_networks(discriminator), learning_rate=0.0, parts=parts)
+        network = step.discriminator.network
         before = {name: value.clone() for name, value in network.named_buffers()}
-        for _ in range(2):
-            for low, real in zip(*(clip.chunk(parts) for clip in clips()), strict=True):
-                network.train()  # as after a validation
-                step.micro_step(low, real, adversarial_factor=1.0)
+        for number in range(2):
+            network.train()  # as after a validation
+            play(step, *map(batch_of, *(clip.chunk(parts) for clip in clips())), number=number)
         found.append(dict(network.named_buffers()))
         assert any(not torch.equal(value, before[name]) for name, value in found[-1].items())
     whole, halves = found
@@ -124,18 +97,19 @@ def test_spectral_norm_moves_once_per_step_however_many_micro_batches(discrimina
 
 
 def test_penalties_enter_the_discriminator_loss_once():
-    plain, _, plain_d = make_step()
-    plain.micro_step(*clips(), adversarial_factor=1.0)
+    plain = make_step()
+    scalars_of(plain)
     AcceleratorState._reset_state()
-    penalised, _, penalised_d = make_step(adversary=AdversaryConfig(r1_gamma=10.0, r2_gamma=10.0))
-    scalars = penalised.micro_step(*clips(), adversarial_factor=1.0)
+    penalised = make_step(adversarial=AdversarialConfig(r1_gamma=10.0, r2_gamma=10.0))
+    scalars = scalars_of(penalised)
     assert float(scalars["loss_d/penalty"]) > 0
-    assert any(not torch.equal(value, snapshot(penalised_d)[name]) for name, value in snapshot(plain_d).items())
+    moved = snapshot(penalised.discriminator.network)
+    assert any(not torch.equal(value, moved[name]) for name, value in snapshot(plain.discriminator.network).items())
 
 
 def test_finite_difference_enters_the_discriminator_loss():
-    adversary = AdversaryConfig(r1_gamma=10.0, r2_gamma=10.0, penalty="finite_difference")
-    scalars = make_step(adversary=adversary)[0].micro_step(*clips(), adversarial_factor=1.0)
+    adversarial = AdversarialConfig(r1_gamma=10.0, r2_gamma=10.0, penalty="finite_difference")
+    scalars = scalars_of(make_step(adversarial=adversarial))
     assert float(scalars["loss_d/penalty"]) > 0
     total = scalars["loss_d/adversarial"] + scalars["loss_d/penalty"]
     torch.testing.assert_close(scalars["loss_d/total"], total)
@@ -145,34 +119,35 @@ def test_finite_difference_enters_the_discriminator_loss():
 @pytest.mark.parametrize("penalty", ["exact", "finite_difference"])
 def test_penalty_precision_under_bf16(penalty, precision):
     """Prepared for bf16, the discriminator's step with a penalty is that of float32, or as asked not quite."""
-    torch.manual_seed(0)
-    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
-    network = build_discriminator(SpatiotemporalConfig(filters=8, levels=2), 4)
-    adversary = AdversaryConfig(r1_gamma=1.0, penalty=penalty, penalty_precision=precision)
-    clip, bicubic = torch.rand(2, 2, 3, 3, 32, 32)
+    adversarial = AdversarialConfig(r1_gamma=1.0, penalty=penalty, penalty_precision=precision)
+    clip, bicubic = torch.rand(2, 2, 3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
-    def penalty_and_gradient(discriminator):
+    def penalty_and_gradient(mixed_precision):
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(cpu=True, mixed_precision=mixed_precision)
+        step = make_step(adversarial=adversarial, accelerator=accelerator)
         torch.manual_seed(1)
-        value = adversary.penalty_of(adversary.scored(discriminator, clip.clone(), bicubic, 1.0))
-        weights = [parameter for name, parameter in network.named_parameters() if name.endswith("weight")]
+        _, value = step._score(clip.clone(), bicubic, 1.0, 1.0)
+        named = step.discriminator.network.named_parameters()
+        weights = [parameter for name, parameter in named if name.endswith("weight")]
         return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(value, weights)])
 
-    expected = penalty_and_gradient(network)
-    found = penalty_and_gradient(accelerator.prepare_model(network))
+    expected, found = penalty_and_gradient("no"), penalty_and_gradient("bf16")
     error = float((found - expected).norm() / expected.norm())
     # A difference of two logits loses more digits than a gradient; one draw's own scatter is ten times that.
     assert error == 0.0 if precision == "float32" else 0.0 < error < (0.05 if penalty == "exact" else 0.4)
 
 
 def test_ping_pong_goes_there_and_back_in_one_forward():
-    only_temporal = LossConfig(image=0.0, adversarial=0.0, perceptual=0.0, tv=0.0, temporal=1.0)
-    step, generator, _ = make_step(loss=replace(only_temporal, temporal_kind="ping_pong"), learning_rate=1.0)
+    only_temporal = LossConfig(image=0.0, perceptual=0.0, tv=0.0, temporal=1.0, temporal_kind="ping_pong")
+    step = make_step(only_temporal, AdversarialConfig(weight=0.0), learning_rate=1.0)
+    generator = step.generator.network
     # Without a memory both ways agree, so that the recurrence must have begun.
     torch.nn.init.normal_(generator.memory.project.weight, std=0.1)
     lengths = []
     generator.register_forward_hook(lambda module, inputs, output: lengths.append(output.shape[1]))
     before = snapshot(generator)
-    scalars = step.micro_step(*clips(), adversarial_factor=1.0)
+    scalars = scalars_of(step)
     assert lengths == [5]
     assert float(scalars["loss_g/temporal"]) > 0
     assert not torch.equal(before["memory.from_state.weight"], snapshot(generator)["memory.from_state.weight"])
@@ -181,9 +156,10 @@ def test_ping_pong_goes_there_and_back_in_one_forward():
 def test_ping_pong_leaves_the_other_terms_alone():
     scalars = []
     for kind in ("difference", "ping_pong"):
-        step, generator, _ = make_step(loss=LossConfig(perceptual=0.0, temporal_kind=kind))
-        torch.nn.init.normal_(generator.memory.project.weight, std=0.1, generator=torch.Generator().manual_seed(0))
-        scalars.append(step.micro_step(*clips(), adversarial_factor=1.0))
+        step = make_step(LossConfig(perceptual=0.0, temporal_kind=kind))
+        memory = step.generator.network.memory.project.weight
+        torch.nn.init.normal_(memory, std=0.1, generator=torch.Generator().manual_seed(0))
+        scalars.append(scalars_of(step))
         AcceleratorState._reset_state()
     for name in ("loss_g/image", "loss_g/adversarial", "loss_g/tv"):
         torch.testing.assert_close(scalars[0][name], scalars[1][name])
@@ -194,9 +170,8 @@ def test_warped_takes_the_packed_flow_or_its_own():
     flow = torch.zeros(2, 2, 2, 2, 8, 8, dtype=torch.int16)
     values = []
     for source, units in (("dis", 0), ("packed", 0), ("packed", 64)):
-        step, _, _ = make_step(loss=replace(loss, temporal_flow=source))
-        scalars = step.micro_step(*clips(), adversarial_factor=1.0, flow_BTKCHW=flow + units)
-        values.append(float(scalars["loss_g/temporal"]))
+        step = make_step(replace(loss, temporal_flow=source))
+        values.append(float(scalars_of(step, 1.0, batch_of(*clips(), flow + units))["loss_g/temporal"]))
         AcceleratorState._reset_state()
     assert all(value >= 0 for value in values)
     assert values[1] != values[2], "the packed flow is followed"
@@ -206,30 +181,70 @@ def test_warped_takes_the_packed_flow_or_its_own():
 def test_other_total_variations_take_the_papers_place(kind):
     values = []
     for name in ("squared_mean", kind):
-        step, _, _ = make_step(loss=LossConfig(perceptual=0.0, tv_kind=name))
-        values.append(float(step.micro_step(*clips(), adversarial_factor=0.0)["loss_g/tv"]))
+        values.append(float(scalars_of(make_step(LossConfig(perceptual=0.0, tv_kind=name)), 0.0)["loss_g/tv"]))
         AcceleratorState._reset_state()
     assert values[0] != values[1] and min(values) > 0
 
 
 @pytest.mark.parametrize("player", ["generator", "discriminator"])
 def test_a_non_finite_number_stops_before_the_optimiser_moves_and_names_the_term(player):
-    step, generator, network = make_step("bce", LossConfig(perceptual=0.0, adversarial=1e-3))
+    step = make_step(adversarial=AdversarialConfig(loss="bce"))
+    generator, network = step.generator.network, step.discriminator.network
     broken = {"generator": generator.head, "discriminator": next(network.modules())}[player]
     with torch.no_grad():
         next(broken.parameters()).fill_(math.nan)
     before = snapshot(generator), snapshot(network)
     with pytest.raises(NonFiniteError) as error:
-        step.micro_step(*clips(), adversarial_factor=1.0)
+        play(step, number=6)
     # A broken D makes the adversarial term of G the first that is not finite.
     assert ("loss_g/adversarial" if player == "discriminator" else "loss_g/image") in str(error.value)
+    assert error.value.step == 6 and str(error.value).startswith("step 7: ")
     for saved, net in zip(before, (generator, network), strict=True):
         assert all(torch.equal(v.nan_to_num(), saved[k].nan_to_num()) for k, v in snapshot(net).items())
 
 
+def test_held_back_on_the_device_a_bad_step_and_all_after_it_move_nothing_until_the_host_looks():
+    """As on a GPU: no exception in the step; weights, moments and step counts stay; the first bad step is named."""
+    options = {"optimizer": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, fused=True)}
+    step = make_step(adversarial=AdversarialConfig(loss="bce"), hold_on_device=True, **options)
+    networks = (step.generator.network, step.discriminator.network)
+    play(step, number=0)
+    step.raise_if_non_finite()
+    before = [snapshot(network) for network in networks]
+    plan = plan_of(step)
+    bad = replace(plan, weights={**plan.weights, "image": math.inf})
+    play(step, plan=bad, number=1)
+    for number in (2, 3):
+        play(step, number=number)
+    assert all(snapshot(net)[k].equal(v) for net, saved in zip(networks, before, strict=True) for k, v in saved.items())
+    states = [player.optimizer.optimizer.state for player in (step.generator, step.discriminator)]
+    assert {float(entry["step"]) for state in states for entry in state.values()} == {1.0}
+    with pytest.raises(
+        NonFiniteError, match=r"^step 2: not finite: the gradient .* before the generator moved"
+    ) as error:
+        step.raise_if_non_finite()
+    assert error.value.step == 1 and set(error.value.terms) >= {"loss_g/image", "loss_g/adversarial"}
+    step.abandon()
+    step.raise_if_non_finite()
+    play(step, number=1)
+    assert any(not torch.equal(value, before[0][name]) for name, value in snapshot(networks[0]).items())
+
+
+def test_the_device_path_moves_as_the_host_path_does():
+    options = {"optimizer": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, fused=True)}
+    found = []
+    for hold in (False, True):
+        AcceleratorState._reset_state()
+        step = make_step(hold_on_device=hold, **options)
+        for number in range(3):
+            play(step, number=number)
+        found.append([snapshot(player.network) for player in (step.generator, step.discriminator)])
+    assert all(torch.equal(a[k], b[k]) for a, b in zip(*found, strict=True) for k in a)
+
+
 def test_batch_norm_discriminator_takes_two_forwards_before_one_backward():
-    step, _, _ = make_step("paper", discriminator=SrganDiscriminatorConfig(filters=4, norm="batch"))
-    scalars = step.micro_step(*clips(), adversarial_factor=1.0)
+    networks = small_networks(SrganDiscriminatorConfig(filters=4, norm="batch"))
+    scalars = scalars_of(make_step(adversarial=AdversarialConfig(loss="paper"), networks=networks))
     assert 0.0 <= float(scalars["loss_d/total"]) <= 2.0
 
 

@@ -15,10 +15,9 @@ from torch import nn
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.world import World
 from vsr_dist.training import checkpoint
-from vsr_dist.training.checkpoint import Restorable
+from vsr_dist.training.checkpoint import CheckpointKeeper, Restorable
+from vsr_dist.training.config import TrainConfig
 from vsr_dist.training.ema import make_ema
-from vsr_dist.training.keeper import Keeper
-from vsr_dist.training.train_config import TrainConfig
 
 
 def make_live(value=0.0):
@@ -29,7 +28,7 @@ def make_live(value=0.0):
 
 
 def keeper_of(folder, live=None, **fields):
-    return Keeper(TrainConfig(**fields), folder, live or make_live(), World())
+    return CheckpointKeeper(TrainConfig(**fields), folder, live or make_live(), World())
 
 
 def steps_of(folder):

@@ -5,25 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 import yaml
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from small_gan import make_step, play, small_networks
 
-from vsr_dist.build import check_world
+from vsr_dist.build import check_world, compile_in_place, launch_faults, refuse_compile, set_memory_format
 from vsr_dist.config import check_config, parse_config
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.world import World
-from vsr_dist.losses.adversarial import ADVERSARIAL
-from vsr_dist.losses.objective import LossConfig
-from vsr_dist.models import build_discriminator, build_generator
-from vsr_dist.models.recurrent import RecurrentConfig
 from vsr_dist.models.spatiotemporal import SpatiotemporalConfig
-from vsr_dist.training.adversary import AdversaryConfig
+from vsr_dist.training.config import AdversarialConfig, TrainConfig
 from vsr_dist.training.ema import make_ema
-from vsr_dist.training.gan_step import GanStep, Players
-from vsr_dist.training.launch import compile_in_place, launch_faults, lay_out, refuse_compile
-from vsr_dist.training.train_config import TrainConfig
 
-PENALTIES = "adversary: {r1_gamma: 0.1, r2_gamma: 0.1, penalty: %s}\ntrain: {compile: true}"
+PENALTIES = "adversarial: {r1_gamma: 0.1, r2_gamma: 0.1, penalty: %s}\ntrain: {compile: true}"
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
@@ -61,16 +54,16 @@ def test_a_launch_that_fits(fields, environment):
 
 
 def test_batch_norm_in_the_discriminator_needs_a_yes_on_several_processes():
-    def config(yes="false", norm="batch", adversarial=0.1):
+    def config(yes="false", norm="batch", weight=0.1):
         text = f"discriminator: {{kind: srgan, norm: {norm}}}\ntrain: {{allow_batch_norm: {yes}}}"
-        return parse_config(yaml.safe_load(f"{text}\nloss: {{adversarial: {adversarial}}}"), "test")
+        return parse_config(yaml.safe_load(f"{text}\nadversarial: {{weight: {weight}}}"), "test")
 
     with pytest.raises(BadConfigError, match=r"srgan has batch norm, .* train.allow_batch_norm=true"):
         check_world(config(), World(0, 2))
     check_world(config(), World())
     check_world(config(yes="true"), World(0, 2))
     check_world(config(norm="group"), World(0, 2))
-    check_world(config(adversarial=0.0), World(0, 2))
+    check_world(config(weight=0.0), World(0, 2))
 
 
 def test_compiled_networks_take_no_second_derivative():
@@ -94,27 +87,20 @@ def test_compiling_on_a_cpu_without_a_compiler_is_refused(monkeypatch, tmp_path)
 
 def train_steps(config, num_steps=3):
     torch.manual_seed(0)
-    generator = build_generator(RecurrentConfig(channels=4, num_blocks=1), 4)
-    network = build_discriminator(SpatiotemporalConfig(filters=4, levels=1, dropout=0.0), 4)
-    torch.nn.init.normal_(generator.tail[0].weight, std=0.02)
-    lay_out(config, generator, network)
+    networks = small_networks(SpatiotemporalConfig(filters=4, levels=1, dropout=0.0), channels=4, num_blocks=1)
+    generator, network = networks
+    set_memory_format(config, *networks)
     ema = make_ema(generator, 0.9)
-    optimizers = [torch.optim.Adam(net.parameters(), lr=1e-3, fused=True) for net in (generator, network)]
-    accelerator = Accelerator(cpu=True)
-    players = Players(*accelerator.prepare(generator, network, *optimizers))
-    compile_in_place(config, generator, network)
-    adversary = AdversaryConfig(r1_gamma=0.1, penalty="finite_difference")
-    step = GanStep(
-        accelerator, players, LossConfig(perceptual=0.0, adversarial=0.1), ADVERSARIAL["bce"], adversary,
-        scale=4, max_grad_norm=1.0, perceptual_frames=0,
-    )  # fmt: skip
-    low = torch.randint(0, 256, (2, 3, 3, 8, 8), dtype=torch.uint8)
-    real = torch.randint(0, 256, (2, 3, 3, 32, 32), dtype=torch.uint8)
+    adversarial = AdversarialConfig(loss="bce", weight=0.1, r1_gamma=0.1, penalty="finite_difference")
+    step = make_step(
+        adversarial=adversarial, networks=networks, optimizer=lambda p, lr: torch.optim.Adam(p, lr=lr, fused=True)
+    )
+    compile_in_place(config, *networks)
     for number in range(num_steps):
         torch.manual_seed(number)
-        scalars = step.micro_step(low, real, adversarial_factor=1.0)
+        (result,) = play(step, number=number)
         ema.update_parameters(generator)
-    return generator, network, scalars
+    return generator, network, result.scalars
 
 
 @pytest.mark.slow

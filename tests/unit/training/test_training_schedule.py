@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vsr_dist.core.errors import BadConfigError
-from vsr_dist.training.schedule import OptimizerConfig, adversarial_factor_at, learning_rate_at
+from vsr_dist.training.config import OptimizerConfig, adversarial_factor_at, learning_rate_at
 
 
 def test_the_learning_rate_falls_along_half_a_cosine():

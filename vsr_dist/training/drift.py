@@ -1,20 +1,18 @@
-"""The drift monitor: is the discriminator still of use, is it getting worse, and what is wrong with it?
+"""The drift monitor: does the discriminator still separate real from generated clips, and is it getting worse?
 
-It looks at the fixed held-out windows and, for comparison, at as many training windows; the networks are in evaluation
-mode and nothing is changed by it. `docs/drift_monitor.md` explains the measures.
+It measures on the fixed held-out windows and, for comparison, on as many training windows, with the networks in
+evaluation mode; it changes nothing. `docs/drift_monitor.md` explains the measures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vsr_dist.core.collectives import from_main
 from vsr_dist.losses.adversarial import AdversarialObjective, paper_formula
 from vsr_dist.losses.objective import LossConfig
 from vsr_dist.metrics.drift import (
@@ -32,8 +30,7 @@ from vsr_dist.metrics.drift import (
     verdict,
 )
 from vsr_dist.training.gan_step import spread_frames
-from vsr_dist.training.metrics_file import read_metrics
-from vsr_dist.training.validation import Look, Validator
+from vsr_dist.training.validation import DiscriminatorOutputs, Validator
 
 NORMALISED_LOSS, VERDICT_CODE = "drift/normalized_loss", "drift/verdict_code"
 # Every name that an evaluation may hold, for whoever must know before there is one.
@@ -50,15 +47,18 @@ _SLOPE_POINTS = 1000
 _RATIO_WINDOWS = 8
 
 
-@dataclass(frozen=True)
+@dataclass
 class DriftMonitor:
-    """Measures at an interval. `held_out` and `reference` hold this rank's share of both sets of windows."""
+    """Measures at an interval. `held_out` and `reference` hold this rank's share of both sets of windows.
+
+    history: (step, normalised loss) of each evaluation so far, which checkpoints hold.
+    """
 
     held_out: Validator
     reference: Validator
     objective: AdversarialObjective
     loss: LossConfig
-    metrics_path: Path
+    history: list[tuple[int, float]] = field(default_factory=list)
 
     def measure(
         self, generator: nn.Module, discriminator: nn.Module, *, done: int, adversarial_weight: float
@@ -67,34 +67,26 @@ class DriftMonitor:
 
         `adversarial_weight` is the one in force. The gradient ratio is left out where there is no image term.
         """
-        held_out = self.held_out.looks(generator, discriminator)
-        reference = self.reference.looks(generator, discriminator)
+        held_out = self.held_out.discriminator_outputs(generator, discriminator)
+        reference = self.reference.discriminator_outputs(generator, discriminator)
         measures = drift_scores(held_out, self.objective)
         measures |= probe_scores(held_out, reference, measures["drift/auc"])
         measures["drift/overfit"] = _paired(reference) - measures["drift/paired_accuracy"]
         if self.loss.image > 0:
             gradients = generator_logit_gradients(held_out, self.objective)
-            pulls = self.held_out.pulls(generator, discriminator, gradients, self.loss.pixel)
-            norms = np.sqrt(np.sum([pull[1:] for pull in pulls], axis=0))
+            squared = self.held_out.gradient_norms(generator, discriminator, gradients, self.loss.pixel)
+            norms = np.sqrt(np.sum([row[1:] for row in squared], axis=0))
             ratio = gradient_ratio(float(norms[0]), self.loss.image * float(norms[1]), adversarial_weight)
             measures["drift/gradient_ratio"] = ratio
-        measures |= self._slope(done, measures[NORMALISED_LOSS])
+        # An evaluation that a resumed or rolled-back run repeats takes the place of the first.
+        self.history = [point for point in self.history if point[0] < done] + [(done, measures[NORMALISED_LOSS])]
+        measures |= slope_scores(self.history)
         measures[VERDICT_CODE] = float(VERDICTS.index(verdict(measures)))
         return measures
 
-    def dead_fraction(self, generator: nn.Module, discriminator: nn.Module) -> float:
-        """`drift/dead_fraction` alone, for the controller that decides on it; a collective call."""
-        return drift_scores(self.held_out.looks(generator, discriminator), self.objective)["drift/dead_fraction"]
-
-    def _slope(self, done: int, normalised: float) -> dict[str, float]:
-        """Trend up to now from the run's own file, which only rank 0 holds; nothing while it has too few points."""
-        lines = read_metrics(self.metrics_path, holding=NORMALISED_LOSS)
-        history = [point for point in loss_history(lines) if point[0] < done]
-        return from_main(slope_scores([*history, (done, normalised)]))
-
 
 def loss_history(lines: Iterable[Mapping[str, float]]) -> list[tuple[int, float]]:
-    """(Step, normalised loss) of each evaluation since the discriminator began to play, from `metrics.jsonl`."""
+    """(Step, normalised loss) of each evaluation in the lines of `metrics.jsonl` that has one."""
     return [(int(line["step"]), line[NORMALISED_LOSS]) for line in lines if NORMALISED_LOSS in line]
 
 
@@ -112,11 +104,11 @@ def trend_of(history: Sequence[tuple[int, float]]) -> Trend | None:
     return drift_slope([step for step, _ in seen], [value for _, value in seen])
 
 
-def drift_scores(looks: Sequence[Look], objective: AdversarialObjective) -> dict[str, float]:
+def drift_scores(outputs: Sequence[DiscriminatorOutputs], objective: AdversarialObjective) -> dict[str, float]:
     """The measures of one set of windows that need its logits only."""
     with torch.enable_grad():
-        real = torch.cat([look.real_logits for look in looks]).requires_grad_()
-        fake = torch.cat([look.fake_logits for look in looks]).requires_grad_()
+        real = torch.cat([output.real_logits for output in outputs]).requires_grad_()
+        fake = torch.cat([output.fake_logits for output in outputs]).requires_grad_()
         loss = objective.discriminator_loss(real, fake)
         gradients = torch.autograd.grad(loss, [real, fake])
     real_means, fake_means = _means(real), _means(fake)
@@ -130,26 +122,26 @@ def drift_scores(looks: Sequence[Look], objective: AdversarialObjective) -> dict
     }
 
 
-def probe_scores(held_out: Sequence[Look], reference: Sequence[Look], discriminator_auc: float) -> dict[str, float]:
+def probe_scores(
+    held_out: Sequence[DiscriminatorOutputs], reference: Sequence[DiscriminatorOutputs], discriminator_auc: float
+) -> dict[str, float]:
     """What spectra alone tell: a probe fitted on the training windows, and its lead over the discriminator."""
-    real, fake = (np.stack([look.real_bands for look in reference]), np.stack([look.fake_bands for look in reference]))
-    probe = fit_probe(real, fake)
-    real, fake = (np.stack([look.real_bands for look in held_out]), np.stack([look.fake_bands for look in held_out]))
+    probe = fit_probe(*_bands(reference))
+    real, fake = _bands(held_out)
     probe_auc = auc(probe.scores(real), probe.scores(fake))
-    return {
-        "drift/probe_auc": probe_auc,
-        "drift/probe_gap": probe_auc - discriminator_auc,
-    }
+    return {"drift/probe_auc": probe_auc, "drift/probe_gap": probe_auc - discriminator_auc}
 
 
-def generator_logit_gradients(looks: Sequence[Look], objective: AdversarialObjective) -> dict[int, Tensor]:
+def generator_logit_gradients(
+    outputs: Sequence[DiscriminatorOutputs], objective: AdversarialObjective
+) -> dict[int, Tensor]:
     """The gradient of the generator's adversarial loss by the fake logits, by window, for a few spread windows."""
-    chosen = [looks[place] for place in spread_frames(len(looks), _RATIO_WINDOWS)]
+    chosen = [outputs[place] for place in spread_frames(len(outputs), _RATIO_WINDOWS)]
     with torch.enable_grad():
-        fake = torch.cat([look.fake_logits for look in chosen]).requires_grad_()
-        loss = objective.generator_loss(torch.cat([look.real_logits for look in chosen]), fake)
+        fake = torch.cat([output.fake_logits for output in chosen]).requires_grad_()
+        loss = objective.generator_loss(torch.cat([output.real_logits for output in chosen]), fake)
         (gradient,) = torch.autograd.grad(loss, fake)
-    return {look.number: part for look, part in zip(chosen, torch.split(gradient, 1), strict=True)}
+    return {output.number: part for output, part in zip(chosen, torch.split(gradient, 1), strict=True)}
 
 
 def verdict_of(measures: Mapping[str, float]) -> VerdictName | None:
@@ -162,6 +154,11 @@ def _means(logits: Tensor) -> np.ndarray:
     return means
 
 
-def _paired(looks: Sequence[Look]) -> float:
-    real, fake = (torch.cat([getattr(look, name) for look in looks]) for name in ("real_logits", "fake_logits"))
+def _paired(outputs: Sequence[DiscriminatorOutputs]) -> float:
+    real, fake = (torch.cat([getattr(output, name) for output in outputs]) for name in ("real_logits", "fake_logits"))
     return paired_accuracy(_means(real), _means(fake))
+
+
+def _bands(outputs: Sequence[DiscriminatorOutputs]) -> tuple[np.ndarray, np.ndarray]:
+    """Band powers of the real and of the generated clips, (N, bands) each."""
+    return np.stack([output.real_bands for output in outputs]), np.stack([output.fake_bands for output in outputs])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 
@@ -18,8 +17,8 @@ from vsr_dist.losses.objective import LossConfig
 from vsr_dist.metrics.drift import VERDICTS
 from vsr_dist.ops.color import from_uint8, to_uint8
 from vsr_dist.ops.resample import bicubic_upsample
+from vsr_dist.training.drift import MEASURES, DriftMonitor, slope_scores, verdict_of
 from vsr_dist.training.drift_plot import write_drift_plot
-from vsr_dist.training.monitor import MEASURES, DriftMonitor, slope_scores, verdict_of
 from vsr_dist.training.validation import Validator
 
 SCALE, FRAMES, SIDE = 2, 2, 16
@@ -69,18 +68,18 @@ def windows(seed, sharp=0.0, num=8):
     return ClipBatch(low, real.to(torch.uint8).contiguous(), names, torch.ones(num, dtype=torch.bool))
 
 
-def monitor(tmp_path, objective="bce", sharp=0.0, loss=None, world=None):
+def monitor(objective="bce", sharp=0.0, loss=None, world=None):
     held, reference = (Validator(windows(seed, sharp), world or World(), SCALE, torch.device("cpu")) for seed in (1, 2))
     loss = loss or LossConfig(pixel="mse")
-    return DriftMonitor(held, reference, ADVERSARIAL[objective], loss, tmp_path / "metrics.jsonl")
+    return DriftMonitor(held, reference, ADVERSARIAL[objective], loss)
 
 
 def measured(judge, discriminator, done=100, weight=0.1):
     return judge.measure(Enlarge().train(), discriminator, done=done, adversarial_weight=weight)
 
 
-def test_a_blind_discriminator_is_at_chance(tmp_path):
-    found = measured(monitor(tmp_path, sharp=6.0), Brightness(0.0))
+def test_a_blind_discriminator_is_at_chance():
+    found = measured(monitor(sharp=6.0), Brightness(0.0))
     assert found["drift/normalized_loss"] == pytest.approx(1.0)
     assert found["drift/paired_accuracy"] == found["drift/auc"] == 0.5
     assert found["drift/dead_fraction"] == found["drift/overfit"] == 0.0
@@ -88,9 +87,9 @@ def test_a_blind_discriminator_is_at_chance(tmp_path):
     assert verdict_of(found) == "weak"
 
 
-def test_equal_spectra_and_a_blind_discriminator_are_an_equilibrium(tmp_path):
+def test_equal_spectra_and_a_blind_discriminator_are_an_equilibrium():
     """Each truth is the enlarged input of the next window: the same images, so no probe can tell the sets apart."""
-    judge = monitor(tmp_path)
+    judge = monitor()
     for seed, validator in enumerate((judge.held_out, judge.reference)):
         generator = torch.Generator().manual_seed(seed)
         low = torch.randint(0, 256, validator.batch.low_BTCHW.shape, generator=generator, dtype=torch.uint8)
@@ -102,9 +101,9 @@ def test_equal_spectra_and_a_blind_discriminator_are_an_equilibrium(tmp_path):
     assert verdict_of(found) == "equilibrium"
 
 
-def test_a_working_discriminator(tmp_path):
+def test_a_working_discriminator():
     """bce at margin m per kind: (softplus(-m) + softplus(-m)) / (2 ln 2), the offset centring both."""
-    found = measured(monitor(tmp_path), Brightness(2.0 / GAP, offset=-1.0))
+    found = measured(monitor(), Brightness(2.0 / GAP, offset=-1.0))
     assert found["drift/normalized_loss"] == pytest.approx(math.log1p(math.exp(-1.0)) / math.log(2.0), rel=1e-4)
     assert found["drift/paired_accuracy"] == found["drift/auc"] == found["drift/ks"] == 1.0
     # Logits 1 and -1: 1 - sigmoid(1) + sigmoid(-1).
@@ -112,34 +111,34 @@ def test_a_working_discriminator(tmp_path):
     assert verdict_of(found) == "healthy"
 
 
-def test_one_that_is_certain_is_too_strong(tmp_path):
-    assert verdict_of(measured(monitor(tmp_path), Brightness(20.0 / GAP, offset=-10.0))) == "too strong"
+def test_one_that_is_certain_is_too_strong():
+    assert verdict_of(measured(monitor(), Brightness(20.0 / GAP, offset=-10.0))) == "too strong"
 
 
-def test_saturated_scores_of_the_papers_objective_are_dead(tmp_path):
-    found = measured(monitor(tmp_path, "paper"), Brightness(0.5 / GAP, offset=16.0))
+def test_saturated_scores_of_the_papers_objective_are_dead():
+    found = measured(monitor("paper"), Brightness(0.5 / GAP, offset=16.0))
     assert found["drift/dead_fraction"] == 1.0 and found["drift/normalized_loss"] == pytest.approx(1.0, abs=1e-6)
     assert found["drift/paired_accuracy"] == 1.0, "it ranks rightly and is of no use all the same"
     assert found["drift/gradient_ratio"] < 1e-3 and verdict_of(found) == "dead"
 
 
-def test_one_that_knows_its_training_clips_overfits(tmp_path):
-    judge = monitor(tmp_path)
+def test_one_that_knows_its_training_clips_overfits():
+    judge = monitor()
     found = measured(judge, Memory(judge.reference.batch.real_BTCYX))
     assert found["drift/paired_accuracy"] == 0.5 and found["drift/overfit"] == 0.5
     assert verdict_of(found) == "overfit"
 
 
 @pytest.mark.parametrize("image", [1.0, 0.25])
-def test_gradient_ratio_in_closed_form(tmp_path, image):
+def test_gradient_ratio_in_closed_form(image):
     """D is linear: per clip of N values the adversarial gradient is sigma(-f) gain / N, the image's 2 GAP / N."""
     loss = LossConfig(pixel="mse", image=image)
-    found = measured(monitor(tmp_path, loss=loss), Brightness(3.0, offset=0.3), weight=0.1)
+    found = measured(monitor(loss=loss), Brightness(3.0, offset=0.3), weight=0.1)
     expected = 0.1 * (3.0 / (1.0 + math.exp(0.3))) / (image * 2.0 * GAP)
     assert found["drift/gradient_ratio"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_measuring_changes_nothing(tmp_path):
+def test_measuring_changes_nothing():
     generator, discriminator = Enlarge().train(), nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.Dropout(0.5)).train()
 
     class Conditional(nn.Module):
@@ -153,29 +152,23 @@ def test_measuring_changes_nothing(tmp_path):
     network = Conditional()
     network(torch.zeros(1, FRAMES, 3, SIDE * SCALE, SIDE * SCALE), None)
     before = torch.get_rng_state()
-    first, second = (monitor(tmp_path).measure(generator, network, done=100, adversarial_weight=0.1) for _ in range(2))
+    first, second = (monitor().measure(generator, network, done=100, adversarial_weight=0.1) for _ in range(2))
     assert first == second and torch.equal(before, torch.get_rng_state())
     assert generator.training and network.training
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def write_history(path, points):
-    lines = [{"step": step, "time_s": 0.0, "drift/normalized_loss": value} for step, value in points]
-    # Lines of training steps and of the warm-up hold no drift measure.
-    lines.insert(1, {"step": 7, "time_s": 0.0, "loss_d/total": 3.0})
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def test_the_slope_comes_from_the_runs_own_file(tmp_path):
+def test_the_slope_comes_from_the_monitors_own_history():
     """A climb of 0.02 per 1000 steps up to the 1.0 of now; what was measured at this step before does not count."""
-    judge = monitor(tmp_path)
+    judge = monitor()
     points = [(step, 1.0 - 0.02 * (10_000 - step) / 1000) for step in range(5000, 10_000, 500)]
-    write_history(judge.metrics_path, [*points, (10_000, 77.0)])
+    judge.history = [*points, (10_000, 77.0)]
     found = measured(judge, Brightness(0.0), done=10_000)
     assert found["drift/slope"] == pytest.approx(0.02, rel=1e-4)
     assert found["drift/slope_ci_low"] <= found["drift/slope"] <= found["drift/slope_ci_high"]
     assert found.keys() == MEASURES
-    assert "drift/slope" not in measured(monitor(tmp_path / "fresh"), Brightness(0.0))
+    assert judge.history[:-1] == points and judge.history[-1] == (10_000, pytest.approx(1.0))
+    assert "drift/slope" not in measured(monitor(), Brightness(0.0))
 
 
 def test_the_interval_of_a_steady_loss_holds_zero():
