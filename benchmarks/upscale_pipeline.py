@@ -31,11 +31,8 @@ from vsr_dist.core.world import World
 from vsr_dist.inference.engine import StreamOptions, VideoStream
 from vsr_dist.inference.frames import Frame
 from vsr_dist.inference.generator_io import save_generator
-from vsr_dist.inference.video.colour import ToRgb
-from vsr_dist.inference.video.media_facts import read_facts
-from vsr_dist.inference.video.media_in import MediaReader, Place
-from vsr_dist.inference.video.upscale_job import begin, finish, prepare, run_part
-from vsr_dist.inference.video.upscale_options import UpscaleOptions
+from vsr_dist.inference.video.job import UpscaleOptions, begin, finish, prepare, run_part
+from vsr_dist.inference.video.video_in import MediaReader, Place, read_facts
 from vsr_dist.models import Generator, build_generator
 from vsr_dist.models.recurrent import RecurrentConfig
 from vsr_dist.upscaler import find_device, find_generator
@@ -109,10 +106,10 @@ def whole_job_s(options: UpscaleOptions, generator: Generator) -> tuple[float, f
     with ExitStack() as stack:
         begin_s = time.perf_counter()
         job = prepare(options, generator)
-        plan = begin(job, 1, stack)
-        report = run_part(job, plan, World())
-        finish(job, plan)
-        return time.perf_counter() - begin_s, report.network_s
+        parts = begin(job, 1, stack)
+        network_s = run_part(job, parts, World(), stack)
+        finish(job, parts)
+        return time.perf_counter() - begin_s, network_s
 
 
 def measure_time(folder: Path, checkpoint: str | None, device: torch.device, num_frames: int) -> dict[str, object]:
@@ -120,8 +117,7 @@ def measure_time(folder: Path, checkpoint: str | None, device: torch.device, num
     source, output = make_input(folder / "input.mp4", num_frames, WIDTH, HEIGHT), folder / "output.mp4"
     generator, _ = find_generator(checkpoint)
     facts = read_facts(source, Fraction(25))
-    reader = MediaReader(facts, ToRgb(facts.tags, deep=facts.deep), deinterlace=False)
-    frames = [frame.rgb for frame in reader.frames(Place())]
+    frames = [frame.rgb for frame in MediaReader(facts).frames(Place())]
     stream = VideoStream(generator, StreamOptions(), device)
     stream.push(frames[0])  # the first call also measures the network
     stream.finish()

@@ -1,4 +1,4 @@
-"""Enlarge a video, or a folder of images, with a trained generator.
+"""Upscale a video, or a folder of images, with a trained generator.
 
 vsr-dist upscale in.mp4 out.mp4
 accelerate launch --config_file configs/accelerate/cpu-2.yaml -m vsr_dist.upscale in.mp4 out.mp4
@@ -8,187 +8,147 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
-from vsr_dist.core.collectives import from_main, is_lost_rank, join_ranks, raise_on_all_ranks, shutdown
-from vsr_dist.core.console import say
-from vsr_dist.core.errors import BadConfigError, LostRankError, OneLineParser, run_cli
+from vsr_dist.core.collectives import barrier, from_main, is_lost_rank, join_ranks, raise_on_all_ranks, shutdown
+from vsr_dist.core.console import format_duration, say
+from vsr_dist.core.errors import LostRankError, OneLineParser, run_cli
 from vsr_dist.core.world import World
-from vsr_dist.inference.video.codecs import ENCODERS
-from vsr_dist.inference.video.upscale_job import (
-    PreparedJob,
+from vsr_dist.inference.video.job import (
+    UpscaleJob,
+    UpscaleOptions,
     begin,
     finish,
+    num_finished,
     prepare,
     run_part,
-    wait_for_others,
 )
-from vsr_dist.inference.video.upscale_options import UpscaleOptions, check_paths
-from vsr_dist.inference.video.upscale_report import tell
+from vsr_dist.inference.video.part import PartState
+from vsr_dist.inference.video.video_out import ENCODERS
 from vsr_dist.upscaler import find_device, find_generator
+
+Number = TypeVar("Number", int, float, Fraction)
+
+
+def _number(kind: Callable[[str], Number], least: int, *, above: bool = False) -> Callable[[str], Number]:
+    """A type of an option: a number of at least, or above, a limit."""
+    expected = {int: "a whole number", float: "a number"}.get(kind, "a rate such as 24 or 30000/1001")  # type: ignore[call-overload]
+    expected += f" above {least}" if above else f" of at least {least}"
+
+    def convert(text: str) -> Number:
+        with suppress(ValueError, ZeroDivisionError):
+            value = kind(text)
+            if value > least or (value == least and not above):
+                return value
+        raise argparse.ArgumentTypeError(f"expected {expected}, found {text}")
+
+    return convert
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `vsr-dist upscale`."""
-    parser.add_argument("input", type=Path, metavar="INPUT", help="video that FFmpeg opens, or a folder of images")
-    parser.add_argument(
-        "output", type=Path, metavar="OUTPUT", help=".mp4, .mkv, .mov or .webm; without a suffix a folder of PNG frames"
+    """The options of `vsr-dist upscale`; their destinations are the fields of `UpscaleOptions`."""
+    add = parser.add_argument
+    add("source", type=Path, metavar="INPUT", help="a video that FFmpeg opens, or a folder of images")
+    add(
+        "output", type=Path, metavar="OUTPUT", help=".mp4, .mkv, .mov or .webm; without a suffix, a folder of PNG files"
     )
-    parser.add_argument("--checkpoint", help="run folder, generator.safetensors or models:/NAME/VERSION of MLflow "
-                        "(default: the generator that comes with this package)")  # fmt: skip
-    parser.add_argument("--tracking-uri", help="MLflow server of a models:/ or runs:/ checkpoint")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace OUTPUT if it exists, once the new one is whole"
+    add("--checkpoint", help="run folder, generator.safetensors, or models:/NAME/VERSION of MLflow (default: the "
+        "generator that comes with this package)")  # fmt: skip
+    add("--tracking-uri", help="MLflow server of a models:/ or runs:/ checkpoint")
+    add("--overwrite", action="store_true", help="replace OUTPUT if it exists, once the new one is complete")
+
+    add = parser.add_argument_group("output video").add_argument
+    add("--codec", metavar="NAME", help=f"{', '.join(ENCODERS)} (default: libx264; for .webm libvpx-vp9, above 8 bits "
+        "libsvtav1)")  # fmt: skip
+    add("--quality", type=int, metavar="N", help="crf, lower is better; for prores_ks its profile (default: 16 for "
+        "libx264, 18 for libx265, 24 for libsvtav1 and libvpx-vp9)")  # fmt: skip
+    add("--preset", metavar="NAME", help="speed of the encoder, such as veryfast or slow (default: medium for libx264)")
+    add("--pixel-format", metavar="NAME", help="such as yuv420p10le (default: bits and chroma of the input)")
+    add("--compare", type=Path, metavar="FILE", help="also write a video with bicubic and the result side by side")
+
+    add = parser.add_argument_group("input").add_argument
+    add("--no-audio", dest="audio", action="store_false", help="drop the audio")
+    add("--no-subtitles", dest="subtitles", action="store_false", help="drop the subtitles")
+    add("--start", dest="start_s", type=_number(float, 0), metavar="SECONDS", help="skip this much (default: 0)")
+    add(
+        "--frames",
+        dest="num_frames",
+        type=_number(int, 1),
+        metavar="N",
+        help="stop after N frames (default: at the end)",
     )
-    _add_video_options(parser.add_argument_group("the output's video"))
-    _add_track_options(parser.add_argument_group("what is taken from the input"))
-    _add_network_options(parser.add_argument_group("how the network runs"))
-    _add_work_options(parser.add_argument_group("the work"))
+    add("--deinterlace", action="store_true", help="make interlaced video progressive first (bwdif)")
+    add("--fps", dest="image_rate", type=_number(Fraction, 0, above=True), default=Fraction(25), metavar="RATE",
+        help="frame rate of a folder of images, such as 24 or 30000/1001 (default: %(default)s)")  # fmt: skip
 
+    add = parser.add_argument_group("network").add_argument
+    add("--device", metavar="NAME", help="cpu or cuda (default: a GPU if there is one)")
+    add("--tile", dest="tile_px", type=_number(int, 1), metavar="PX", help="largest side of the input that the network "
+        "sees at once (default: what fits into the free memory)")  # fmt: skip
+    add("--tile-overlap", dest="overlap_px", type=_number(int, 0), metavar="PX", help="overlap of tiles (default: as "
+        "far as the network sees)")  # fmt: skip
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 is faster on GPUs (default: %(default)s)")
+    add("--compile", action="store_true", help="compile the network: starts slowly, then runs faster")
+    add("--no-cuts", dest="cuts", action="store_false", help="do not detect scene cuts")
 
-def _add_video_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--codec", metavar="NAME", help=f"{', '.join(ENCODERS)} (default: libx264; libvpx-vp9 for .webm)"
-    )
-    group.add_argument("--quality", type=int, metavar="N", help="crf, lower is better; of prores_ks its profile "
-                       "(default: 16 for libx264, 18 libx265, 24 libsvtav1 and libvpx-vp9)")  # fmt: skip
-    group.add_argument("--preset", metavar="NAME", help="speed of the encoder, such as veryfast or slow "
-                       "(default: medium for libx264)")  # fmt: skip
-    group.add_argument("--pixel-format", metavar="NAME", help="such as yuv420p10le (default: bits and chroma as in the "
-                       "input)")  # fmt: skip
-    group.add_argument("--compare", type=Path, metavar="FILE", help="also write bicubic and the result side by side")
-
-
-def _add_track_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--no-audio", action="store_true", help="leave the sound out")
-    group.add_argument("--no-subtitles", action="store_true", help="leave the subtitles out")
-    group.add_argument("--start", type=float, metavar="SECONDS", help="begin there (default: at the beginning)")
-    group.add_argument("--frames", type=int, metavar="N", help="stop after so many frames (default: at the end)")
-    group.add_argument("--deinterlace", action="store_true", help="make interlaced video progressive first (bwdif)")
-    group.add_argument("--fps", type=_rate, default=Fraction(25), metavar="RATE", help="frame rate of a folder of "
-                       "images, such as 24 or 30000/1001 (default: %(default)s)")  # fmt: skip
-
-
-def _rate(text: str) -> Fraction:
-    try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError) as error:
-        raise argparse.ArgumentTypeError(f"expected a rate such as 24 or 30000/1001, found {text}") from error
-
-
-def _add_network_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--device", metavar="NAME", help="cpu or cuda (default: a GPU if there is one)")
-    group.add_argument("--tile", type=int, metavar="PX", help="largest side of the input that the network sees at once "
-                       "(default: what fits into the free memory)")  # fmt: skip
-    group.add_argument(
-        "--tile-overlap", type=int, metavar="PX", help="what tiles share (default: what the network needs)"
-    )
-    group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="default: %(default)s; bf16 is "
-                       "faster on GPUs")  # fmt: skip
-    group.add_argument("--compile", action="store_true", help="compile the network: a slow start, then faster")
-    group.add_argument("--no-cuts", action="store_true", help="do not look for scene cuts")
-
-
-def _add_work_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--segment-frames", type=int, default=250, metavar="N", help="frames between places where "
-                       "an interrupted job can go on (default: %(default)s)")  # fmt: skip
-    group.add_argument("--work-dir", type=Path, metavar="DIR", help="new folder where unfinished work is kept "
-                       "(default: .OUTPUT.work beside OUTPUT)")  # fmt: skip
+    add = parser.add_argument_group("unfinished work").add_argument
+    add("--segment-frames", type=_number(int, 1), default=250, metavar="N", help="an interrupted job resumes at a "
+        "multiple of N frames (default: %(default)s)")  # fmt: skip
+    add("--work-dir", type=Path, metavar="DIR", help="new folder for unfinished work, removed at the end (default: "
+        ".OUTPUT.work beside OUTPUT)")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Upscale as the parsed arguments say; returns the exit status.
 
-    On several processes each enlarges a range of frames, and rank 0 joins them. A run that was interrupted goes on when
-    the same command is given again.
+    With several processes each upscales a range of frames, and rank 0 joins them. An interrupted job resumes when the
+    same command is given again.
     """
     began_s = time.monotonic()
     world = join_ranks()
     try:
         with ExitStack() as stack:
             job = raise_on_all_ranks(lambda: _prepare(arguments, world))
-            planned = raise_on_all_ranks(lambda: begin(job, world.size, stack) if world.is_main else None)
-            plan = from_main(planned)
-            assert plan is not None, "rank 0 has made it"
-            raise_on_all_ranks(lambda: job.hold_part(world.rank, stack))
+            parts = from_main(raise_on_all_ranks(lambda: begin(job, world.size, stack) if world.is_main else []))
+            num_before = num_finished(job, parts)
             try:
-                before = job.num_done(plan)
-                report = run_part(job, plan, world)
+                network_s = run_part(job, parts, world, stack)
+                barrier()
                 if world.is_main:
-                    wait_for_others(job, plan)
-                    result = finish(job, plan)
-                    tell(job, result, report, result.num_frames - before, time.monotonic() - began_s)
+                    total = finish(job, parts)
+                    _report(job, total, total.num_frames - num_before, network_s, time.monotonic() - began_s)
             except KeyboardInterrupt:
-                _say_how_to_go_on(job, world)
+                if world.is_main and job.work.exists():
+                    say(f"stopped; run the same command again to resume at the last finished segment (in {job.work})")
                 raise
     except RuntimeError as error:
         if is_lost_rank(error):
-            raise LostRankError("another process of this job has ended; its own message says why") from error
+            raise LostRankError(
+                "another process of this job has ended, see its own message; run the same command again to resume at "
+                "the last finished segments"
+            ) from error
         raise
     finally:
         shutdown()
     return 0
 
 
-def _say_how_to_go_on(job: PreparedJob, world: World) -> None:
-    if world.is_main and job.work.path.exists():
-        say(f"stopped; the same command goes on at the last finished segment ({job.work.path} keeps the work)")
-
-
-def _prepare(arguments: argparse.Namespace, world: World) -> PreparedJob:
-    options = _options(arguments, world)
-    check_paths(options)
+def _prepare(arguments: argparse.Namespace, world: World) -> UpscaleJob:
+    values = {one.name: getattr(arguments, one.name) for one in fields(UpscaleOptions)}
+    values["device"] = _device(arguments.device, world)
+    values["checkpoint"] = arguments.checkpoint or "the generator that comes with this package"
     generator, _ = find_generator(arguments.checkpoint, arguments.tracking_uri)
-    return prepare(options, generator)
-
-
-def _options(arguments: argparse.Namespace, world: World) -> UpscaleOptions:
-    for name, least in (
-        ("segment_frames", 1),
-        ("frames", 1),
-        ("start", 0),
-        ("tile", 1),
-        ("tile_overlap", 0),
-        ("fps", 0),
-    ):
-        value = getattr(arguments, name)
-        if value is not None and (value < least or (name == "fps" and value == 0)):
-            option = "--" + name.replace("_", "-")
-            raise BadConfigError(
-                f"{option} {value}: expected {'more than 0' if name == 'fps' else f'at least {least}'}"
-            )
-    return UpscaleOptions(
-        source=arguments.input,
-        output=arguments.output,
-        checkpoint=arguments.checkpoint or "the generator that comes with this package",
-        overwrite=arguments.overwrite,
-        codec=arguments.codec,
-        quality=arguments.quality,
-        preset=arguments.preset,
-        pixel_format=arguments.pixel_format,
-        compare=arguments.compare,
-        audio=not arguments.no_audio,
-        subtitles=not arguments.no_subtitles,
-        start_s=arguments.start,
-        num_frames=arguments.frames,
-        deinterlace=arguments.deinterlace,
-        image_rate=arguments.fps,
-        device=_device(arguments.device, world),
-        tile_px=arguments.tile,
-        overlap_px=arguments.tile_overlap,
-        precision=arguments.precision,
-        compile=arguments.compile,
-        cuts=not arguments.no_cuts,
-        segment_frames=arguments.segment_frames,
-        work_dir=arguments.work_dir,
-    )
+    return prepare(UpscaleOptions(**values), generator)
 
 
 def _device(name: str | None, world: World) -> torch.device:
@@ -198,6 +158,55 @@ def _device(name: str | None, world: World) -> torch.device:
     if device.type != "cuda" or (name and torch.device(name).index is not None) or world.size == 1:
         return device
     return find_device(f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}")
+
+
+def _report(job: UpscaleJob, total: PartState, num_new: int, network_s: float, wall_s: float) -> None:
+    """Say what was written and what it took; warn of what was lost. num_new: frames of this run, in all processes."""
+    facts, options, settings, scale = job.facts, job.options, job.join.settings, job.generator.scale
+    speed = "no frames were left, only the join"
+    if num_new:
+        speed = f"{num_new / wall_s:.{1 if num_new >= wall_s else 2}f} frames/s"
+        speed += f", {network_s / wall_s:.0%} of it in the network" if network_s else ""
+    size = f"{facts.width} x {facts.height} to {facts.width * scale} x {facts.height * scale} px"
+    lines = [
+        f"{_counted(total.num_frames, 'frame')}, {size}, in {format_duration(wall_s)} ({speed})",
+        f"network: {options.checkpoint}, x{scale}, {_how(total.facts)}; {_counted(total.num_cuts, 'scene cut')}; "
+        f"peak memory {_peak_memory(options.device)}",
+    ]
+    if settings is not None:
+        kept = [track.kind for track in job.join.tracks if track.action != "drop"]
+        tracks = ", ".join(_counted(kept.count(kind), f"{kind} track") for kind in ("audio", "subtitle"))
+        video = f"{settings.codec} {settings.pixel_format}, {float(facts.rate):.6g} frames/s"
+        lines.append(f"video: {video}; kept {tracks}")
+    lines.append(f"output: {options.output}")
+    lines += [f"comparison: {options.compare}"] if options.compare is not None else []
+    say("\n".join([*lines, *(f"note: {text}" for text in job.notes)]))
+    if total.damage:
+        stated = f" of {facts.num_frames}" if facts.num_frames else ""
+        found = "; ".join(text.format(number) for text, number in total.damage.items())
+        kept_s = float(total.num_frames / facts.rate)
+        sys.stderr.write(f"warning: {facts.path}: {found}. Kept {total.num_frames}{stated} frames, {kept_s:.2f} s\n")
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}" + ("" if number == 1 else "s")
+
+
+def _how(facts: dict[str, Any]) -> str:
+    """How the network ran, from what its stream reports."""
+    words = f"{facts.get('precision')} on {facts.get('device')}" + (", compiled" if facts.get("compiled") else "")
+    tiles = f", {facts.get('num_tiles')} tiles of up to {facts.get('tile_px')} px, overlap {facts.get('overlap_px')} px"
+    words += tiles if (facts.get("num_tiles") or 1) > 1 else ", whole frames"
+    retries = facts.get("out_of_memory_retries")
+    return words + (f", out of memory {retries} times and then in smaller tiles" if retries else "")
+
+
+def _peak_memory(device: torch.device) -> str:
+    # Linux counts in KiB.
+    main = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6:.0f} MB"
+    if device.type != "cuda":
+        return main
+    return f"{main}, on the GPU {torch.cuda.max_memory_allocated(device) / 1e6:.0f} MB"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

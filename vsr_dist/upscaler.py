@@ -12,10 +12,9 @@ import torch
 
 import vsr_dist.inference
 from vsr_dist.core.errors import BadCheckpointError, BadConfigError
+from vsr_dist.inference.engine import Precision, StreamOptions, VideoStream
+from vsr_dist.inference.frames import Frame
 from vsr_dist.inference.generator_io import DESCRIPTION_NAME, WEIGHTS_NAME, load_generator
-from vsr_dist.inference.streaming.engine import StreamOptions, VideoStream, open_stream
-from vsr_dist.inference.streaming.runners import Precision
-from vsr_dist.inference.streaming.stream import Frame
 from vsr_dist.models.base import Generator
 from vsr_dist.training.registry import SCHEMES, download_generator
 
@@ -113,7 +112,7 @@ class Upscaler:
     ) -> Upscaler:
         """From whatever `find_generator` knows: a run directory, a file, a name in MLflow; None for the default.
 
-        For the options see `vsr_dist.inference.streaming.engine.StreamOptions`.
+        For the options see `vsr_dist.inference.engine.StreamOptions`.
         """
         options = StreamOptions(tile_px=tile_px, overlap_px=overlap_px, precision=precision, compile=compile, cuts=cuts)
         generator, description = find_generator(path, tracking_uri)
@@ -147,8 +146,8 @@ class Upscaler:
         )
 
     def open(self) -> VideoStream:
-        """A stream to which frames are pushed one by one: see `vsr_dist.inference.streaming.stream.FrameStream`."""
-        return open_stream(self._generator, self._options, self._device)
+        """A stream to which frames are pushed one by one: see `vsr_dist.inference.engine.VideoStream`."""
+        return VideoStream(self._generator, self._options, self._device)
 
     def upscale(self, frames: Iterable[Any]) -> Iterator[Frame]:
         """The enlarged frames of one video, in order, as they are finished; nothing runs before the first is taken.

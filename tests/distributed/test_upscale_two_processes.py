@@ -29,7 +29,7 @@ def test_a_dead_process_is_noticed_and_the_joins_do_not_show(tmp_path):
     first, second = two_processes(source, tmp_path / "two", network)
     part = tmp_path / ".two.work" / "part_001"
     limit_s = time.monotonic() + 60
-    while not (part / "000001.json").exists():
+    while not (part / "000001").exists():
         assert second.poll() is None, second.communicate()
         assert time.monotonic() < limit_s
         time.sleep(0.002)
@@ -37,11 +37,11 @@ def test_a_dead_process_is_noticed_and_the_joins_do_not_show(tmp_path):
     _, error = first.communicate(timeout=60)
     second.communicate()
     assert first.returncode == 2, error
-    assert "process 1 has ended" in error
+    assert "another process of this job has ended" in error
     assert not (tmp_path / "two").exists()
     again = two_processes(source, tmp_path / "two", network)
     assert [process.wait(120) for process in again] == [0, 0], again[0].output()
-    assert "going on" in again[0].output()[0]
+    assert "resuming" in again[0].output()[0]
     assert main(["upscale", str(source), str(tmp_path / "one"), "--checkpoint", str(network), *OPTIONS]) == 0
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "two").iterdir())

@@ -5,17 +5,14 @@ from __future__ import annotations
 from contextlib import ExitStack
 from fractions import Fraction
 
-import numpy as np
 import torch
 from upscale_media import generator, moving, write_video
 
 from vsr_dist.core.world import World
 from vsr_dist.inference.generator_io import load_generator
-from vsr_dist.inference.video.colour import ToRgb
-from vsr_dist.inference.video.media_facts import read_facts
-from vsr_dist.inference.video.media_in import MediaReader, Place
-from vsr_dist.inference.video.upscale_job import begin, finish, prepare, run_part
-from vsr_dist.inference.video.upscale_options import UpscaleOptions
+from vsr_dist.inference.video import video_in
+from vsr_dist.inference.video.job import UpscaleOptions, begin, finish, prepare, run_part
+from vsr_dist.inference.video.video_in import MOVED, MediaReader, Place, read_facts
 
 __all__ = ["generator"]
 
@@ -30,33 +27,30 @@ def test_a_scene_cut_near_the_border_of_two_parts_is_counted_once(tmp_path, gene
         options = UpscaleOptions(source, tmp_path / f"out{number}.mp4", torch.device("cpu"), "tiny", segment_frames=7)
         job = prepare(options, network)
         with ExitStack() as stack:
-            plan = begin(job, 2, stack)
-            assert len(plan.parts) == 2
-            # The first part is there when rank 0 looks after the others.
-            run_part(job, plan, World(1, 2))
-            run_part(job, plan, World(0, 2))
-            assert finish(job, plan).num_cuts == 1
+            parts = begin(job, 2, stack)
+            assert [part.num_expected for part in parts] == [30, 30]
+            for rank in (1, 0):
+                run_part(job, parts, World(rank, 2), stack)
+            assert finish(job, parts).num_cuts == 1
 
 
 def test_damage_before_a_place_is_not_counted_again(tmp_path, monkeypatch):
     source = write_video(tmp_path / "in.mkv", moving(40))
     facts = read_facts(source, Fraction(25))
-    packets = MediaReader._packets
+    decoded = video_in._decoded
 
-    def stumbling(self, container):
+    def stumbling(container, damage):
         before = 0
-        for number, frame in enumerate(packets(self, container)):
+        for number, frame in enumerate(decoded(container, damage)):
             # Two frames have the time of the frame before.
             frame.pts = before if number in (10, 30) else frame.pts
             before = frame.pts
             yield frame
 
-    monkeypatch.setattr(MediaReader, "_packets", stumbling)
+    monkeypatch.setattr(video_in, "_decoded", stumbling)
 
-    def moved(place, counted_from=None):
-        reader = MediaReader(facts, ToRgb(facts.tags, deep=False), deinterlace=False)
-        return np.array([frame.damage.moved_times for frame in reader.frames(place, counted_from)])
+    def moved(place):
+        return [frame.damage[MOVED] for frame in MediaReader(facts).frames(place)]
 
-    assert list(moved(Place())[[9, 10, 29, 30, 39]]) == [0, 1, 1, 2, 2]
-    assert list(moved(Place(20))[[0, 9, 10, 19]]) == [0, 0, 1, 1]
-    assert moved(Place(5), round(20 / 30 / facts.time_base))[-1] == 1
+    assert [number for number, is_moved in enumerate(moved(Place())) if is_moved] == [10, 30]
+    assert [number for number, is_moved in enumerate(moved(Place(20))) if is_moved] == [10]

@@ -36,7 +36,7 @@ def test_a_link_is_no_place_for_frames(tmp_path, generator, capsys):
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "folder")
     assert upscale(generator, source, tmp_path / "link") == 2
-    assert f"is a link; name the folder {tmp_path / 'folder'} itself" in said(capsys)[1]
+    assert f"is a link; give the folder {tmp_path / 'folder'} itself" in said(capsys)[1]
 
 
 def test_inputs_of_equal_size_and_ends_are_told_apart(tmp_path):
@@ -73,9 +73,9 @@ def test_no_file_of_the_user_is_replaced_or_removed(tmp_path, generator, capsys)
     (tmp_path / "plain").write_text("old")
     for target, options, words in (
         (output, ("--work-dir", str(work)), "holds thesis.txt"),
-        (output, ("--work-dir", str(tmp_path)), "lie in each other"),
-        (tmp_path / "new" / "out.mp4", ("--work-dir", str(tmp_path / "new")), "lie in each other"),
-        (tmp_path / "new", ("--work-dir", str(tmp_path / "new" / "work")), "lie in each other"),
+        (output, ("--work-dir", str(tmp_path)), "inside each other"),
+        (tmp_path / "new" / "out.mp4", ("--work-dir", str(tmp_path / "new")), "inside each other"),
+        (tmp_path / "new", ("--work-dir", str(tmp_path / "new" / "work")), "inside each other"),
         (output, ("--compare", str(source), "--overwrite"), "is INPUT or OUTPUT"),
         (output, ("--compare", str(output)), "is INPUT or OUTPUT"),
         (tmp_path / "plain", ("--overwrite",), "is a file"),

@@ -8,7 +8,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from upscale_media import decoded, generator, moving, stated_length_s, times_of, upscale, write_video
+from upscale_media import decoded, generator, moving, packets_of, stated_length_s, times_of, upscale, write_video
 
 __all__ = ["generator"]
 UNEVEN = [0, 1, 3, 4, 9, 10, 15, 16, 17, 30]
@@ -29,19 +29,31 @@ def test_uneven_times_are_kept_to_the_tick_over_segments(tmp_path, generator, su
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, output.name])
 
 
-def test_a_rate_that_is_no_whole_number_and_a_late_start_are_kept(tmp_path, generator):
+def test_a_rate_that_is_no_whole_number_and_a_start_after_the_sound_are_kept(tmp_path, generator):
     source = write_video(
         tmp_path / "in.mp4",
         moving(5),
         pts=[n + 9 for n in range(5)],
         time_base=Fraction(1001, 30000),
         rate=Fraction(30000, 1001),
+        audio="aac",
     )
     assert upscale(generator, source, tmp_path / "out.mp4") == 0
     assert times_of(tmp_path / "out.mp4") == times_of(source)
     assert float(times_of(source)[0]) == pytest.approx(0.3, abs=1e-3)
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert container.streams.video[0].average_rate == Fraction(30000, 1001)
+
+
+def test_a_late_start_of_all_tracks_is_moved_to_0(tmp_path, generator):
+    source = write_video(tmp_path / "in.ts", moving(8), audio="mp2")
+    assert min(times_of(source)) > 0
+    assert upscale(generator, source, tmp_path / "out.mp4", "--segment-frames", "3") == 0
+    starts_s = []
+    for path in (source, tmp_path / "out.mp4"):
+        starts_s.append((float(min(times_of(path))), packets_of(path, "audio")[0][0]))
+    assert starts_s[1] == pytest.approx(np.subtract(starts_s[0], min(starts_s[0])), abs=1e-3)
+    assert np.diff(times_of(tmp_path / "out.mp4")) == pytest.approx(np.diff(times_of(source)), abs=1e-4)
 
 
 @pytest.mark.parametrize("segment_frames", ["1", "2", "250"])

@@ -1,84 +1,260 @@
-"""What makes an upscaling job the same job: its input, its generator and every option that shapes the result."""
+"""One upscaling job, on one process or several, from its options to the finished output; it resumes after any end.
+
+`prepare` (every process) finds what cannot work before work begins, `begin` (rank 0) makes or checks the work folder,
+`run_part` (every process) upscales its range of frames, `finish` (rank 0) joins the output. Until then all is in the
+work folder: `job.json` says what shapes the result, `lock` is held by rank 0, and each process has a `part`.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import os
+import shutil
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import torch
 import xxhash
 
-from sharding.video import film_stream, open_video
+from vsr_dist.core.console import Progress, say
 from vsr_dist.core.errors import BadConfigError, BadInputError
+from vsr_dist.core.files import write_json
+from vsr_dist.core.world import World
+from vsr_dist.inference.engine import Precision, StreamOptions, VideoStream
 from vsr_dist.inference.fingerprint import fingerprint
-from vsr_dist.inference.video.media_facts import MediaFacts
-from vsr_dist.inference.video.media_in import Place
-from vsr_dist.inference.video.pipeline import Range
+from vsr_dist.inference.video.compare import write_comparison
+from vsr_dist.inference.video.join import JoinJob, check_output, join, plan_tracks
+from vsr_dist.inference.video.part import Part, PartRun, PartState, Range
+from vsr_dist.inference.video.video_in import MediaFacts, MediaReader, Place, open_source, packet_times, read_facts
+from vsr_dist.inference.video.video_out import PacketWriter, PngWriter, choose_encoder, container_of, new_encoder
 from vsr_dist.models.base import Generator
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Contiguous parts of the frames, one for each process, and how many frames there likely are in all."""
+class UpscaleOptions:
+    """What the command line says; see `vsr-dist upscale --help`. checkpoint: the generator's name, for people."""
 
-    parts: list[Range]
-    num_frames: int
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The part of the input that is enlarged: from `start_s` on, at most `num_frames` frames. None: all."""
-
+    source: Path
+    output: Path
+    device: torch.device
+    checkpoint: str
+    overwrite: bool = False
+    codec: str | None = None
+    quality: int | None = None
+    preset: str | None = None
+    pixel_format: str | None = None
+    compare: Path | None = None
+    audio: bool = True
+    subtitles: bool = True
     start_s: float | None = None
     num_frames: int | None = None
+    deinterlace: bool = False
+    image_rate: Fraction = Fraction(25)
+    tile_px: int | None = None
+    overlap_px: int | None = None
+    precision: Precision = "fp32"
+    compile: bool = False
+    cuts: bool = True
+    segment_frames: int = 250
+    work_dir: Path | None = None
 
 
-def generator_digest(generator: Generator) -> str:
-    """A hash of the kind of network and of all its weights."""
+# Those that shape the segments. How the other tracks are treated may change until the join.
+_SHAPING = (
+    "start_s", "num_frames", "deinterlace", "image_rate", "tile_px", "overlap_px", "precision", "compile", "cuts",
+    "segment_frames",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class UpscaleJob:
+    """A job that can begin. join: what its segments become; notes: what the user should know of that."""
+
+    options: UpscaleOptions
+    generator: Generator
+    join: JoinJob
+    notes: list[str]
+    work: Path
+
+    @property
+    def facts(self) -> MediaFacts:
+        """Of the input."""
+        return self.join.facts
+
+    def part(self, rank: int) -> Part:
+        """The share of a process."""
+        return Part(self.work / f"part_{rank:03d}")
+
+    def open_stream(self) -> VideoStream:
+        """The network."""
+        one = self.options
+        options = StreamOptions(one.tile_px, one.overlap_px, one.precision, one.compile, one.cuts)
+        return VideoStream(self.generator, options, one.device)
+
+    def open_segment(self, path: Path, first_frame: int) -> PacketWriter | PngWriter:
+        """The writer of a segment."""
+        settings = self.join.settings
+        return PngWriter(path, first_frame) if settings is None else PacketWriter(path, settings)
+
+
+def prepare(options: UpscaleOptions, generator: Generator) -> UpscaleJob:
+    """Read what the input says and choose the output's form. Raises UserError for what cannot work."""
+    target = _check_paths(options)
+    facts = read_facts(options.source, options.image_rate)
+    if facts.interlaced and not options.deinterlace:
+        raise BadInputError(
+            f"{options.source} is interlaced: its odd and even rows are from different moments; expected a progressive "
+            "video: give --deinterlace"
+        )
+    notes = ["the input has alpha, which is dropped"] if facts.layout.has_alpha else []
+    settings = None
+    if target is not None:
+        choice = (options.codec, options.quality, options.preset, options.pixel_format)
+        settings, more = choose_encoder(facts, generator.scale, target, *choice)
+        notes += more
+        new_encoder(settings)
+    tracks = []
+    if facts.is_video:
+        with open_source(options.source) as source:
+            if target is not None:
+                tracks = plan_tracks(source, target, audio=options.audio, subtitles=options.subtitles)
+            elif source.streams.audio or source.streams.subtitles:
+                notes.append("a folder of frames cannot hold audio and subtitles: dropped")
+    notes += [track.note for track in tracks if track.note]
+    is_cut = (options.start_s is not None, options.num_frames is not None)
+    joined = JoinJob(facts, target, settings, tracks, *is_cut)
+    check_output(joined)
+    work = options.work_dir or options.output.parent / f".{options.output.name}.work"
+    return UpscaleJob(options, generator, joined, notes, work)
+
+
+def _require(is_true: bool, message: str) -> None:
+    if not is_true:
+        raise BadConfigError(message)
+
+
+def _check_paths(options: UpscaleOptions) -> str | None:
+    """The output's container, after a check of all places that are written to. Raises BadConfigError."""
+    source, output, compare, work = options.source, options.output, options.compare, options.work_dir
+    target = container_of(output)
+    is_regular = source.is_file() or source.is_dir() or not source.exists()
+    _require(is_regular, f"INPUT {source} is a pipe or a device; expected a file or a folder, which are read twice")
+    _require(output.name not in ("", ".."), f"OUTPUT {output} has no name of its own; give a new folder or a file")
+    # A folder of frames gets its name by a rename, which would replace the link or fail.
+    is_link = target is None and output.is_symlink()
+    _require(not is_link, f"OUTPUT {output} is a link; give the folder {output.resolve()} itself")
+    if output.exists():
+        is_input = source.exists() and os.path.samefile(source, output)
+        _require(not is_input, f"OUTPUT {output} is the input; choose another name")
+        is_kind = target is not None or output.is_dir()
+        _require(is_kind, f"OUTPUT {output} is a file, and frames need a folder; choose another name, or .mp4")
+        inside = list(output.iterdir()) if output.is_dir() else None
+        is_free = options.overwrite or inside == []
+        _require(is_free, f"OUTPUT {output} exists; choose another name, or give --overwrite to replace it")
+        # A folder is replaced as a whole, and nothing but frames may go with it.
+        for path in inside or ():
+            is_frame = path.is_file() and (path.suffix == ".png" or path.name == "timestamps.txt")
+            _require(is_frame, f"OUTPUT {output} holds {path.name}, which is not a frame; give a new folder")
+    if compare is not None:
+        name = f"--compare {compare}"
+        _require(container_of(compare) is not None, f"{name}: expected a video file, such as comparison.mp4")
+        is_other = compare.resolve() not in (output.resolve(), source.resolve())
+        _require(is_other, f"{name} is INPUT or OUTPUT; choose another name")
+        is_free = options.overwrite or not compare.exists()
+        _require(is_free, f"{name} exists; choose another name, or give --overwrite")
+    if work is not None:
+        within = [path for path in (output, compare, source) if path and path.resolve().is_relative_to(work.resolve())]
+        is_apart = not within and not work.resolve().is_relative_to(output.resolve())
+        _require(is_apart, f"--work-dir {work} and {[*within, output][0]} are inside each other, and the work folder "
+                 "is removed at the end; give a new folder beside them")  # fmt: skip
+    for path in filter(None, (output, compare)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadConfigError(
+                f"{path.parent} cannot be made ({error.strerror}); choose another place for {path.name}"
+            ) from error
+        is_writable = os.access(path.parent, os.W_OK | os.X_OK)
+        _require(is_writable, f"{path.parent} cannot be written to; choose another place for {path.name}")
+    return target
+
+
+def begin(job: UpscaleJob, num_processes: int, stack: ExitStack) -> list[Range]:
+    """Make the work folder, or check it to resume in it: the parts of the job, in order, one for each process or fewer.
+
+    The folder stays locked as long as `stack` is open.
+    """
+    work = job.work
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in work.iterdir()}
+        is_own = "job.json" in names or names <= {"lock", "job.json.tmp"}
+        _require(is_own, f"the work folder {work} holds {min(names, default='')}, which is not of a job, and would be "
+                 "removed at the end; give a new folder with --work-dir")  # fmt: skip
+        _lock(work, stack)
+    except OSError as error:
+        raise BadConfigError(
+            f"the work folder {work} cannot be made ({error.strerror}); choose another place for the output, or give a "
+            "folder that can be written to with --work-dir"
+        ) from error
+    content = {"format_version": _FORMAT_VERSION, **_identity(job, num_processes)}
+    if "job.json" in names:
+        _check_same(work, content)
+        return _plan_parts(job, num_processes)
+    try:
+        parts = _plan_parts(job, num_processes)
+    except (BadConfigError, BadInputError):
+        shutil.rmtree(work)
+        raise
+    write_json(work / "job.json", content)
+    return parts
+
+
+def _lock(folder: Path, stack: ExitStack) -> None:
+    """Hold the lock of a folder as long as `stack` is open. Raises BadConfigError if another process has it."""
+    file = stack.enter_context((folder / "lock").open("a"))
+    try:
+        # The system releases the lock of a process that dies.
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BadConfigError(f"another process works on {folder}; wait for it, or stop it") from error
+
+
+def _identity(job: UpscaleJob, num_processes: int) -> dict[str, Any]:
+    """What makes a job the same: input, generator, software, and every option that shapes the segments."""
+    generator, settings = job.generator, job.join.settings
     digest = xxhash.xxh3_128(f"{type(generator).__name__} x{generator.scale}".encode())
     for name, tensor in sorted(generator.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def identity(source: Path, generator: Generator, options: dict[str, Any]) -> dict[str, Any]:
-    """All of it, ready for JSON."""
+    options = {name: getattr(job.options, name) for name in _SHAPING}
+    video = {} if settings is None else {"codec": settings.codec, "format": settings.pixel_format, **settings.options}
     return {
-        "input": fingerprint(source),
-        "generator": {"scale": generator.scale, "digest": generator_digest(generator)},
-        "options": options,
-        # Another encoder writes other packets, which cannot stand in one film.
-        "software": {"av": av.__version__, "ffmpeg": ".".join(str(n) for n in av.library_versions["libavcodec"])},
+        "input": fingerprint(job.options.source),
+        "generator": {"scale": generator.scale, "digest": digest.hexdigest()},
+        "options": options | {"image_rate": str(job.options.image_rate), "processes": num_processes},
+        "video": video,
+        # Another encoder writes other packets, which cannot be joined with these.
+        "software": {"av": av.__version__, "ffmpeg": ".".join(map(str, av.library_versions["libavcodec"]))},
     }
 
 
-def new_job(own: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    """What `job.json` holds."""
-    content = {"format_version": _FORMAT_VERSION, "identity": own, "plan": asdict(plan)}
-    # As it will be read: tuples are lists, numbers are plain.
-    plain: dict[str, Any] = json.loads(json.dumps(content))
-    return plain
-
-
-def plan_of(job: dict[str, Any]) -> Plan:
-    """The plan that `job.json` says."""
-    parts = [Range(**{**part, "start": Place(**part["start"])}) for part in job["plan"]["parts"]]
-    return Plan(parts, job["plan"]["num_frames"])
-
-
-def check_same(found: dict[str, Any], own: dict[str, Any], folder: Path) -> None:
-    """Raise BadConfigError that names every difference between a begun job and this one."""
-    if found.get("format_version") != _FORMAT_VERSION:
-        raise BadConfigError(f"{folder} is of another release of this program; remove it to begin anew")
-    before, now = _flat(found["identity"]), _flat(json.loads(json.dumps(own)))
+def _check_same(work: Path, content: dict[str, Any]) -> None:
+    """Raise BadConfigError that names every difference between the job that was begun and this one."""
+    path = work / "job.json"
+    try:
+        before, now = _flat(json.loads(path.read_text())), _flat(content)
+    except ValueError as error:
+        raise BadInputError(f"{path} is damaged ({error}); remove {work} to start again") from error
     differences = [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
@@ -86,8 +262,8 @@ def check_same(found: dict[str, Any], own: dict[str, Any], folder: Path) -> None
     ]
     if differences:
         raise BadConfigError(
-            f"{folder} holds a job that was begun with something else: {'; '.join(differences)}. Run the command as it "
-            "was to finish that job, or remove the folder to begin anew"
+            f"{work} holds an unfinished job, and this one differs: {'; '.join(differences)}. Run the command as "
+            "it was to finish that job, or remove the folder to start again"
         )
 
 
@@ -98,73 +274,97 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def make_plan(facts: MediaFacts, chosen: Selection, num_parts: int, warm_up_frames: int) -> Plan:
-    """The plan for `num_parts` processes.
-
-    With several, or a beginning in the middle, the times of all frames are read first, without decoding.
-    """
-    if num_parts == 1 and chosen.start_s is None:
-        num_frames = count_frames(facts)
-        wanted = num_frames if chosen.num_frames is None else min(num_frames, chosen.num_frames)
-        return Plan([Range(num_frames=chosen.num_frames)], wanted)
-    times = frame_times(facts)
-    first = 0
-    if chosen.start_s is not None:
-        start = times[0] + chosen.start_s / facts.time_base if times else 0
-        first = next((number for number, pts in enumerate(times) if pts >= start), len(times))
-    end = len(times) if chosen.num_frames is None else min(len(times), first + chosen.num_frames)
-    if end <= first:
-        last_s = float((times[-1] - times[0]) * facts.time_base) if times else 0.0
-        raise BadConfigError(
-            f"--start {chosen.start_s}: {facts.path} has no frame there, its last is at {last_s:.2f} s"
+def _plan_parts(job: UpscaleJob, num_parts: int) -> list[Range]:
+    """With several parts, or a beginning in the middle, the times of all frames are read first, without decoding."""
+    facts, start_s, num_wanted = job.facts, job.options.start_s, job.options.num_frames
+    if num_parts == 1 and start_s is None:
+        num_frames = facts.num_frames or len(packet_times(facts))
+        return [Range(min(num_frames, num_wanted or num_frames), num_frames=num_wanted)]
+    found = set(packet_times(facts))
+    if None in found:
+        raise BadInputError(
+            f"{facts.path} has frames without times, which --start and several processes need; leave out --start and "
+            "use one process, or convert the video to .mkv or .mp4 first"
         )
-    return Plan(_split(times, first, end, num_parts, warm_up_frames, seekable=facts.is_video), end - first)
-
-
-def _split(
-    times: Sequence[int], first: int, end: int, num_parts: int, warm_up_frames: int, *, seekable: bool
-) -> list[Range]:
+    times = sorted(cast(set[int], found))
+    start = times[0] + (start_s or 0) / facts.time_base if times else 0
+    first = next((number for number, pts in enumerate(times) if pts >= start), len(times))
+    end = min(len(times), first + (num_wanted or len(times)))
+    last_s = float((times[-1] - times[0]) * facts.time_base) if times else 0.0
+    _require(end > first, f"--start {start_s}: {facts.path} has no frame there, its last is at {last_s:.2f} s")
+    # The beginning of a selection is the beginning of a video; only what lies inside has a past.
+    warm_up_frames = job.open_stream().warm_up_frames if num_parts > 1 else 0
     bounds = [first + (end - first) * part // num_parts for part in range(num_parts + 1)]
     parts = []
-    for begin, until in pairwise(bounds):
-        if until == begin:
-            continue
-        # The beginning of a selection is the beginning of a film; only what lies inside has a past.
-        entered = max(first, begin - warm_up_frames)
-        place = Place(entered, times[entered - 1], seekable) if entered else Place()
-        parts.append(Range(times[begin], times[until] if until < len(times) else None, None, place))
+    for one, following in pairwise(bounds):
+        if following > one:
+            entered = max(first, one - warm_up_frames)
+            place = Place(entered, times[entered - 1], facts.is_video) if entered else Place()
+            end_pts = times[following] if following < len(times) else None
+            parts.append(Range(following - one, times[one], end_pts, start=place))
     return parts
 
 
-def frame_times(facts: MediaFacts) -> list[int]:
-    """The times of all frames, ascending, from the packets. BadInputError if some have none."""
-    if not facts.is_video:
-        return list(range(facts.num_frames or 0))
-    times = set()
-    for pts in _packet_times(facts.path):
-        if pts is None:
-            raise BadInputError(
-                f"{facts.path} has frames without times, so no place in it can be named; leave out --start and use one "
-                "process, or put it into an .mkv or .mp4 first"
-            )
-        times.add(pts)
-    return sorted(times)
+def run_part(job: UpscaleJob, parts: list[Range], world: World, stack: ExitStack) -> float:
+    """This process's frames, as far as they are not done: the seconds inside the network."""
+    if world.rank >= len(parts):
+        return 0.0
+    part = job.part(world.rank)
+    part.folder.mkdir(exist_ok=True)
+    _lock(part.folder, stack)
+    options, frames, num_done = job.options, parts[world.rank], num_finished(job, parts)
+    if num_done and world.is_main:
+        say(f"resuming: {num_done} of {sum(one.num_expected for one in parts)} frames are done")
+    done = part.state()
+    if done.is_done:
+        return 0.0
+    verb = "upscaled" if world.size == 1 else f"process 0 of {world.size} upscaled"
+    start, enabled = done.num_frames, world.is_main
+    with Progress(frames.num_expected, "frame", verb=verb, start=start, enabled=enabled) as progress:
+        run = PartRun(
+            part,
+            frames,
+            job.open_stream(),
+            job.open_segment,
+            segment_frames=options.segment_frames,
+            advance=progress.advance,
+        )
+        run.run(MediaReader(job.facts, deinterlace=options.deinterlace))
+    return run.network_s
 
 
-def count_frames(facts: MediaFacts) -> int:
-    """How many frames there likely are, by the header or by a look at every packet."""
-    return facts.num_frames or sum(1 for _ in _packet_times(facts.path))
+def num_finished(job: UpscaleJob, parts: list[Range]) -> int:
+    """Frames in the finished segments of all processes."""
+    return sum(job.part(rank).state().num_frames for rank in range(len(parts)))
 
 
-def _packet_times(path: Path) -> Iterator[int | None]:
-    """The time of each packet of the film that is shown, in the order of the file."""
-    with open_video(path) as container:
-        packets = container.demux(film_stream(container))
-        while True:
-            try:
-                packet = next(packets)
-            except (StopIteration, av.error.FFmpegError):
-                # What lies behind an error cannot be read in the work itself either, which says so.
-                return
-            if packet.size and not packet.is_discard:
-                yield packet.pts
+def finish(job: UpscaleJob, parts: list[Range]) -> PartState:
+    """Join the output and publish it, then the comparison, and remove the work folder: the sum of all parts' states."""
+    options, output = job.options, job.options.output
+    states = [job.part(rank).state() for rank in range(len(parts))]
+    segments = [job.part(rank).segment(n) for rank, state in enumerate(states) for n in range(state.num_segments)]
+    last_duration = next((state.last_duration for state in reversed(states) if state.num_frames), 1)
+    temporary = output.with_name(f".{output.stem}.part{output.suffix}")
+    try:
+        num_frames, shift = join(job.join, segments, last_duration, temporary)
+        if options.compare is not None:
+            reader = MediaReader(replace(job.facts, deep=False), deinterlace=options.deinterlace)
+            with Progress(num_frames, "frame", verb="compared") as progress:
+                low = reader.frames(parts[0].start)
+                write_comparison(
+                    options.compare, job.facts, low, temporary, job.generator.scale, shift, progress.advance
+                )
+        if output.is_dir():
+            shutil.rmtree(output)
+        os.replace(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary.is_file():
+            temporary.unlink()
+    shutil.rmtree(job.work)
+    return PartState(
+        num_frames=num_frames,
+        num_cuts=sum(state.num_cuts for state in states),
+        damage=sum((state.damage for state in states), Counter()),
+        facts=states[0].facts,
+    )

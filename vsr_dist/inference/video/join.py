@@ -1,73 +1,275 @@
-"""The last step of a job: the segments of all parts become one file, with the other tracks of the input beside them."""
+"""The last step of a job: finished segments become one output, with the other tracks of the input beside the video.
+
+The packets of all segments, and those of sound, subtitles, cover pictures and fonts, are copied into the output once.
+All times move by the same amount, so that the earliest track of the input, or the beginning of the part that was asked
+for, is at 0.
+"""
 
 from __future__ import annotations
 
+import heapq
 import io
+import math
 import os
 import shutil
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal, cast
 
 import av
 import numpy as np
 from av.container import InputContainer, OutputContainer
+from av.stream import Disposition, Stream
+from av.subtitles.codeccontext import SubtitleCodecContext
+from av.subtitles.subtitle import SubtitleSet
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from sharding.images import list_images
-from sharding.video import film_stream, open_video, stated_end_s
+from sharding.video import film_stream, stated_end_s
 from vsr_dist.core.errors import BadConfigError, BadInputError
-from vsr_dist.inference.video.codecs import EncoderSettings, set_up
-from vsr_dist.inference.video.media_facts import MediaFacts
-from vsr_dist.inference.video.tracks import Track, TrackCopier, fresh_tags
-from vsr_dist.inference.video.work_folder import Part
+from vsr_dist.inference.video.video_in import MediaFacts, open_source
+from vsr_dist.inference.video.video_out import CONTAINERS, EncoderSettings, read_packets, set_up
 
-# mp4 counts the film's time at least this fine; the muxer doubles the units until it does.
+# What a subtitle of plain text becomes where the container does not take it as it is.
+_TEXT_CODECS = ("subrip", "srt", "ass", "ssa", "webvtt", "mov_text", "text")
+_TEXT_TARGETS = {"mp4": "mov_text", "mov": "mov_text", "matroska": "subrip", "webm": "webvtt"}
+_COVER_TYPES = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
+# Written by every muxer, or wrong for the new video.
+_STALE_TAGS = {"encoder", "rotate", "major_brand", "minor_version", "compatible_brands", "duration", "vendor_id"}
+_STALE_PREFIXES = ("_statistics", "bps", "number_of_", "duration-")
+# mp4 counts the time of the whole file at least this fine; its muxer doubles the units of a track until they are.
 _LEAST_TIMESCALE = 10_000
 
 
 @dataclass(frozen=True)
-class JoinJob:
-    """What is put together: parts in time order, into the container `target` at `path`, which is not the final name.
+class Track:
+    """What becomes of a track of the input. codec: in the output, of a converted one."""
 
-    cut_start, cut_end: the result begins behind the input's beginning, or ends before its end, and so do its tracks;
-    a cut beginning becomes time 0.
-    """
-
-    facts: MediaFacts
-    parts: list[Part]
-    target: str
-    settings: EncoderSettings
-    tracks: list[Track]
-    path: Path
-    cut_start: bool = False
-    cut_end: bool = False
+    index: int
+    kind: str
+    action: Literal["copy", "convert", "attach", "drop"]
+    codec: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Times of all packets in decoding order, in units of the time base."""
+class JoinJob:
+    """What is put together: for the container `target`, or with None for a folder of PNG frames.
 
-    pts: NDArray[np.int64]
-    dts: NDArray[np.int64]
-    durations: NDArray[np.int64]
+    cut_start, cut_end: the result begins after the beginning of the input, or ends before its end, and so do its other
+    tracks; a cut beginning becomes time 0.
+    """
+
+    facts: MediaFacts
+    target: str | None
+    settings: EncoderSettings | None
+    tracks: list[Track]
+    cut_start: bool
+    cut_end: bool
 
 
-def timing(pts: Iterable[int], last_duration: int) -> Timing:
-    """Decoding times for packets whose presentation times are given in decoding order.
+def plan_tracks(container: InputContainer, target: str, *, audio: bool, subtitles: bool) -> list[Track]:
+    """What becomes of every track but the video.
+
+    Raises BadConfigError for sound and subtitles that the container cannot hold, naming one that can.
+    """
+    film, has_chapters = film_stream(container).index, bool(container.chapters())
+    return [
+        _plan_track(stream, target, {"audio": audio, "subtitle": subtitles}.get(stream.type, False))
+        for stream in container.streams
+        # The muxer itself writes the text track in which a mov has its chapters.
+        if stream.index != film and not (stream.type == "data" and has_chapters and _codec_of(stream) == "bin_data")
+    ]
+
+
+def _plan_track(stream: Stream, target: str, wanted: bool) -> Track:
+    kind, codec, language = stream.type, _codec_of(stream), stream.metadata.get("language", "")
+    name = f"{kind} track {stream.index}" + (f" ({language})" if language not in ("", "und") else "")
+    why = f"{target} output cannot hold it"
+    if kind in ("audio", "subtitle"):
+        option = "--no-audio" if kind == "audio" else "--no-subtitles"
+        if wanted and stream.codec_context is not None:
+            if _can_hold(target, stream):
+                return Track(stream.index, kind, "copy", codec)
+            if codec in _TEXT_CODECS:
+                becomes = _TEXT_TARGETS[target]
+                return Track(stream.index, kind, "convert", becomes, f"{name} converted from {codec} to {becomes}")
+            able = [suffix for suffix, container in CONTAINERS.items() if _can_hold(container, stream)]
+            advice = f"name the output {' or '.join(able)}" if able else "no container known here can"
+            raise BadConfigError(f"{target} cannot hold {name} of {codec}; {advice}, or drop it with {option}")
+        why = "its codec is unknown" if wanted else option
+    elif stream.disposition & Disposition.attached_pic:
+        if target == "matroska" and codec in _COVER_TYPES:
+            return Track(stream.index, "cover", "attach", codec)
+        if target in ("mp4", "mov") and _can_hold(target, stream):
+            return Track(stream.index, "cover", "copy", codec)
+    elif kind == "attachment" and target == "matroska":
+        return Track(stream.index, kind, "copy", codec)
+    elif kind == "video":
+        why = "only the first video is upscaled"
+    return Track(stream.index, kind, "drop", codec, f"{name} dropped: {why}")
+
+
+def _codec_of(stream: Stream) -> str:
+    context = stream.codec_context
+    return str((getattr(stream, "name", None) if context is None else context.codec.name) or "unknown")
+
+
+def _can_hold(target: str, stream: Stream) -> bool:
+    """True if a container takes packets of this track as they are."""
+    try:
+        av.open(io.BytesIO(), "w", format=target).add_stream_from_template(stream, opaque=True)
+    except ValueError:
+        return False
+    return True
+
+
+def check_output(job: JoinJob) -> None:
+    """Write the head of the output to nowhere. Raises BadConfigError if the container does not take it."""
+    if job.settings is None:
+        return
+    try:
+        with ExitStack() as stack:
+            source = stack.enter_context(open_source(job.facts.path)) if job.facts.is_video else None
+            output, _, _ = _open_output(stack, io.BytesIO(), job, job.settings, source)
+            output.start_encoding()
+    except (av.error.FFmpegError, ValueError) as error:
+        raise BadConfigError(
+            f"a {job.target} file with {job.settings.codec} cannot be written: "
+            f"{getattr(error, 'strerror', None) or error}; choose another --codec, another --pixel-format or another "
+            "suffix, such as .mkv, which takes most"
+        ) from error
+
+
+def join(job: JoinJob, segments: Sequence[Path], last_duration: int, path: Path) -> tuple[int, int]:
+    """Write the output to `path`: (number of frames, ticks of the video's time base by which all times are earlier).
+
+    segments: in time order. last_duration: of the last frame, as the decoder says.
+    """
+    if job.settings is None:
+        return _join_frames(job, segments, path)
+    # Memory: 40 bytes for each frame.
+    shown, time_base = _presentation_times(job, job.settings, segments), job.facts.time_base
+    with ExitStack() as stack:
+        source = stack.enter_context(open_source(job.facts.path)) if job.facts.is_video else None
+        if source is not None and not job.cut_end:
+            last_duration = _last_duration(source, shown, last_duration, time_base)
+        times_N3 = packet_times(shown, last_duration)
+        first, end = int(times_N3[:, 0].min()), int((times_N3[:, 0] + times_N3[:, 2]).max())
+        shift = first if job.cut_start else _ticks_before_first(source, first, time_base)
+        times_N3[:, :2] -= shift
+        output, video, streams = _open_output(stack, str(path.absolute()), job, job.settings, source)
+        others: Iterator[av.Packet] = iter(())
+        if source is not None:
+            begin_s = float(first * time_base) if job.cut_start else -math.inf
+            end_s = float(end * time_base) if job.cut_end else math.inf
+            output.set_chapters(_chapters(source, begin_s, end_s, float(shift * time_base)))  # type: ignore[arg-type]
+            converted = {track.index for track in job.tracks if track.action == "convert"}
+            others = _track_packets(source, streams, converted, (begin_s, end_s), shift * time_base)
+        for packet in heapq.merge(others, _video_packets(segments, times_N3, time_base, video), key=_decoding_time):
+            output.mux(packet)
+    return len(shown), shift
+
+
+def _open_output(
+    stack: ExitStack, file: str | BinaryIO, job: JoinJob, settings: EncoderSettings, source: InputContainer | None
+) -> tuple[OutputContainer, VideoStream, dict[int, Stream]]:
+    """The output with its metadata and streams: the video's, and those of the other tracks by index in the input."""
+    # Without dates, random numbers and version names the same job writes the same bytes. Sound that begins before 0, as
+    # AAC does in mp4, must not move the video.
+    options = {"fflags": "+bitexact", "avoid_negative_ts": "disabled"}
+    if job.target in ("mp4", "mov"):
+        # Otherwise the start and the length of the video are rounded to milliseconds.
+        scale = settings.time_base.denominator
+        while scale < _LEAST_TIMESCALE:
+            scale *= 2
+        options["movie_timescale"] = str(scale)
+    output = stack.enter_context(av.open(file, "w", format=job.target, options=options))
+    video = output.add_stream(settings.codec, rate=settings.rate)
+    set_up(video.codec_context, settings)
+    video.time_base = settings.time_base
+    if settings.codec == "libx265" and job.target in ("mp4", "mov"):
+        # The form of HEVC that Apple's players take.
+        video.codec_context.codec_tag = "hvc1"
+    streams: dict[int, Stream] = {}
+    if source is None:
+        return output, video, streams
+    output.metadata.update(_fresh_tags(source.metadata))
+    video.metadata.update(_fresh_tags(film_stream(source).metadata))
+    video.disposition = film_stream(source).disposition
+    for track in job.tracks:
+        template = source.streams[track.index]
+        if track.action == "attach":
+            name, mime_type = _COVER_TYPES[track.codec]
+            output.add_attachment(name, mime_type, bytes(next(source.demux(template))))
+        elif track.action != "drop":
+            if track.action == "convert":
+                stream = _add_converted(output, template, track.codec)
+            else:
+                stream = output.add_stream_from_template(template, opaque=True)
+            stream.disposition = template.disposition
+            if track.kind != "attachment":
+                stream.metadata.update(_fresh_tags(template.metadata))
+                streams[track.index] = stream
+    return output, video, streams
+
+
+def _add_converted(output: OutputContainer, template: Stream, codec: str) -> Stream:
+    decoder = cast(SubtitleCodecContext, template.codec_context)
+    decoder.open(strict=False)
+    stream = output.add_stream(codec)
+    encoder = cast(SubtitleCodecContext, stream.codec_context)
+    encoder.subtitle_header = decoder.subtitle_header
+    encoder.time_base = stream.time_base = Fraction(1, 1000)
+    return stream
+
+
+def _fresh_tags(metadata: dict[str, Any]) -> dict[str, str]:
+    """Metadata without what describes the old file."""
+    return {
+        key: value
+        for key, value in metadata.items()
+        if key.lower() not in _STALE_TAGS and not key.lower().startswith(_STALE_PREFIXES)
+    }
+
+
+def _decoding_time(packet: av.Packet) -> Fraction:
+    time: Fraction = (packet.pts if packet.dts is None else packet.dts) * packet.time_base
+    return time
+
+
+def _presentation_times(job: JoinJob, settings: EncoderSettings, segments: Sequence[Path]) -> array[int]:
+    """Of all packets in decoding order. The headers of all encoders must agree."""
+    shown, headers = array("q"), set()
+    for path in segments:
+        header, packets = read_packets(path)
+        headers.add(header)
+        shown.extend(packet[0] for packet in packets)
+    if not shown:
+        raise BadInputError(f"{job.facts.path}: no frame could be decoded; get the file again")
+    if len(headers) > 1:
+        raise BadInputError(
+            f"the segments of this job come from different builds of {settings.codec}; install the same software on "
+            "every machine, remove the work folder and start again"
+        )
+    return shown
+
+
+def packet_times(pts: Sequence[int], last_duration: int) -> NDArray[np.int64]:
+    """(N, 3): presentation time, decoding time and duration of packets, from the first, given in decoding order.
 
     Each encoder counts from its own beginning, so with uneven times its decoding times may lie before the end of the
-    segment before. Anew over all: packet k is decoded at the k-th of the presentation times in order, `d` places
-    earlier, where d is the deepest reordering. That grows strictly and is never after the packet's own presentation.
-    The first d lie before the first presentation, as far as makes the sum of all steps the length that is shown: mp4
-    keeps only that sum. With even times all is as x264 itself has it.
+    segment before. Computed again over all: packet k is decoded at the k-th of the presentation times in order, `d`
+    places earlier, where d is the deepest reordering. That grows strictly and is never after the packet's own
+    presentation. The first d lie before the first presentation, as far as makes the sum of all steps the length that is
+    shown: mp4 keeps only that sum. With even times the result is that of x264.
     """
     shown = np.asarray(pts, dtype=np.int64)
-    if shown.size == 0:
-        return Timing(shown, shown, shown)
     order = np.argsort(shown, kind="stable")
     ranks = np.empty_like(order)
     ranks[order] = np.arange(len(shown))
@@ -76,105 +278,14 @@ def timing(pts: Iterable[int], last_duration: int) -> Timing:
     delay = int((np.arange(len(shown)) - ranks).max())
     ahead = int(ordered[-1] + max(1, last_duration) - ordered[len(shown) - 1 - delay] - durations[-1])
     early = ordered[0] - ahead + np.arange(delay) * ahead // max(1, delay)
-    return Timing(shown, np.concatenate([early, ordered[: len(shown) - delay]]), durations)
+    return np.stack([shown, np.concatenate([early, ordered[: len(shown) - delay]]), durations], axis=1)
 
 
-def _muxer(target: str, settings: EncoderSettings) -> dict[str, str]:
-    """Options of the container."""
-    # Without dates, random numbers and version names the same job writes the same bytes. Sound that begins before 0, as
-    # AAC does in mp4, shall not move the film.
-    options = {"fflags": "+bitexact", "avoid_negative_ts": "disabled"}
-    if target in ("mp4", "mov"):
-        scale = settings.time_base.denominator
-        while scale < _LEAST_TIMESCALE:
-            scale *= 2
-        # The start and the length of the film are else rounded to milliseconds.
-        options["movie_timescale"] = str(scale)
-    return options
-
-
-def check_output(facts: MediaFacts, target: str, settings: EncoderSettings, tracks: list[Track]) -> None:
-    """Write the head of the result to nowhere. Raises BadConfigError if the container does not take it."""
-    with open_video(facts.path) if facts.is_video else _nothing() as source, io.BytesIO() as nowhere:
-        try:
-            with av.open(nowhere, "w", format=target, options=_muxer(target, settings)) as output:
-                _begin(output, source, target, settings, tracks)
-                output.start_encoding()
-        except (av.error.FFmpegError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise BadConfigError(
-                f"a {target} file with {settings.codec} cannot be written: {reason}; "
-                "choose another --codec, another --pixel-format or another suffix, such as .mkv, which takes most"
-            ) from error
-
-
-class _nothing:  # noqa: N801 - a context manager in place of a container
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-
-def _begin(
-    output: OutputContainer, source: InputContainer | None, target: str, settings: EncoderSettings, tracks: list[Track]
-) -> tuple[Any, TrackCopier | None]:
-    """Metadata, chapters and streams of the result: (the film's stream, the others)."""
-    video = output.add_stream(settings.codec, rate=settings.rate)
-    set_up(video.codec_context, settings)
-    video.time_base = settings.time_base
-    if settings.codec == "libx265" and target in ("mp4", "mov"):
-        # The form of HEVC that Apple's players take.
-        video.codec_context.codec_tag = "hvc1"
-    if source is None:
-        return video, None
-    output.metadata.update(fresh_tags(source.metadata))
-    from_stream = film_stream(source)
-    video.metadata.update(fresh_tags(from_stream.metadata))
-    video.disposition = from_stream.disposition
-    return video, TrackCopier(source, output, tracks)
-
-
-def join_video(job: JoinJob) -> int:
-    """Write the result; returns its number of frames. Memory: 40 bytes for each frame."""
-    shown, last_duration = _collect(job.parts, job.settings)
-    if not shown:
-        raise BadInputError(f"{job.facts.path}: no frame could be decoded; get it again")
-    time_base = job.settings.time_base
-    with (
-        open_video(job.facts.path) if job.facts.is_video else _nothing() as source,
-        av.open(str(job.path), "w", format=job.target, options=_muxer(job.target, job.settings)) as output,
-    ):
-        if source is not None and not job.cut_end:
-            last_duration = _last_duration(source, shown, last_duration, time_base)
-        times = timing(shown, last_duration)
-        first, end = int(times.pts.min()), int((times.pts + times.durations).max())
-        shift = first if job.cut_start else 0
-        video, copier = _begin(output, source, job.target, job.settings, job.tracks)
-        others: Iterator[av.Packet] = iter(())
-        if source is not None and copier is not None:
-            begin_s = float(first * time_base) if job.cut_start else -np.inf
-            end_s = float(end * time_base) if job.cut_end else np.inf
-            output.set_chapters(_chapters(source, begin_s, end_s, float(shift * time_base)))
-            others = copier.packets(begin_s, end_s, float(shift * time_base))
-        waiting = next(others, None)
-        for packet in _video_packets(job.parts, times, shift, time_base):
-            while waiting is not None and _time(waiting) <= packet.dts * packet.time_base:
-                output.mux(waiting)
-                waiting = next(others, None)
-            packet.stream = video
-            output.mux(packet)
-        while waiting is not None:
-            output.mux(waiting)
-            waiting = next(others, None)
-    return len(shown)
-
-
-def _last_duration(source: InputContainer, shown: array[int], decoded: int, time_base: Fraction) -> int:
+def _last_duration(source: InputContainer, shown: Sequence[int], decoded: int, time_base: Fraction) -> int:
     """How long the last frame is shown, in units of the time base.
 
-    `decoded` is the decoder's word, which is that of another frame where frames are reordered. The header's word counts
-    unless it speaks of frames that are missing.
+    `decoded` is what the decoder says: the duration of another frame where frames are reordered. The header decides,
+    unless it counts frames that are missing.
     """
     ordered = np.sort(np.asarray(shown, dtype=np.int64))
     longest = max(decoded, int(np.diff(ordered).max(initial=0)))
@@ -182,9 +293,79 @@ def _last_duration(source: InputContainer, shown: array[int], decoded: int, time
     stated = 0 if stated_s is None else round(stated_s / time_base) - int(ordered[-1])
     # mp4 states ends in milliseconds.
     slack = round(Fraction(1, 1000) / time_base) + 1
-    if not 0 < stated <= longest + slack:
-        return decoded
-    return decoded if abs(stated - decoded) <= slack else stated
+    is_known = 0 < stated <= longest + slack and abs(stated - decoded) > slack
+    return stated if is_known else decoded
+
+
+def _ticks_before_first(source: InputContainer | None, first: int, time_base: Fraction) -> int:
+    """By how much the earliest track begins after 0, in ticks of the video, whose first frame is at `first`.
+
+    MPEG-TS begins at any time.
+    """
+    starts = [
+        math.floor(stream.start_time * (stream.time_base or 0) / time_base)
+        for stream in (() if source is None else source.streams)
+        if stream.type in ("video", "audio", "subtitle") and stream.start_time is not None
+        if not stream.disposition & Disposition.attached_pic
+    ]
+    return max(0, min([first, *starts])) if source is not None else 0
+
+
+def _video_packets(
+    segments: Sequence[Path], times_N3: NDArray[np.int64], time_base: Fraction, video: VideoStream
+) -> Iterator[av.Packet]:
+    times = iter(times_N3)
+    for path in segments:
+        with path.open("rb") as file:
+            for _, is_key, offset, num_bytes in read_packets(path)[1]:
+                file.seek(offset)
+                packet = av.Packet(file.read(num_bytes))
+                packet.stream, packet.time_base, packet.is_keyframe = video, time_base, is_key
+                packet.pts, packet.dts, packet.duration = map(int, next(times))
+                yield packet
+
+
+def _track_packets(
+    source: InputContainer,
+    streams: dict[int, Stream],
+    converted: set[int],
+    limits_s: tuple[float, float],
+    shift_s: Fraction,
+) -> Iterator[av.Packet]:
+    """Packets that begin within the limits, earlier by `shift_s`, in the order of the file. Ends early at damage."""
+    packets = source.demux([source.streams[index] for index in streams]) if streams else iter(())
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, av.error.FFmpegError):
+            return
+        pts = packet.dts if packet.pts is None else packet.pts
+        if packet.size and packet.stream.disposition & Disposition.attached_pic:
+            packet.pts = packet.dts = 0
+        elif packet.size and pts is not None and limits_s[0] <= float(pts * packet.time_base) < limits_s[1]:
+            ticks = round(shift_s / packet.time_base)
+            packet.pts = None if packet.pts is None else packet.pts - ticks
+            packet.dts = None if packet.dts is None else packet.dts - ticks
+        else:
+            continue
+        index = packet.stream.index
+        ready = _converted(packet, streams[index]) if index in converted else packet
+        if ready is not None:
+            ready.stream = streams[index]
+            yield ready
+
+
+def _converted(packet: av.Packet, stream: Stream) -> av.Packet | None:
+    """A subtitle in the codec of another stream; None if it shows nothing."""
+    found = packet.stream.codec_context.decode2(packet)
+    lines = [] if found is None else [rect.ass for rect in found.rects if getattr(rect, "ass", b"")]
+    if not lines or not lines[0].split(b",", 8)[-1].strip():
+        return None
+    text = b"\\N".join([lines[0], *(line.split(b",", 8)[-1] for line in lines[1:])])
+    made = stream.codec_context.encode_subtitle(SubtitleSet.create(text, 0, 1, 0))
+    made.pts = made.dts = packet.pts
+    made.duration, made.time_base = packet.duration, packet.time_base
+    return made
 
 
 def _chapters(source: InputContainer, begin_s: float, end_s: float, shift_s: float) -> list[dict[str, Any]]:
@@ -192,78 +373,40 @@ def _chapters(source: InputContainer, begin_s: float, end_s: float, shift_s: flo
     kept = []
     for chapter in source.chapters():
         base = chapter["time_base"] or Fraction(1, av.time_base)
-        start, end = float(chapter["start"] * base), float(chapter["end"] * base)
-        if start < end_s and end > begin_s:
-            moved = {"start": max(start, begin_s) - shift_s, "end": min(end, end_s) - shift_s}
-            kept.append({**chapter, **{name: round(time_s / base) for name, time_s in moved.items()}})
+        start_s, stop_s = float(chapter["start"] * base), float(chapter["end"] * base)
+        if start_s < end_s and stop_s > begin_s:
+            moved = {"start": max(start_s, begin_s) - shift_s, "end": min(stop_s, end_s) - shift_s}
+            kept.append({**chapter, **{key: round(time_s / base) for key, time_s in moved.items()}})
     return kept
 
 
-def _time(packet: av.Packet) -> Fraction:
-    time: Fraction = (packet.dts if packet.dts is not None else packet.pts) * packet.time_base
-    return time
-
-
-def _collect(parts: list[Part], settings: EncoderSettings) -> tuple[array[int], int]:
-    """Presentation times of all packets, and the duration of the last frame. The heads of all encoders must agree."""
-    shown, last_duration, heads = array("q"), 1, set()
-    for part in parts:
-        for record in part.records():
-            shown.extend(record.pts)
-            last_duration = record.last_duration
-            if record.pts:
-                heads.add(record.extradata)
-    if len(heads) > 1:
-        raise BadInputError(
-            f"the segments of this job come from different builds of {settings.codec}; run it anew, on one machine"
-        )
-    return shown, last_duration
-
-
-def _video_packets(parts: list[Part], times: Timing, shift: int, time_base: Fraction) -> Iterator[av.Packet]:
-    number = 0
-    for part in parts:
-        for record in part.records():
-            with part.packets_path(record.number).open("rb") as file:
-                for size, key in zip(record.sizes, record.keys, strict=True):
-                    packet = av.Packet(file.read(size))
-                    packet.time_base = time_base
-                    packet.pts, packet.dts = int(times.pts[number]) - shift, int(times.dts[number]) - shift
-                    packet.duration = int(times.durations[number])
-                    packet.is_keyframe = bool(key)
-                    yield packet
-                    number += 1
-
-
-def join_frames(facts: MediaFacts, parts: list[Part], folder: Path, *, cut_start: bool) -> int:
-    """Gather the PNG frames of all parts in a new folder; returns their number. cut_start: see `JoinJob`.
+def _join_frames(job: JoinJob, segments: Sequence[Path], folder: Path) -> tuple[int, int]:
+    """Gather the PNG frames of all segments in a new folder; see `join`.
 
     Images keep the names of the folder that they come from; frames of a video are numbered from 0, and `timestamps.txt`
-    (version 2, milliseconds, as mkvmerge reads it) says when each is shown.
+    (version 2, milliseconds, as mkvmerge reads it) holds the time of each.
     """
+    facts = job.facts
+    files = [file for path in segments for file in sorted(path.iterdir())]
+    if not files:
+        raise BadInputError(f"{facts.path}: no frame could be decoded; get the file again")
+    times = [int(file.stem.partition("_")[2]) for file in files]
+    names = [f"{number:08d}" for number in range(len(files))]
+    shift = times[0] if job.cut_start else 0
+    if facts.is_video and not job.cut_start:
+        with open_source(facts.path) as source:
+            shift = _ticks_before_first(source, times[0], facts.time_base)
+    if not facts.is_video:
+        stems = [path.stem for path in list_images(facts.path)]
+        names = [stems[number] for number in times] if len(set(stems)) == len(stems) else names
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    stems = [] if facts.is_video else [path.stem for path in list_images(facts.path)]
-    if len(set(stems)) < len(stems):
-        stems = []
-    number, start = 0, None
-    lines = ["# timestamp format v2"]
-    for part in parts:
-        for record in part.records():
-            paths = sorted(part.frames_path(record.number).iterdir())
-            for path, pts in zip(paths, record.pts, strict=True):
-                name = stems[pts] if stems else f"{number:08d}"
-                _place(path, folder / f"{name}.png")
-                start = pts if start is None and cut_start else start
-                lines.append(f"{float((pts - (start or 0)) * facts.time_base * 1000):.3f}")
-                number += 1
+    for file, name in zip(files, names, strict=True):
+        try:
+            os.link(file, folder / f"{name}.png")
+        except OSError:
+            shutil.copyfile(file, folder / f"{name}.png")
     if facts.is_video:
-        (folder / "timestamps.txt").write_text("\n".join(lines) + "\n")
-    return number
-
-
-def _place(path: Path, target: Path) -> None:
-    try:
-        os.link(path, target)
-    except OSError:
-        shutil.copyfile(path, target)
+        lines = (f"{float((pts - shift) * facts.time_base * 1000):.3f}\n" for pts in times)
+        (folder / "timestamps.txt").write_text("# timestamp format v2\n" + "".join(lines))
+    return len(files), shift
