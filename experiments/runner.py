@@ -33,12 +33,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 from machine import describe_machine  # noqa: E402 - benchmarks/machine.py, shared by both folders
 
+from vsr_dist.config import load_config  # noqa: E402
 from vsr_dist.core.errors import BadConfigError, run_cli  # noqa: E402
+from vsr_dist.inference.generator_io import WEIGHTS_NAME, save_generator  # noqa: E402
+from vsr_dist.models import build_generator  # noqa: E402
 
 POLL_S = 0.02
 WATCH_EVERY_S = 0.5
@@ -284,6 +288,17 @@ def run_alone(work: Path, script: str, do: Callable[[Runner], None]) -> int:
     return 0
 
 
+def write_stopped_generator(run_dir: Path) -> None:
+    """The averaged generator of a stopped run's last checkpoint, as the run would have published it had it finished."""
+    config = load_config(run_dir / "config.yaml")
+    checkpoint = max((run_dir / "checkpoints").glob("step_*"))
+    averaged = load_file(checkpoint / "ema.safetensors")
+    generator = build_generator(config.generator, config.scale)
+    prefix = "module."
+    generator.load_state_dict({k.removeprefix(prefix): v for k, v in averaged.items() if k.startswith(prefix)})
+    save_generator(run_dir, generator, config.generator, {"checkpoint": checkpoint.name})
+
+
 def validation_rows(metrics: Path) -> list[dict[str, float]]:
     """Lines of `metrics.jsonl` that hold a validation, by step; the later of two lines with one step wins."""
     rows: dict[float, dict[str, float]] = {}
@@ -371,6 +386,8 @@ def do_run(run: Run, experiment: Experiment, runner: Runner) -> float:
     config = experiment.fill(run.config)
     runner.train(config, settings, run_dir, run.stop_when)
     spent = (runner.cpu_s(run_dir) or 0.0) - before
+    if run.evaluations and not (run_dir / WEIGHTS_NAME).exists():
+        write_stopped_generator(run_dir)
     tables, evaluated_s = {}, 0.0
     for name, options in run.evaluations.items():
         out = experiment.work / "evaluations" / run.name / name
