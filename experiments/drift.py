@@ -69,6 +69,7 @@ COLUMNS = (
     *("val/psnr_y", "val/ssim_y", "val/tof", "val/high_frequency_gap", "val_bicubic/psnr_y"),
     *("val_bicubic/high_frequency_gap", "drift/paper_loss", "drift/normalized_loss", "drift/auc", "drift/ks"),
     *("drift/dead_fraction", "drift/paired_accuracy", "drift/probe_auc", "drift/overfit", "drift/gradient_ratio"),
+    *("share_g/perceptual", "share_g/adversarial"),
 )
 EVALUATION = ("--data", "{work}/data-unseen", "--metrics", "psnr_y,ssim_y,tof,stlpips", "--frames", "12")
 COMMON = ("data.root={work}/data-unseen", "train.init_generator={work}/pretrain", "data.val_clips=64")

@@ -300,16 +300,16 @@ def write_stopped_generator(run_dir: Path) -> None:
 
 
 def validation_rows(metrics: Path) -> list[dict[str, float]]:
-    """Lines of `metrics.jsonl` that hold a validation, by step; the later of two lines with one step wins."""
+    """Rows of `metrics.jsonl` that hold a validation, by step, with all that was logged there; the later value wins."""
     rows: dict[float, dict[str, float]] = {}
     for line in metrics.read_text().splitlines() if metrics.exists() else ():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:  # the last line of a killed run
             continue
-        if any(key.startswith("val/") for key in row):
-            rows[row["step"]] = rows.get(row["step"], {}) | row
-    return [rows[step] for step in sorted(rows)]
+        rows[row["step"]] = rows.get(row["step"], {}) | row
+    found = (rows[step] for step in sorted(rows))
+    return [row for row in found if any(key.startswith("val/") for key in row)]
 
 
 def rounded(value: Any) -> Any:
