@@ -43,7 +43,7 @@ def mean_scores(rows: Sequence[FrameRow], method: str) -> dict[str, float]:
         if row.method == method:
             for name, value in row.scores.items():
                 columns.setdefault(name, []).append(value)
-    return {name: sum(values) / len(values) for name, values in columns.items()}
+    return {name: _mean(columns[name]) for name in in_order(tuple(columns))}
 
 
 def summarise(rows: Sequence[FrameRow], methods: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
@@ -58,7 +58,7 @@ def summarise(rows: Sequence[FrameRow], methods: Sequence[str]) -> dict[str, dic
     }
     overall: dict[str, dict[str, float]] = {}
     for method in methods:
-        names = list(dict.fromkeys(name for source in sources for name in table[source][method]))
+        names = in_order(tuple(name for source in sources for name in table[source][method]))
         overall[method] = {
             name: _mean([table[s][method][name] for s in sources if name in table[s][method]]) for name in names
         }

@@ -76,20 +76,6 @@ def kolmogorov_smirnov(real: Scores, fake: Scores) -> float:
     return float(ks_2samp(_flat(real), _flat(fake)).statistic)
 
 
-def margin(real: Scores, fake: Scores) -> float:
-    """Mean score difference in units of the pooled standard deviation (Cohen's d); 0 at chance.
-
-    Infinite, with the sign of the difference, if all scores of each kind are equal; 0 if there is no
-    difference.
-    """
-    real_scores, fake_scores = _pair(real, fake)
-    difference = float(np.mean(real_scores) - np.mean(fake_scores))
-    pooled = float(np.sqrt((np.var(real_scores) + np.var(fake_scores)) / 2.0))
-    if pooled == 0.0:
-        return 0.0 if difference == 0.0 else float(np.copysign(np.inf, difference))
-    return difference / pooled
-
-
 def dead_fraction(gradient: npt.ArrayLike, threshold: float = DEAD_GRADIENT) -> float:
     """Share of logits that no longer move the loss: `N |dL/dz_i| < threshold`.
 

@@ -22,7 +22,6 @@ from vsr_dist.metrics.drift import (
     gradient_ratio,
     high_frequency_gap,
     kolmogorov_smirnov,
-    margin,
     normalised_loss,
     paired_accuracy,
     theil_sen,
@@ -58,12 +57,6 @@ def test_auc_and_paired_accuracy_differ_where_clips_differ_more_than_kinds():
     content = np.linspace(0, 100, 50)
     assert paired_accuracy(content + 0.1, content) == 1.0
     assert auc(content + 0.1, content) == pytest.approx(0.5, abs=0.02)
-
-
-def test_margin():
-    assert margin([3, 5], [1, 3]) == pytest.approx(2.0)
-    assert margin([1, 1], [1, 1]) == 0.0
-    assert margin([2, 2], [1, 1]) == math.inf
 
 
 @pytest.mark.parametrize(("name", "logit", "expected"), [("paper", 0.0, 0.0), ("paper", 16.0, 1.0)])
