@@ -34,7 +34,7 @@ from vsr_dist.training.config import GammaControl, TrainConfig, WeightControl
 from vsr_dist.training.control import Controllers
 from vsr_dist.training.drift import DriftMonitor
 from vsr_dist.training.gan_step import GanStep
-from vsr_dist.training.metrics_file import MetricsFile
+from vsr_dist.training.tracking import Tracker
 from vsr_dist.training.validation import Validator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,9 +89,9 @@ def measure(config: Config, num_steps: int, rounds: int) -> dict[str, object]:
     )
     generator, discriminator = step.generator.network, step.discriminator.network
     with tempfile.TemporaryDirectory() as folder:
-        file = MetricsFile(Path(folder) / "metrics.jsonl", 0)
+        tracker = Tracker(Path(folder) / "metrics.jsonl")
         values = {f"metric/{number}": number / 7.0 for number in range(POINTS_PER_LINE)}
-        line_s = seconds_of(lambda: [file.write(1, values) for _ in range(NUM_LINES)], rounds) / NUM_LINES
+        line_s = seconds_of(lambda: [tracker.metrics(1, values) for _ in range(NUM_LINES)], rounds) / NUM_LINES
     monitor = DriftMonitor(held, reference, ADVERSARIAL[config.adversarial.loss], config.loss)
     monitor.history = [(number * 500, 0.5 + number % 7 / 100) for number in range(1, 2001)]
     weight = config.adversarial.weight

@@ -25,7 +25,7 @@ from pathlib import Path
 import mlflow
 from machine import describe_machine
 
-from vsr_dist.training.metrics_file import read_metrics
+from vsr_dist.training.tracking import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests/helpers"))

@@ -11,7 +11,7 @@ import numpy as np
 
 from vsr_dist.core.errors import UserError, nearest_hint
 from vsr_dist.metrics.drift import drift_slope
-from vsr_dist.training.metrics_file import METRICS_NAME, read_metrics
+from vsr_dist.training.tracking import METRICS_NAME, read_metrics
 
 Row = tuple[int, Mapping[str, float]]
 Point = tuple[int, float]

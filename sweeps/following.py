@@ -10,7 +10,7 @@ from sweeps.curves import read_rows
 from sweeps.objective import objective_points, stop_reason
 from sweeps.storage import Store
 from sweeps.study_config import StudyConfig
-from vsr_dist.training.metrics_file import METRICS_NAME
+from vsr_dist.training.tracking import METRICS_NAME
 
 
 class Follower:

@@ -22,8 +22,8 @@ from vsr_dist.core.config_io import Tree, apply_overrides, flatten, read_yaml, t
 from vsr_dist.core.errors import BadConfigError, nearest_hint
 from vsr_dist.core.fields import effects
 from vsr_dist.core.world import World
+from vsr_dist.training.console import PERFORMANCE
 from vsr_dist.training.drift import MEASURES
-from vsr_dist.training.lines import PERFORMANCE
 from vsr_dist.training.validation import clip_scores
 
 _TINY_PX = 64

@@ -12,7 +12,9 @@ from sweeps.report import ReportFiles, write_report
 from sweeps.storage import load_trials
 from sweeps.study_config import StudyConfig
 from vsr_dist.config import load_config
-from vsr_dist.training.report_run import publish_files
+from vsr_dist.core.console import say
+from vsr_dist.core.errors import UserError
+from vsr_dist.training.tracked_runs import log_own_run
 
 STUDY_KIND = "study"
 
@@ -27,15 +29,19 @@ def publish_report(config: StudyConfig) -> tuple[ReportFiles, str | None]:
     if not tracking.mlflow:
         return files, None
     trials = load_trials(config)
-    run_id = publish_files(
-        tracking,
-        config.directory,
-        files.all,
-        name=config.name,
-        token=study_token(config, trials),
-        tags={**tracking.tags, **study_tags(Findings(config, trials))},
-        source="vsr-dist study",
-    )
+    try:
+        run_id = log_own_run(
+            tracking,
+            config.directory,
+            files.all,
+            name=f"study {config.name}",
+            token=study_token(config, trials),
+            tags={**tracking.tags, **study_tags(Findings(config, trials))},
+            source="vsr-dist study",
+        )
+    except UserError as error:
+        say(f"warning: {error}")
+        return files, None
     return files, run_id
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from sweeps.launch import kill_marked, mark_of, marked, start_logged, terminate_marked
 from vsr_dist.run_dir import ENDED_NAME, SUMMARY_NAME
-from vsr_dist.training.metrics_file import METRICS_NAME
+from vsr_dist.training.tracking import METRICS_NAME
 
 Stop = Literal["time_limit", "stall", "pruned"]
 # Looking for marked processes reads every process of the machine; the end of an own child is seen at once.

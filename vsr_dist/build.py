@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import os
-import shlex
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -24,14 +22,13 @@ from vsr_dist.config import Config, check_config
 from vsr_dist.core.collectives import current_world, reinit_process_group
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadConfigError
-from vsr_dist.core.provenance import git_state
 from vsr_dist.core.rng import mix, purpose
 from vsr_dist.core.world import World
 from vsr_dist.data.loader import TrainLoader, validation_batch
 from vsr_dist.data.reference import reference_batch
 from vsr_dist.data.ring import ClipBatch
 from vsr_dist.data.source import open_shard_set
-from vsr_dist.inference.generator_io import InitialWeights, initial_weights, load_generator
+from vsr_dist.inference.generator_io import InitialWeights, initial_weights
 from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.models import build_discriminator, build_generator
 from vsr_dist.models.base import Discriminator, Generator
@@ -42,12 +39,7 @@ from vsr_dist.training.control import Controllers
 from vsr_dist.training.drift import DriftMonitor
 from vsr_dist.training.ema import make_ema
 from vsr_dist.training.gan_step import GanStep, Player
-from vsr_dist.training.metrics_file import METRICS_NAME, MetricsFile
-from vsr_dist.training.outbox import Outbox
-from vsr_dist.training.shipping import Delivery, Shipper
-from vsr_dist.training.tracker import MlflowSide, Tracker
-from vsr_dist.training.tracking import MlflowDestination, SystemSampler, make_target
-from vsr_dist.training.tracking_config import check_uri
+from vsr_dist.training.tracking import Tracker
 from vsr_dist.training.trainer import Parts
 from vsr_dist.training.validation import Validator, WindowStLpips
 
@@ -342,28 +334,3 @@ def build_networks(config: Config) -> tuple[Generator, Discriminator]:
     generator = build_generator(config.generator, config.scale)
     torch.manual_seed(mix(purpose("discriminator"), config.seed))
     return generator, build_discriminator(config.discriminator, config.scale)
-
-
-def make_tracker(config: Config, *, resume_step: int, run_id: str | None) -> Tracker:
-    """Metrics file and MLflow run; call on rank 0 only. Nothing is sent before `Tracker.start`.
-
-    `run_id` names a run to go on with if the run directory knows of none.
-    """
-    run_dir = Path(config.run_dir)
-    if not config.tracking.mlflow:
-        return Tracker(MetricsFile(run_dir / METRICS_NAME, resume_step))
-    check_uri(config.tracking.uri)
-    file = MetricsFile(run_dir / METRICS_NAME, resume_step)
-    outbox = Outbox(run_dir)
-    git = {f"mlflow.source.git.{name}": value for name, value in git_state(Path.cwd()).items()}
-    outbox.aim(make_target(config.tracking, config.name, {**git, "command": shlex.join(sys.argv)[:5000]}))
-    outbox.resume(run_id, file.num_bytes())
-    destination = MlflowDestination(config.tracking.uri, generator_of)
-    shipper = Shipper(Delivery(file, outbox, destination))
-    sampler = SystemSampler() if config.tracking.system_metrics else None
-    return Tracker(file, MlflowSide(outbox, shipper, destination, sampler))
-
-
-def generator_of(run_dir: Path) -> torch.nn.Module:
-    """The generator that a finished run left, on the CPU, for MLflow."""
-    return load_generator(run_dir)[0]

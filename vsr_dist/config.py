@@ -40,7 +40,7 @@ from vsr_dist.models.recurrent import RecurrentConfig
 from vsr_dist.models.spatiotemporal import SpatiotemporalConfig
 from vsr_dist.ops.flow_classical import MIN_SIDE_PX
 from vsr_dist.training.config import AdversarialConfig, OptimizerConfig, TrainConfig
-from vsr_dist.training.tracking_config import TrackingConfig
+from vsr_dist.training.tracking import TrackingConfig
 
 _DEFAULT_KIND = {"generator": "recurrent", "discriminator": "spatiotemporal"}
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -25,7 +26,6 @@ from vsr_dist.build import (
     build_parts,
     check_world,
     make_accelerator,
-    make_tracker,
     open_inputs,
     refuse_launch,
     resolve_epochs,
@@ -35,6 +35,7 @@ from vsr_dist.core.collectives import barrier, from_main, raise_on_all_ranks, sh
 from vsr_dist.core.config_io import add_override_option
 from vsr_dist.core.console import format_duration, say
 from vsr_dist.core.errors import LostRankError, OneLineParser, UserError, run_cli
+from vsr_dist.core.files import write_json
 from vsr_dist.core.provenance import environment
 from vsr_dist.core.versions import package_versions
 from vsr_dist.core.world import World
@@ -55,18 +56,23 @@ from vsr_dist.run_dir import (
     write_summary,
 )
 from vsr_dist.training import checkpoint
+from vsr_dist.training.console import describe_drift, summary_table
 from vsr_dist.training.drift_plot import PLOT_NAME, write_drift_plot
-from vsr_dist.training.lines import describe_drift
-from vsr_dist.training.metrics_file import METRICS_NAME, read_metrics
-from vsr_dist.training.outbox import FOLDER_NAME, Outbox
-from vsr_dist.training.summary import summary_table
-from vsr_dist.training.tracker import Tracker
-from vsr_dist.training.tracking import Status
+from vsr_dist.training.tracking import (
+    FOLDER_NAME,
+    METRICS_NAME,
+    MlflowRun,
+    Status,
+    Tracker,
+    open_tracker,
+    read_metrics,
+)
 from vsr_dist.training.trainer import Outcome, Parts, Stopped, Trainer
 
 Item = TypeVar("Item")
 
-_MODEL_PACKAGES = ("torch", "numpy", "opencv-python-headless")
+_MODEL_PACKAGES = ("torch", "numpy", "opencv-python-headless", "safetensors", "jsonargparse", "PyYAML", "tqdm")
+BEST_NAME = "best"
 
 # What `accelerate launch` and torchrun set for the processes that they start.
 _LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
@@ -128,8 +134,9 @@ def _run_in(config: Config, resume: str | None, accelerator: Accelerator, world:
 
 def _say_finished(run_dir: Path) -> None:
     say(f"{run_dir} is finished already (see {SUMMARY_NAME}); nothing to do")
-    if (run_dir / FOLDER_NAME).is_dir() and Outbox(run_dir).jobs():
-        say(f"MLflow has not taken all of it yet; send the rest with: vsr-dist track replay {run_dir}")
+    folder = run_dir / FOLDER_NAME
+    if folder.is_dir() and any(MlflowRun(run_dir, folder).num_waiting()):
+        say(f"MLflow has not received all of it yet; send the rest with: vsr-dist track replay {run_dir}")
 
 
 def report_error_once(action: Callable[[], Item]) -> Item:
@@ -144,7 +151,7 @@ def report_error_once(action: Callable[[], Item]) -> Item:
 
 def _tracked(config: Config, parts: Parts, start: Start, stop: StopRequest) -> int:
     """Train, and give the tracked run an explicit end whatever happens; returns the exit status."""
-    parts.tracker = raise_on_all_ranks(lambda: _start_tracker(config, start) if parts.world.is_main else Tracker())
+    parts.tracker = raise_on_all_ranks(lambda: _start_tracker(config, parts, start))
     begin_s = time.perf_counter()
     status: Status = "FAILED"
     try:
@@ -153,22 +160,28 @@ def _tracked(config: Config, parts: Parts, start: Start, stop: StopRequest) -> i
         if parts.world.is_main:
             _publish(config, parts, outcome, time.perf_counter() - begin_s)
         status = "FINISHED"
+        barrier()
+        shutdown()  # Now: the other ranks do not wait for the last upload.
     except Stopped as stopped:
         status = "KILLED"
         if parts.world.is_main:
             say(f"{config.name}: asked to stop; saved step {stopped.steps}, continue with --resume auto")
+            _publish_best(config, parts)
+        shutdown()
         return STOPPED_STATUS
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
         parts.tracker.end(status)
-    barrier()
     return 0
 
 
-def _start_tracker(config: Config, start: Start) -> Tracker:
-    tracker = make_tracker(config, resume_step=start.state["step"], run_id=start.state.get("mlflow_run_id"))
+def _start_tracker(config: Config, parts: Parts, start: Start) -> Tracker:
+    if not parts.world.is_main:
+        return Tracker(system_metrics=config.tracking.system_metrics)
+    step, run_id = start.state["step"], start.state.get("mlflow_run_id")
+    tracker = open_tracker(config.tracking, config.name, parts.run_dir, resume_step=step, run_id=run_id)
     tracker.start()
     return tracker
 
@@ -233,13 +246,15 @@ def _describe(config: Config, parts: Parts, first_step: int, settings: dict[str,
     """Settings, data and surroundings of the run, for the tracker and the run directory."""
     tracker, run_dir, index = parts.tracker, parts.run_dir, parts.loader.windows_of.index
     surroundings = environment()
-    tracker.document(run_dir / "environment.json", surroundings)
-    tracker.files(run_dir / CONFIG_NAME)
+    write_json(run_dir / "environment.json", surroundings)
+    tracker.files(run_dir / "environment.json", run_dir / CONFIG_NAME)
     if tracker.is_described:
         # MLflow's parameters cannot change, but where things are read and written, and how fast, may.
         tracker.tags({"resumed_from_step": str(first_step)})
         resume = run_dir / "resumes" / f"step_{first_step:08d}.json"
-        tracker.document(resume, {"settings": settings, "environment": surroundings}, folder="resumes")
+        resume.parent.mkdir(exist_ok=True)
+        write_json(resume, {"settings": settings, "environment": surroundings})
+        tracker.files(resume, folder="resumes")
     else:
         tracker.parameters(settings)
     profile = {"clips": len(index.clips), "shards": len(index.shards), "scale": index.scale, "codec": index.codec}
@@ -249,14 +264,10 @@ def _describe(config: Config, parts: Parts, first_step: int, settings: dict[str,
 def _publish(config: Config, parts: Parts, outcome: Outcome, seconds: float) -> None:
     """Write what a finished run leaves: the EMA generator, the summary, and both in MLflow."""
     generator = cast(Generator, parts.ema.module)
-    index = parts.loader.windows_of.index
-    provenance = {
-        "run": config.name,
-        "seed": config.seed,
-        "steps": outcome.steps,
-        "data_digest": index.digest,
-    }
-    save_generator(parts.run_dir, generator, config.generator, provenance)
+    save_generator(parts.run_dir, generator, config.generator, _provenance(config, parts, outcome.steps))
+    if config.tracking.log_model:
+        parts.tracker.model("generator", outcome.steps, ".", _model_requirements())
+    _publish_best(config, parts)
     summary = {
         "exit_reason": "finished",
         "metrics": outcome.metrics,
@@ -266,16 +277,13 @@ def _publish(config: Config, parts: Parts, outcome: Outcome, seconds: float) -> 
         "seconds": seconds,
         "processes": parts.world.size,
         "device": parts.accelerator.device.type,
-        "data_digest": index.digest,
+        "data_digest": parts.loader.windows_of.index.digest,
         **read_origin(parts.run_dir, config.train.init_generator),
         "mlflow_run_id": parts.tracker.run_id,
         "versions": package_versions(),
         "command": shlex.join(sys.argv),
     }
     parts.tracker.files(parts.run_dir / WEIGHTS_NAME, parts.run_dir / DESCRIPTION_NAME)
-    if config.tracking.log_model:
-        # Without a local suffix such as +cu128, which package indexes do not have.
-        parts.tracker.model([f"{name}=={version(name).split('+')[0]}" for name in _MODEL_PACKAGES])
     if write_drift_plot(read_metrics(parts.run_dir / METRICS_NAME), parts.run_dir / PLOT_NAME):
         parts.tracker.files(parts.run_dir / PLOT_NAME)
     # Last: its presence means that nothing is left to do.
@@ -284,7 +292,33 @@ def _publish(config: Config, parts: Parts, outcome: Outcome, seconds: float) -> 
     say(f"{config.name}: finished after {format_duration(seconds)}; {parts.run_dir / WEIGHTS_NAME}")
     say(summary_table(outcome.metrics))
     if config.tracking.mlflow:
-        say(f"MLflow: run {parts.tracker.run_id or 'not made yet'} at {config.tracking.uri}")
+        say(f"MLflow: run {parts.tracker.run_id or 'not made yet'} at {parts.tracker.uri}")
+
+
+def _publish_best(config: Config, parts: Parts) -> None:
+    """Write the generator of the best checkpoint to RUN_DIR/best, if there is one, and log it as MLflow model."""
+    path = checkpoint.best(parts.run_dir / "checkpoints")
+    if path is None:
+        return
+    step, folder, ema = checkpoint.read_state(path)["step"], parts.run_dir / BEST_NAME, deepcopy(parts.ema)
+    checkpoint.load_weights(ema, path / "ema.safetensors")
+    folder.mkdir(exist_ok=True)
+    save_generator(folder, cast(Generator, ema.module), config.generator, _provenance(config, parts, step))
+    if config.tracking.log_model and step < config.train.steps:  # Else it is the final generator.
+        parts.tracker.model("best", step, BEST_NAME, _model_requirements())
+
+
+def _provenance(config: Config, parts: Parts, steps: int) -> dict[str, Any]:
+    """What `generator.json` says of the run that the weights are from."""
+    facts = {"run": config.name, "seed": config.seed, "steps": steps}
+    facts["data_digest"] = parts.loader.windows_of.index.digest
+    tracker = parts.tracker
+    return {**facts, "mlflow": {"uri": tracker.uri, "run_id": tracker.run_id}} if tracker.run_id else facts
+
+
+def _model_requirements() -> list[str]:
+    """Packages that a generator needs, without a local suffix such as +cu128, which package indexes do not have."""
+    return [f"{name}=={version(name).split('+')[0]}" for name in _MODEL_PACKAGES]
 
 
 class StopRequest:

@@ -16,7 +16,7 @@ from vsr_dist.inference.engine import Precision, StreamOptions, VideoStream
 from vsr_dist.inference.frames import Frame
 from vsr_dist.inference.generator_io import DESCRIPTION_NAME, WEIGHTS_NAME, load_generator
 from vsr_dist.models.base import Generator
-from vsr_dist.training.registry import SCHEMES, download_generator
+from vsr_dist.training.tracked_runs import SCHEMES, download_generator
 
 # The generator that comes with the package.
 DEFAULT_FOLDER = Path(vsr_dist.inference.__file__).parent / "default"

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from train_launcher import ROOT, Launcher
 
 from vsr_dist.training import checkpoint
-from vsr_dist.training.metrics_file import read_metrics
+from vsr_dist.training.tracking import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LONG = ("train.steps=100000", "train.log_every=1", "train.validate_every=100000", "train.checkpoint_every=100000")

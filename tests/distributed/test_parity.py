@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vsr_dist.training.metrics_file import read_metrics
+from vsr_dist.training.tracking import read_metrics
 
 pytestmark = pytest.mark.slow
 

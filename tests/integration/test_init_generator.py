@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from small_gan import train_here
 
-from vsr_dist.training.metrics_file import read_metrics
+from vsr_dist.training.tracking import read_metrics
 
 TREE = {
     "seed": 5,

@@ -17,8 +17,8 @@ from vsr_dist.core.world import World
 from vsr_dist.data.loader import TrainLoader
 from vsr_dist.data.source import open_shard_set
 from vsr_dist.training import checkpoint
-from vsr_dist.training.lines import PERFORMANCE
-from vsr_dist.training.metrics_file import read_metrics
+from vsr_dist.training.console import PERFORMANCE
+from vsr_dist.training.tracking import read_metrics
 from vsr_dist.training.trainer import Trainer
 
 TREE = {

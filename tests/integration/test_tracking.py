@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -12,7 +15,8 @@ import pytest
 import torch
 from train_launcher import Launcher
 
-from vsr_dist.training.metrics_file import read_metrics
+from vsr_dist.inference.generator_io import load_generator
+from vsr_dist.training.tracking import read_metrics
 
 pytestmark = pytest.mark.slow
 SHORT = (
@@ -71,14 +75,57 @@ def test_two_processes_make_one_complete_run(tracked):
 
 def test_the_logged_model_loads_and_enlarges_other_sizes(tracked):
     launcher, overrides, uri = tracked
-    launcher.run("run", *overrides)
+    run_dir = launcher.run("run", *overrides)
     (run,) = runs(uri)
-    (model,) = mlflow.search_logged_models(experiment_ids=[run.info.experiment_id], output_format="list")
-    generator = mlflow.pytorch.load_model(model.model_uri)
-    assert generator(torch.rand(1, 2, 3, 10, 14)).shape == (1, 2, 3, 40, 56)
+    models = mlflow.search_logged_models(experiment_ids=[run.info.experiment_id], output_format="list")
+    assert {model.name for model in models} <= {"generator", "best"}
+    model = next(model for model in models if model.name == "generator")
+    files = [p for p in Path(mlflow.artifacts.download_artifacts(model.model_uri)).rglob("*") if p.is_file()]
+    assert {"generator.safetensors", "generator.json", "source.zip", "MLmodel"} <= {path.name for path in files}
+    assert len(files) < 12
     served = mlflow.pyfunc.load_model(model.model_uri)
-    assert (Path(mlflow.artifacts.download_artifacts(model.model_uri)) / "code" / "vsr_dist").is_dir()
-    assert served.predict(np.zeros((1, 2, 3, 8, 8), np.float32)).shape == (1, 2, 3, 32, 32)
+    low_BTCHW = np.random.default_rng(0).random((1, 2, 3, 10, 14), np.float32)
+    expected = load_generator(run_dir)[0](torch.from_numpy(low_BTCHW)).numpy()
+    assert np.array_equal(served.predict(low_BTCHW), expected)
+    # The packed source is enough: vsr_dist need not be installed where the model is served.
+    code = (
+        "import os, sys; sys.path = [p for p in sys.path if not os.path.isdir(f'{p}/vsr_dist')]; sys.argv = ['x']\n"
+        "import mlflow, numpy; model = mlflow.pyfunc.load_model(os.environ['MODEL'])\n"
+        "shape = model.predict(numpy.zeros((1, 2, 3, 8, 8), 'float32')).shape\n"
+        "import vsr_dist; print(shape, vsr_dist.__file__)"
+    )
+    folder = next(path.parent for path in files if path.name == "MLmodel")
+    variables = {**os.environ, "MODEL": str(folder), "PYTHONPATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=run_dir, env=variables
+    )
+    assert "(1, 2, 3, 32, 32)" in done.stdout and "source.zip" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_best_checkpoint_is_a_model_with_its_metrics_and_data(tracked):
+    launcher, overrides, uri = tracked
+    options = ("train.best_metric=val/tdiff", "train.best_mode=min")
+    run_dir = launcher.run("run", *overrides, *options)
+    best = json.loads((run_dir / "checkpoints" / "best" / "state.json").read_text())
+    (run,) = runs(uri)
+    client = mlflow.MlflowClient()
+    models = {m.name: m for m in client.search_logged_models([run.info.experiment_id])}
+    steps = {"generator": 6} if best["step"] == 6 else {"generator": 6, "best": best["step"]}
+    assert models.keys() == steps.keys()
+    for name, step in steps.items():
+        model = client.get_logged_model(models[name].model_id)
+        assert (model.params["step"], model.source_run_id, str(model.status)) == (str(step), run.info.run_id, "READY")
+        written = next(line for line in read_metrics(run_dir / "metrics.jsonl", '"val/') if line["step"] == step)
+        assert {m.key: m.value for m in model.metrics} == {
+            k: v for k, v in written.items() if k not in ("step", "time_s")
+        }
+        digest = json.loads((run_dir / "summary.json").read_text())["data_digest"]
+        assert {(m.dataset_digest, m.step) for m in model.metrics} == {(digest, step)}
+    assert load_generator(run_dir / "best")[1]["provenance"]["steps"] == best["step"]
+    assert load_generator(run_dir)[1]["provenance"]["mlflow"] == {"uri": uri, "run_id": run.info.run_id}
+    # Linking does not double the run's own points.
+    for name in ("val/psnr_y", "val/tdiff"):
+        assert [m.step for m in client.get_metric_history(run.info.run_id, name)] == [0, 3, 6]
 
 
 def test_a_resumed_run_goes_on_in_the_same_mlflow_run(tracked):

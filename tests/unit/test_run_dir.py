@@ -13,7 +13,7 @@ from vsr_dist import train
 from vsr_dist.config import parse_config
 from vsr_dist.core.errors import BadCheckpointError, BadConfigError, LostRankError
 from vsr_dist.run_dir import lock_run_dir, prepare_run_dir
-from vsr_dist.training.metrics_file import METRICS_NAME
+from vsr_dist.training.tracking import METRICS_NAME
 
 
 @pytest.fixture

@@ -14,9 +14,8 @@ from vsr_dist.core.config_io import flatten, read_yaml
 from vsr_dist.core.errors import BadConfigError, BadInputError
 from vsr_dist.core.fields import effects
 from vsr_dist.run_dir import CONFIG_NAME, ENDED_NAME, SUMMARY_NAME, read_ended
-from vsr_dist.training.metrics_file import METRICS_NAME, Line, read_metrics
-from vsr_dist.training.outbox import FOLDER_NAME
 from vsr_dist.training.samples import SAMPLES_NAME, Samples, read_samples
+from vsr_dist.training.tracking import FOLDER_NAME, METRICS_NAME, Line, read_metrics
 
 SCORES_NAME = "metrics.json"
 Document = dict[str, Any]

@@ -30,14 +30,13 @@ from vsr_dist.training.config import (
     learning_rate_at,
     set_learning_rate,
 )
+from vsr_dist.training.console import peak_memory_mb, show_interval, show_validation
 from vsr_dist.training.control import Controllers
 from vsr_dist.training.debug_bundle import seeds, write_bundle
 from vsr_dist.training.drift import DriftMonitor, verdict_of
 from vsr_dist.training.gan_step import GanStep, spread_frames
-from vsr_dist.training.lines import peak_memory_mb
 from vsr_dist.training.samples import write_samples
-from vsr_dist.training.screen import show_interval, show_validation
-from vsr_dist.training.tracker import Tracker
+from vsr_dist.training.tracking import Tracker
 from vsr_dist.training.validation import Validator
 
 # Share of the image term's gradient outside which a term either does nothing or drowns the others; the share that the

@@ -17,6 +17,7 @@ import vsr_dist.upscaler as upscaler_module
 from vsr_dist import Upscaler
 from vsr_dist.core.errors import BadCheckpointError, BadConfigError
 from vsr_dist.inference.generator_io import save_generator
+from vsr_dist.training.tracking import TrackingConfig, open_tracker
 from vsr_dist.upscaler import find_device, find_generator
 
 
@@ -117,7 +118,7 @@ def test_names_that_lead_nowhere(run_dir, monkeypatch):
         find_generator(None, "http://127.0.0.1:1")
     with pytest.raises(BadConfigError, match="say where, with a tracking URI or MLFLOW_TRACKING_URI"):
         find_generator("models:/demo/1")
-    with pytest.raises(BadConfigError, match="its scheme is none of"):
+    with pytest.raises(BadConfigError, match="MLflow at the tracking URI=somewhere cannot be used"):
         find_generator("models:/demo/1", "somewhere")
     with pytest.raises(BadConfigError, match="expected models:/NAME/VERSION"):
         Upscaler.from_registry("demo/run")
@@ -133,29 +134,27 @@ def test_a_generator_from_a_registry_of_models(run_dir, tmp_path, frames, monkey
     server = MlflowServer(tmp_path / "server").start()
     try:
         client = mlflow.MlflowClient(server.uri, server.uri)
-        good, bare = (client.create_run("0").info.run_id for _ in range(2))
-        for name in ("generator.safetensors", "generator.json"):
-            client.log_artifact(good, str(run_dir / name))
+        tracker = open_tracker(TrackingConfig(uri=server.uri), "demo", run_dir, resume_step=0)
+        tracker.start()
+        tracker.files(run_dir / "generator.safetensors", run_dir / "generator.json")
+        tracker.model("generator", 1, ".", ["torch"])
+        tracker.end("FINISHED")
+        experiment_id = client.get_run(tracker.run_id).info.experiment_id
+        (logged,) = client.search_logged_models([experiment_id])
         client.create_registered_model("demo")
-        for run_id in (good, bare):
-            client.create_model_version("demo", f"runs:/{run_id}/generator", run_id)
+        client.create_model_version("demo", logged.artifact_location, tracker.run_id, model_id=logged.model_id)
         client.set_registered_model_alias("demo", "best", "1")
+        bare = client.create_run(experiment_id).info.run_id
         expected = list(Upscaler.from_checkpoint(run_dir, device="cpu").upscale(frames[:3]))
-        for uri in ("models:/demo/1", "models:/demo@best", f"runs:/{good}"):
+        for uri in ("models:/demo/1", "models:/demo@best", "models:/demo/latest", f"runs:/{tracker.run_id}"):
             upscaler = Upscaler.from_registry(uri, tracking_uri=server.uri, device="cpu")
             assert np.array_equal(list(upscaler.upscale(frames[:3])), expected)
-            assert upscaler.description["mlflow_run_id"] == good
+            assert upscaler.description["tracking_uri"] == server.uri
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-        assert same_weights(find_generator("models:/demo/1")[0], make(GRU, 4))
-        for uri, words in {
-            "models:/demo/2": "holds no generator.safetensors and no generator.json",
-            "models:/demo/latest": f"is from run {bare}",
-            "models:/demo/9": "cannot be taken from MLflow",
-            "models:/demo@nobody": "cannot be taken from MLflow",
-            "models:/other/latest": "knows no version of a model of this name",
-            "runs:/0123": "cannot be taken from MLflow",
-        }.items():
-            with pytest.raises(BadCheckpointError, match=words):
+        for uri in ("models:/demo/1", f"models:/{logged.model_id}"):
+            assert same_weights(find_generator(uri)[0], make(GRU, 4))
+        for uri in ("models:/demo/9", "models:/demo@nobody", "models:/other/latest", "runs:/0123", f"runs:/{bare}"):
+            with pytest.raises(BadCheckpointError, match=f"{uri} cannot be taken from MLflow at {server.uri}"):
                 find_generator(uri)
         with pytest.raises(BadConfigError, match=r"expected models:/NAME/VERSION, .*found 'models:/demo/one/two'"):
             find_generator("models:/demo/one/two")

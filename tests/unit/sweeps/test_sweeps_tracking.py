@@ -20,11 +20,11 @@ from sweeps_results import Results, full_study, settling
 from sweeps.publish import publish_report
 from sweeps.study_config import StudyConfig
 from sweeps.tracking_overrides import tracking_overrides
-from vsr_dist.build import make_tracker
 from vsr_dist.config import Config, check_config, load_config, parse_config
 from vsr_dist.core.config_io import apply_overrides
 from vsr_dist.core.errors import BadConfigError, run_cli
 from vsr_dist.train import run_parameters
+from vsr_dist.training.tracking import open_tracker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -45,7 +45,7 @@ def track_trial(config: StudyConfig, number: int, parameters: dict[str, object])
     tree = apply_overrides(tree, [*own, *overrides, f"run_dir={config.directory / f'tracked_{number}'}"])
     resolved = parse_config(tree, "trial")
     Path(resolved.run_dir).mkdir(parents=True)
-    tracker = make_tracker(resolved, resume_step=0, run_id=None)
+    tracker = open_tracker(resolved.tracking, resolved.name, Path(resolved.run_dir), resume_step=0)
     tracker.start()
     tracker.parameters(run_parameters(resolved, {"processes": 1}))
     tracker.metrics(10, {"val/tof": 1.0 - 0.1 * number})
@@ -80,6 +80,7 @@ def test_trials_are_flat_runs_with_log10_and_the_report_is_a_run_of_its_own(serv
         assert run.data.metrics["val/tof"] == pytest.approx(1.0 - 0.1 * trial.number)
     (study_run,) = found("tags.study = 'stub' and tags.kind = 'study'")
     assert study_run.info.run_id == run_id and study_run.info.status == "FINISHED"
+    assert study_run.info.run_name == "study stub"
     assert study_run.data.tags["best_trial"] == "2" and study_run.data.tags["team"] == "pixels"
     client = mlflow.MlflowClient()
     names = {file.path for file in client.list_artifacts(run_id)}
@@ -104,15 +105,14 @@ def test_a_server_that_is_down_does_not_fail_the_report(server, tmp_path, capsys
     files, run_id = publish_report(results.config)
     assert run_id is None and all(path.is_file() for path in files.all)
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
-    assert len(warnings) == 1 and "did not take the report" in warnings[0] and "track replay" in warnings[0]
+    assert len(warnings) == 1 and "did not take everything" in warnings[0] and "track replay" in warnings[0]
     publish_report(results.config)
     capsys.readouterr()
-    num_waiting = len(list((results.config.directory / "outbox").glob("[0-9]*.json")))
-    assert num_waiting == len(files.all) + 2  # The files, the tags, the status; not once per report.
-    # What waits can be sent later, to where the server is by then.
-    target = results.config.directory / "outbox" / "target.json"
-    target.write_text(json.dumps({**json.loads(target.read_text()), "uri": server.uri, "experiment": "later"}))
+    # What waits can be sent later, to where the server is by then: files, tags, status; not once per report.
+    state = results.config.directory / "tracking" / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "uri": server.uri, "experiment": "later"}))
     assert run_cli(main, ["track", "replay", str(results.config.directory)]) == 0
+    assert f"sent 0 scalars and {len(files.all) + 2} other events" in capsys.readouterr().out
     mlflow.set_tracking_uri(server.uri)
     (run,) = mlflow.search_runs(experiment_names=["later"], output_format="list")
     assert run.data.tags["kind"] == "study"

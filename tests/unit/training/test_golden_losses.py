@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vsr_dist.training.metrics_file import read_metrics
+from vsr_dist.training.tracking import read_metrics
 
 pytestmark = pytest.mark.slow
 

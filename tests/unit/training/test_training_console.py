@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from vsr_dist.core.console import LiveView
-from vsr_dist.training.screen import loss_line, show_interval, show_validation, speed_line
-from vsr_dist.training.summary import summary_table
+from vsr_dist.training.console import loss_line, show_interval, show_validation, speed_line, summary_table
 
 VALUES = {
     "loss_g/total": 0.5,

@@ -1,0 +1,108 @@
+"""What a training prints: a line per interval and validation, the live block on a terminal, the table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from vsr_dist.core.console import LiveView
+from vsr_dist.metrics.drift import verdict_sentence
+from vsr_dist.training.drift import verdict_of
+
+# Every name under `perf/` that a log line may hold.
+PERFORMANCE = frozenset(f"perf/{name}" for name in ("clips_per_s", "step_ms", "data_wait_ms", "peak_memory_mb"))
+_PLAYERS = ("loss_g/", "loss_d/")
+_OURS, _BICUBIC = "val/", "val_bicubic/"
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Highest memory so far in MB (1e6 bytes): allocated on a CUDA device, resident size of this process else."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    import resource  # noqa: PLC0415 - absent on Windows, where only the CUDA branch runs
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def describe_losses(done: int, total: int, values: dict[str, float]) -> str:
+    """One log line: step, the losses, speed."""
+    losses = [f"{name} {values[name]:.4g}" for name in ("loss_g/total", "loss_d/total") if name in values]
+    return f"step {done}/{total} | {' | '.join(losses)} | {values['perf/clips_per_s']:.1f} clips/s"
+
+
+def describe_validation(done: int, total: int, metrics: dict[str, float]) -> str:
+    """One log line: held-out quality beside bicubic, and the drift measures once there are some."""
+    gain = metrics["val/psnr_y"] - metrics["val_bicubic/psnr_y"]
+    text = f"step {done}/{total} | held-out PSNR-Y {metrics['val/psnr_y']:.2f} dB ({gain:+.2f} against bicubic)"
+    if "drift/normalized_loss" in metrics:
+        text += (
+            f" | D loss / chance {metrics['drift/normalized_loss']:.2f}"
+            f" | D right on {100 * metrics['drift/paired_accuracy']:.0f} % of pairs"
+        )
+        text += f" | {describe_drift(metrics)}"
+    return text
+
+
+def describe_drift(metrics: Mapping[str, float]) -> str:
+    """What the drift monitor says of the discriminator, in words, with the trend once there is one."""
+    found = verdict_of(metrics)
+    if found is None:
+        return "discriminator not measured"
+    text = verdict_sentence(found)
+    if "drift/slope" in metrics:
+        low, high = metrics["drift/slope_ci_low"], metrics["drift/slope_ci_high"]
+        text += f"; its loss / chance moves {metrics['drift/slope']:+.3f} ({low:+.3f} to {high:+.3f}) per 1000 steps"
+    return text
+
+
+def show_interval(view: LiveView, done: int, total: int, values: dict[str, float]) -> None:
+    """Losses and speed of the last log interval: in the block on a terminal, as a plain line elsewhere."""
+    if not view.drawing:
+        view.note(f"{describe_losses(done, total, values)} | data wait {values['perf/data_wait_ms']:.1f} ms")
+        return
+    view.show("losses", loss_line(values))
+    view.show("speed", speed_line(values))
+
+
+def show_validation(view: LiveView, done: int, total: int, metrics: dict[str, float]) -> None:
+    """Held-out quality and the verdict on the discriminator: a line that stays, and in the block on a terminal."""
+    gain = metrics["val/psnr_y"] - metrics["val_bicubic/psnr_y"]
+    view.show("held-out", f"PSNR-Y {metrics['val/psnr_y']:.2f} dB, {gain:+.2f} against bicubic, at step {done}")
+    view.show("drift", describe_drift(metrics))
+    view.note(describe_validation(done, total, metrics))
+
+
+def loss_line(values: Mapping[str, float]) -> str:
+    """Each loss term: `G total 0.1 image 0.02 | D total 0.7`."""
+    parts = []
+    for prefix, player in zip(_PLAYERS, ("G", "D"), strict=True):
+        terms = [f"{name.removeprefix(prefix)} {v:.4g}" for name, v in values.items() if name.startswith(prefix)]
+        if terms:
+            parts.append(f"{player} {' '.join(terms)}")
+    return " | ".join(parts)
+
+
+def speed_line(values: Mapping[str, float]) -> str:
+    """Speed, time of a step and how much of it was spent waiting for data, memory."""
+    share = 100 * values["perf/data_wait_ms"] / values["perf/step_ms"] if values["perf/step_ms"] else 0.0
+    return (
+        f"{values['perf/clips_per_s']:.1f} clips/s | step {values['perf/step_ms']:.0f} ms | "
+        f"data wait {values['perf/data_wait_ms']:.1f} ms ({share:.0f} %) | {values['perf/peak_memory_mb']:,.0f} MB"
+    )
+
+
+def summary_table(metrics: Mapping[str, float]) -> str:
+    """One line per held-out metric: this run, bicubic and the difference; then the drift measures, one per line."""
+    rows = [("held-out metric", "this run", "bicubic", "difference")]
+    for name, ours in metrics.items():
+        bicubic = metrics.get(_BICUBIC + name.removeprefix(_OURS))
+        if name.startswith(_OURS) and bicubic is not None:
+            rows.append((name, f"{ours:.4f}", f"{bicubic:.4f}", f"{ours - bicubic:+.4f}"))
+    rows += [(name, f"{value:.4f}", "", "") for name, value in metrics.items() if name.startswith("drift/")]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
