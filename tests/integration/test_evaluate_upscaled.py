@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from evaluate_films import evaluate, write_frames
 from streaming import WINDOWED, make
-from upscale_media import make_generator, moving
+from upscale_media import make_generator, moving, write_video
 
 from vsr_dist.cli import main
 from vsr_dist.inference.generator_io import save_generator
@@ -37,6 +37,27 @@ def test_the_numbers_are_those_of_the_delivered_frames(tmp_path, film, kind):
     for scope, by_method in ours["table"].items():
         assert delivered["table"][scope]["result"] == by_method["ours"]
         assert delivered["table"][scope]["bicubic"] == by_method["bicubic"]
+
+
+def test_a_video_is_decoded_as_upscale_decodes_it(tmp_path, film):
+    """Ten bits, tagged as BT.709, delivered as lossless FFV1."""
+    low, real = film
+    frames = [frame[::2, ::2] for frame in moving(12, 96, 128, np.uint16)]
+    source = write_video(
+        tmp_path / "in.mkv", frames, pixel_format="yuv420p10le", matrix=1, tags=(1, 1, 1, 1), options={"crf": "4"}
+    )
+    run = make_generator(tmp_path / "run", noise=0.2)
+    sides = ("--low", source, "--real", real, "--frames", 12, *METRICS)
+    ours = evaluate(tmp_path / "e", "--checkpoint", run, *sides)
+    lossless = ("--codec", "ffv1", "--pixel-format", "gbrp16le")
+    assert main(["upscale", str(source), str(tmp_path / "o.mkv"), "--checkpoint", str(run), *lossless]) == 0
+    delivered = evaluate(tmp_path / "d", "--fake", tmp_path / "o.mkv", *sides)
+    assert delivered["table"]["overall"]["result"] == ours["table"]["overall"]["ours"]
+    # The colours are those of the frames before encoding: the tags of the video are used.
+    plain = evaluate(tmp_path / "p", "--checkpoint", run, "--low", low, "--real", real, "--frames", 12, *METRICS)
+    assert ours["table"]["overall"]["ours"]["psnr_rgb"] == pytest.approx(
+        plain["table"]["overall"]["ours"]["psnr_rgb"], abs=0.2
+    )
 
 
 def test_a_state_that_is_kept_across_the_cut_would_give_other_numbers(tmp_path, film):

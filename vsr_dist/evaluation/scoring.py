@@ -27,6 +27,7 @@ from vsr_dist.data.stream import share_sequences
 from vsr_dist.evaluation.results import FrameRow
 from vsr_dist.evaluation.sources import EvaluationSource, Piece, SequenceInfo
 from vsr_dist.evaluation.subjects import OURS, Subject
+from vsr_dist.inference.frames import to_8_bits
 from vsr_dist.inference.pictures import FrameSet, SequenceShow
 from vsr_dist.metrics.fidelity import FIDELITY, batch_fidelity, frame_fidelity
 from vsr_dist.metrics.perceptual import Dists, Features, Lpips, ShiftTolerantLpips, VmafStream, load_vmaf
@@ -252,18 +253,20 @@ class _Alignment:
             yield self._pop()
         for subject in self._subjects:
             if subject.stream is not None:
-                self._results[subject.name].extend(subject.stream.finish())  # type: ignore[arg-type]
+                self._results[subject.name].extend(map(to_8_bits, subject.stream.finish()))
         yield self._pop()
 
     def _push(self, piece: Piece) -> None:
         for place, real_YXC in enumerate(piece.real_TYXC):
             low_HWC = None if piece.low_THWC is None else piece.low_THWC[place]
-            self._inputs.append((piece.first_frame + place, low_HWC, real_YXC))
+            shown_HWC = None if low_HWC is None else to_8_bits(low_HWC)
+            self._inputs.append((piece.first_frame + place, shown_HWC, to_8_bits(real_YXC)))
             for subject in self._subjects:
+                results = self._results[subject.name]
                 if subject.stream is not None and low_HWC is not None:
-                    self._results[subject.name].extend(subject.stream.push(low_HWC))  # type: ignore[arg-type]
+                    results.extend(map(to_8_bits, subject.stream.push(low_HWC)))
                 elif piece.fake_TYXC is not None:
-                    self._results[subject.name].append(piece.fake_TYXC[place])
+                    results.append(to_8_bits(piece.fake_TYXC[place]))
 
     def _pop(self) -> list[_Frame]:
         complete = []

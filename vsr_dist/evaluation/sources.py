@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import xxhash
 
-from sharding.codec import Frame
 from sharding.images import IMAGE_SUFFIXES, is_folder, list_images, natural_key, subfolders
 from sharding.schema import parse_sequence
-from sharding.video import iter_frames, iter_thumbnails, probe
+from sharding.video import iter_thumbnails
 from vsr_dist.core.errors import BadInputError
-from vsr_dist.data.augment import Frames
 from vsr_dist.data.stream import SplitStream
 from vsr_dist.inference.fingerprint import fingerprint
+from vsr_dist.inference.frames import Frame
+from vsr_dist.inference.video.video_in import MediaReader, Place, read_facts
 
 FOLDER_FPS = Fraction(25)
 PIECE_FRAMES = 16
@@ -45,13 +45,13 @@ class SequenceInfo:
 
 @dataclass(frozen=True)
 class Piece:
-    """The next frames of a sequence, uint8 RGB; without a low-resolution side or a finished result it is None."""
+    """The next frames of a sequence, uint8 or uint16 RGB; without an input or a finished result that side is None."""
 
     sequence: str
     first_frame: int
-    low_THWC: Frames | None
-    fake_TYXC: Frames | None
-    real_TYXC: Frames
+    low_THWC: Frame | None
+    fake_TYXC: Frame | None
+    real_TYXC: Frame
 
 
 class EvaluationSource(Protocol):
@@ -174,7 +174,7 @@ class PairSource:
 
     def _pieces_of(self, sequence: _Sequence) -> Iterator[Piece]:
         with ExitStack() as stack:
-            streams = [iter_frames(path) for path in sequence.paths.values()]
+            streams = [_frames(path) for path in sequence.paths.values()]
             # A generator that is not exhausted keeps its file open until it is closed.
             for stream in streams:
                 stack.enter_context(closing(stream))  # type: ignore[type-var]
@@ -195,7 +195,7 @@ class PairSource:
             raise BadInputError(f"{path} ends after {first + len(whole)} frames; it had more when it was opened")
         if len({frame.shape for frame in whole}) > 1:
             raise BadInputError(f"{path}: the size of its frames changes; expected one size")
-        return np.stack(whole)
+        return cast(Frame, np.stack(whole))
 
     def _one_scale(self) -> int:
         scales = {sequence.scale: sequence.info.name for sequence in self._sequences}
@@ -203,6 +203,12 @@ class PairSource:
             found = ", ".join(f"x{scale} in {name}" for scale, name in sorted(scales.items()))
             raise BadInputError(f"the sequences have different scales ({found}); evaluate them one by one")
         return next(iter(scales))
+
+
+def _frames(path: Path) -> Iterator[Frame]:
+    """All frames of a video or a folder, read as `vsr-dist upscale` reads its input: with the video's colour tags."""
+    for frame in MediaReader(read_facts(path, FOLDER_FPS)).frames(Place()):
+        yield frame.rgb
 
 
 def _truth_digest(sequences: Mapping[str, Path]) -> str:
@@ -247,9 +253,9 @@ def _check_partners(named: Mapping[str, Mapping[str, Path]], roots: Mapping[str,
 
 def _open(name: str, paths: Mapping[str, Path], max_frames: int | None) -> _Sequence:
     """Counts, sizes and frame numbers of one sequence, checked against the truth's."""
-    infos = {side: probe(path) for side, path in paths.items()}
+    facts = {side: read_facts(path, FOLDER_FPS) for side, path in paths.items()}
     counts = {side: _count(path, max_frames) for side, path in paths.items()}
-    sizes = {side: (info.width, info.height) for side, info in infos.items()}
+    sizes = {side: (found.width, found.height) for side, found in facts.items()}
     for side, path in paths.items():
         if counts[side] != counts["real"]:
             raise BadInputError(
@@ -265,7 +271,7 @@ def _open(name: str, paths: Mapping[str, Path], max_frames: int | None) -> _Sequ
             f"{paths['fake']} is {_size(sizes['fake'])}, {paths['real']} {_size(sizes['real'])}; expected a result of "
             "the size of the truth"
         )
-    fps = next((found.fps for found in infos.values() if found.fps), FOLDER_FPS)
+    fps = next((found.rate for found in facts.values() if found.is_video), FOLDER_FPS)
     info = SequenceInfo(name, name, counts["real"], fps)
     return _Sequence(info, paths, scale)
 

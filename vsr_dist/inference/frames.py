@@ -47,6 +47,13 @@ def check_frame(frame_HWC: Frame, like_HWC: tuple[tuple[int, ...], Any] | None =
         )
 
 
+def to_8_bits(frame_HWC: Frame) -> NDArray[np.uint8]:
+    """A frame rounded to 8 bits; one of 8 bits is returned as it is."""
+    if frame_HWC.dtype == np.uint8:
+        return frame_HWC.view(np.uint8)
+    return ((frame_HWC.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
 def to_network(frame_HWC: Frame, device: torch.device) -> Tensor:
     """One frame to float32 RGB in [0, 1], (1, 3, H, W) on the device."""
     # Frames from a decoder may be read-only or upside down in memory, which tensors cannot be.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sharding.shots import MIN_SCORE, NUM_STEPS_AROUND, THUMBNAIL_SIZE_PX, StepScorer, find_cuts
-from vsr_dist.inference.frames import Frame
+from vsr_dist.inference.frames import Frame, to_8_bits
 
 # Before a place from which on the same cuts are found as from the start of the video: the steps around the first one.
 CONTEXT_FRAMES = NUM_STEPS_AROUND + 1
@@ -37,11 +37,9 @@ class CutFinder:
 
         The first frame of a video begins no new one.
         """
-        small_HWC = cv2.resize(frame_HWC, THUMBNAIL_SIZE_PX, interpolation=cv2.INTER_AREA)
-        if small_HWC.dtype == np.uint16:
-            small_HWC = ((small_HWC.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        small_HWC: Frame = cv2.resize(frame_HWC, THUMBNAIL_SIZE_PX, interpolation=cv2.INTER_AREA)
         is_first = self._thumbnail_HWC is None
-        self._thumbnail_HWC = np.asarray(small_HWC, np.uint8)
+        self._thumbnail_HWC = to_8_bits(small_HWC)
         # The scorer makes its thumbnail from ours, which leaves it as it is.
         self._scorer.add(self._thumbnail_HWC)
         self._scores.extend(self._scorer.scores)
