@@ -85,6 +85,8 @@ ROWS = (
         ("loss.temporal_kind=ping_pong", "loss.temporal=0.2"),
     ),
     Row("adversary", "ConvGRU, adversary", "convgru", ADVERSARY, has_adversary=True),
+    Row("ordered", "ConvGRU, windows in order", "convgru", ("data.order=ordered",)),
+    Row("carried", "ConvGRU, in order, state carried", "ordered", ("data.order=ordered", "train.carry_state=true")),
     Row("bidirectional", "ConvGRU, bidirectional", "convgru", ("generator.bidirectional=true",)),
 )
 

@@ -38,7 +38,7 @@ from vsr_dist.training.config import TrainConfig, make_optimizer
 from vsr_dist.training.control import Controllers
 from vsr_dist.training.drift import DriftMonitor
 from vsr_dist.training.ema import make_ema
-from vsr_dist.training.gan_step import GanStep, Player
+from vsr_dist.training.gan_step import CarriedState, GanStep, Player
 from vsr_dist.training.tracking import Tracker
 from vsr_dist.training.trainer import Parts
 from vsr_dist.training.validation import Validator, WindowStLpips
@@ -254,7 +254,11 @@ def build_parts(config: Config, accelerator: Accelerator, world: World, inputs: 
     prepared = accelerator.prepare(generator, discriminator, *optimizers.values())
     compile_in_place(config.train, generator, discriminator)
     features = None if inputs.features is None else inputs.features.to(accelerator.device)
-    live = Restorable({"generator": generator, "discriminator": discriminator, "ema": ema}, optimizers)
+    modules: dict[str, nn.Module] = {"generator": generator, "discriminator": discriminator, "ema": ema}
+    carried = None
+    if config.train.carry_state:
+        carried = modules["carried_state"] = CarriedState(world, config.train.accumulation_steps)
+    live = Restorable(modules, optimizers)
     validator = Validator(inputs.validation, world, config.scale, accelerator.device, inputs.st_lpips)
     monitor = None
     if inputs.reference is not None:
@@ -263,7 +267,7 @@ def build_parts(config: Config, accelerator: Accelerator, world: World, inputs: 
     return Parts(
         accelerator=accelerator,
         world=world,
-        step=make_step(config, accelerator, prepared, features),
+        step=make_step(config, accelerator, prepared, features, carried),
         live=live,
         ema=ema,
         loader=inputs.loader,
@@ -308,7 +312,11 @@ def measure_terms(config: Config) -> list[MeasuredTerm]:
 
 
 def make_step(
-    config: Config, accelerator: Accelerator, prepared: Sequence[Any], features: PerceptualTrunk | None
+    config: Config,
+    accelerator: Accelerator,
+    prepared: Sequence[Any],
+    features: PerceptualTrunk | None,
+    carried: CarriedState | None = None,
 ) -> GanStep:
     """What runs the training steps; `prepared`: generator, discriminator and their optimisers, as prepared."""
     generator, discriminator, generator_optimizer, discriminator_optimizer = prepared
@@ -322,6 +330,7 @@ def make_step(
         scale=config.scale,
         max_grad_norm=config.train.max_grad_norm,
         perceptual_frames=config.train.perceptual_frames,
+        carried=carried,
     )
 
 

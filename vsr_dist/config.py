@@ -233,15 +233,32 @@ def _network_faults(config: Config) -> list[str]:
             f"data.clip_frames is {data.clip_frames}; generator {config.generator.kind} as configured learns from "
             f"{generator.min_frames} frames or more"
         )
-    if config.loss.temporal > 0 and config.loss.temporal_kind == "ping_pong" and not _is_recurrent(config, generator):
-        faults.append(
-            f"loss.temporal_kind=ping_pong compares what a recurrent generator remembers; generator "
-            f"{config.generator.kind} as configured runs no frame after the other: choose another temporal_kind"
-        )
+    faults += _recurrence_faults(config, generator)
     if config.adversarial.is_on and data.clip_frames < discriminator.min_frames:
         faults.append(
             f"data.clip_frames is {data.clip_frames}; discriminator {config.discriminator.kind} needs at least "
             f"{discriminator.min_frames} frames per clip"
+        )
+    return faults
+
+
+def _recurrence_faults(config: Config, generator: Generator) -> list[str]:
+    """Settings that need another memory than the generator's."""
+    faults = []
+    if config.train.carry_state:
+        if config.data.order != "ordered":
+            faults.append(f"train.carry_state needs data.order=ordered, found {config.data.order}")
+        if not generator.carries_state:
+            faults.append(
+                f"train.carry_state: generator {config.generator.kind} as configured carries no state; use recurrent "
+                "with a recurrence and without alignment or bidirectional, or paper_srgan with its LSTM"
+            )
+        if config.loss.is_ping_pong:
+            faults.append("train.carry_state and loss.temporal_kind=ping_pong exclude each other; choose one")
+    if config.loss.temporal > 0 and config.loss.temporal_kind == "ping_pong" and not _is_recurrent(config, generator):
+        faults.append(
+            f"loss.temporal_kind=ping_pong compares what a recurrent generator remembers; generator "
+            f"{config.generator.kind} as configured runs no frame after the other: choose another temporal_kind"
         )
     return faults
 

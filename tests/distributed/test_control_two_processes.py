@@ -76,3 +76,25 @@ def test_controllers_decide_the_same_on_two_processes_and_after_a_resume(launche
     summary = json.loads((one / "summary.json").read_text())
     assert summary["drift"].startswith("discriminator ")
     assert (one / "drift.png").read_bytes().startswith(b"\x89PNG")
+
+
+CARRIED = ("data.order=ordered", "train.carry_state=true", "generator.recurrence=convlstm", "train.log_every=1")
+
+
+def test_a_carried_state_is_the_same_on_two_processes_and_after_a_resume(launcher):
+    two = launcher.run("carried-two", *CARRIED, processes=2)
+    one = launcher.run("carried-one", "train.accumulation_steps=2", *CARRIED)
+    assert_equal_bits(weights(one), weights(two))
+    states = [load_file(run / "checkpoints/step_00000020/carried_state.safetensors") for run in (one, two)]
+    assert_equal_bits(*states)
+    assert [len(part) for part in states[0].values()] == [4, 4], "four lanes of hidden and cell state"
+    assert all(bool(part.any()) for part in states[0].values())
+    forgetful = launcher.run("carried-not", "train.accumulation_steps=2", *CARRIED, "train.carry_state=false")
+    assert column(forgetful, "loss_g/total") != column(one, "loss_g/total")
+
+    name = "step_00000010"
+    for resumed, processes, parts in (("carried-a", 1, 2), ("carried-b", 2, 1)):
+        shutil.copytree(one / "checkpoints" / name, launcher.folder / resumed / "checkpoints" / name)
+        options = (f"train.accumulation_steps={parts}", *CARRIED)
+        launcher.run(resumed, *options, processes=processes, options=("--resume", "auto"))
+        assert_equal_bits(weights(one), weights(launcher.folder / resumed))

@@ -51,6 +51,15 @@ def test_what_goes_together(sections):
     [
         ({"loss": {**WARPED, "temporal_flow": "packed"}}, "temporal_flow=packed needs data.flow=true"),
         ({"loss": WARPED, "data": {"crop_px": 5}}, "at least 24 high-resolution px; data.crop_px 5 x scale 4"),
+        ({"train": {"carry_state": True}}, "train.carry_state needs data.order=ordered, found"),
+        (
+            {"train": {"carry_state": True}, "data": {"order": "ordered"}, "generator": {"recurrence": "none"}},
+            "carries no state; use recurrent with a recurrence",
+        ),
+        (
+            {"train": {"carry_state": True}, "data": {"order": "ordered"}, "loss": {"temporal_kind": "ping_pong"}},
+            "carry_state and loss.temporal_kind=ping_pong exclude each other",
+        ),
         (
             {"loss": {"temporal_kind": "ping_pong"}, "generator": {"recurrence": "none"}},
             "ping_pong compares what a recurrent generator remembers",

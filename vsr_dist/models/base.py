@@ -23,7 +23,9 @@ class Generator(nn.Module, ABC):
     scale: enlargement in both directions. input_px: side of the only square input that the network accepts,
     or None for any size. min_px: the smallest side that it accepts. min_frames: length of the shortest clip from which
     every parameter gets a gradient; shorter ones are enlarged all the same. flow_method: name of the optical flow
-    that `forward` can be given, as in `vsr-dist pack --flow`, or None if it takes no notice of flow.
+    that `forward` can be given, as in `vsr-dist pack --flow`, or None if it ignores flow. carries_state: `forward` can
+    continue a sequence: with `return_state=True` it returns (clip, state), and takes such a state as `state`, whose
+    tensors have the batch first and are zero where a sequence begins.
     """
 
     scale: int
@@ -31,6 +33,7 @@ class Generator(nn.Module, ABC):
     min_px: int = 1
     min_frames: int = 1
     flow_method: str | None = None
+    carries_state: bool = False
 
     @property
     def uses_flow(self) -> bool:

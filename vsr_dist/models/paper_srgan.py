@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vsr_dist.core.errors import BadConfigError, BadInputError
-from vsr_dist.models.base import Generator, check_clip, check_positive, check_scale
+from vsr_dist.models.base import Generator, State, check_clip, check_positive, check_scale
 from vsr_dist.ops.motion import MotionSmoothing, align_low_clip
 
 SCALES = (1, 2, 4)
@@ -105,7 +105,19 @@ class PaperSrgan(Generator):
             self.lstm = nn.LSTM(num_features, config.lstm_hidden, batch_first=True)
             self.decoder = nn.Linear(config.lstm_hidden, num_features)
 
-    def forward(self, low_BTCHW: Tensor, flow_BTKCHW: Tensor | None = None) -> Tensor:
+    @property
+    def carries_state(self) -> bool:  # type: ignore[override]
+        """True with the LSTM. The alignment of listing 1 begins anew in every clip."""
+        return self.lstm is not None
+
+    def forward(  # type: ignore[override]
+        self,
+        low_BTCHW: Tensor,
+        flow_BTKCHW: Tensor | None = None,
+        *,
+        state: State | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, State | None]:
         """Clip (B, T, 3, H, W) in [0, 1] to (B, T, 3, H * scale, W * scale) in (0, 1)."""
         check_clip(low_BTCHW)
         self._check_size(low_BTCHW)
@@ -115,10 +127,13 @@ class PaperSrgan(Generator):
         shallow: Tensor = self.head(low_BTCHW.flatten(0, 1))
         features = shallow + self.merge(self.blocks(shallow))
         if self.lstm is not None:
-            hidden, _ = self.lstm(features.flatten(1).unflatten(0, batch))
+            before = None if state is None else (state[0][None], state[1][None])
+            hidden, (last_hidden, last_cell) = self.lstm(features.flatten(1).unflatten(0, batch), before)
+            state = (last_hidden[0], last_cell[0])
             features = self.decoder(hidden).view_as(features)
         image: Tensor = self.tail(self.upsample(features))
-        return torch.unflatten((torch.tanh(image) + 1.0) / 2.0, 0, batch)
+        fake_BTCYX = torch.unflatten((torch.tanh(image) + 1.0) / 2.0, 0, batch)
+        return (fake_BTCYX, state) if return_state else fake_BTCYX
 
     def _check_size(self, low_BTCHW: Tensor) -> None:
         height, width = low_BTCHW.shape[-2:]

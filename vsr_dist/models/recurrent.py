@@ -118,11 +118,24 @@ class _Trunk(Generator):
 class Recurrent(_Trunk, RecurrentGenerator):
     """Bicubic enlargement plus a learnt, recurrent residual; any size, any number of frames, one by one if need be."""
 
-    def forward(self, low_BTCHW: Tensor, flow_BTKCHW: Tensor | None = None) -> Tensor:
+    @property
+    def carries_state(self) -> bool:  # type: ignore[override]
+        """True with a memory that is not aligned: the aligner would need the frame before the clip."""
+        return self.memory is not None and self.aligner is None
+
+    def forward(  # type: ignore[override]
+        self,
+        low_BTCHW: Tensor,
+        flow_BTKCHW: Tensor | None = None,
+        *,
+        state: State | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, State | None]:
         """Clip (B, T, 3, H, W) in [0, 1] to (B, T, 3, H * scale, W * scale), not clamped."""
         check_clip(low_BTCHW)
-        fake_BTCYX, _ = self._run(low_BTCHW, None, None if flow_BTKCHW is None else flow_BTKCHW[:, :, BACKWARD])
-        return fake_BTCYX
+        flow_BT2HW = None if flow_BTKCHW is None else flow_BTKCHW[:, :, BACKWARD]
+        fake_BTCYX, state = self._run(low_BTCHW, state, flow_BT2HW)
+        return (fake_BTCYX, state) if return_state else fake_BTCYX
 
     def step(
         self, low_BCHW: Tensor, state: State | None, flow_B2HW: Tensor | None = None

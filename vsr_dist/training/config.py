@@ -249,6 +249,8 @@ class TrainConfig:
         epochs: passes over the training windows; above 0 it sets `steps`, 0 leaves `steps` as it is.
         warmup_steps: first steps, without the adversarial and the perceptual term.
         ramp_steps: steps after the warm-up over which the adversarial weight grows to its full value.
+        carry_state: carry the recurrent state of the generator over consecutive windows of a sequence, without its
+            gradient (truncated backpropagation through time); needs data.order=ordered and a recurrent generator.
         accumulation_steps: micro-batches per optimiser step and process.
         max_grad_norm: gradients are scaled down to this L2 norm, per player.
         ema_decay: decay of the generator's moving average.
@@ -287,6 +289,7 @@ class TrainConfig:
     epochs: int = 0
     warmup_steps: int = 0
     ramp_steps: int = 0
+    carry_state: bool = False
     accumulation_steps: int = 1
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999

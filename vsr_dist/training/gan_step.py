@@ -22,12 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vsr_dist.core.collectives import gather_lists
 from vsr_dist.core.errors import BadConfigError, NonFiniteError
+from vsr_dist.core.world import World
 from vsr_dist.data.ring import ClipBatch
 from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.losses.flow import unpack_flow
 from vsr_dist.losses.objective import ADVERSARIAL_TERM, TERMS, LossConfig, LossInputs, weighted_sum
 from vsr_dist.losses.regularise import finite_difference_penalty, gradient_penalty
 from vsr_dist.losses.temporal import flow_there_and_back, split_there_and_back, there_and_back
+from vsr_dist.models.base import State
 from vsr_dist.models.blocks import advance_spectral_norm, rest_spectral_norm
 from vsr_dist.models.features import PerceptualTrunk
 from vsr_dist.ops.color import from_uint8
@@ -53,6 +55,59 @@ class _Clips:
     real_BTCYX: Tensor
     bicubic_BTCYX: Tensor | None
     flow_BTKCHW: Tensor | None
+    starts_B: Tensor
+
+
+class CarriedState(nn.Module):
+    """Recurrent states between consecutive windows: truncated backpropagation through time (`train.carry_state`).
+
+    One state per lane of the global batch; a rank holds those of its own micro-batches. Checkpoints hold all lanes in
+    the order of the global batch, so that a run can resume on another number of processes.
+    """
+
+    def __init__(self, world: World, num_micro_batches: int) -> None:
+        super().__init__()
+        self.world, self.num_micro_batches = world, num_micro_batches
+        self.clear()
+
+    def clear(self) -> None:
+        """Every lane begins a sequence."""
+        self._own: list[State | None] = [None] * self.num_micro_batches
+        self._all_lanes: dict[str, Tensor] = {}
+
+    def before(self, micro_batch: int, starts_B: Tensor) -> State | None:
+        """The state before a micro-batch's windows, zero in the lanes that begin a sequence."""
+        state = self._own[micro_batch]
+        if state is None:
+            return None
+        return tuple(part.masked_fill(starts_B.view(-1, *(1,) * (part.dim() - 1)), 0.0) for part in state)
+
+    def keep(self, micro_batch: int, state: State) -> None:
+        """Take over the state after a micro-batch's windows, without its graph."""
+        self._own[micro_batch] = tuple(part.detach() for part in state)
+
+    def gather(self) -> None:
+        """Collect the states of all lanes for a checkpoint; a collective call."""
+        own = [state for state in self._own if state is not None]
+        mine = [torch.cat(parts).cpu() for parts in zip(*own, strict=True)]
+        ranks = gather_lists([mine])
+        self._all_lanes = {str(number): torch.cat(parts) for number, parts in enumerate(zip(*ranks, strict=True))}
+
+    def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Tensor]:  # type: ignore[override]  # noqa: ANN401
+        """What `gather` collected: (lanes, ...) by number."""
+        del arguments, options
+        return dict(self._all_lanes)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+        """Take this rank's lanes out of what `state_dict` returned, on any number of ranks and micro-batches."""
+        del arguments, options
+        self.clear()
+        parts = [state_dict[str(number)] for number in range(len(state_dict))]
+        if parts:
+            num_parts = self.world.size * self.num_micro_batches
+            first = self.world.rank * self.num_micro_batches
+            lanes = zip(*(part.chunk(num_parts)[first : first + self.num_micro_batches] for part in parts), strict=True)
+            self._own = [tuple(part.clone() for part in state) for state in lanes]
 
 
 class GanStep:
@@ -75,17 +130,20 @@ class GanStep:
         scale: int,
         max_grad_norm: float,
         perceptual_frames: int,
+        carried: CarriedState | None = None,
         hold_on_device: bool | None = None,
     ) -> None:
         """`features` is not prepared: DDP refuses a module without trainable parameters.
 
-        hold_on_device: see the class; by default True on GPUs only.
+        carried: recurrent states that consecutive windows hand on, or None. hold_on_device: see the class; by default
+        True on GPUs only.
         """
         _refuse_static_graph(generator.network, discriminator.network)
         self.accelerator, self.generator, self.discriminator = accelerator, generator, discriminator
         self.features, self.loss, self.adversarial = features, loss, adversarial
         self.game = ADVERSARIAL[adversarial.loss]
         self.scale, self.max_grad_norm, self.perceptual_frames = scale, max_grad_norm, perceptual_frames
+        self.carried = carried
         hold = accelerator.device.type == "cuda" if hold_on_device is None else hold_on_device
         self.guard = _DeviceGuard(accelerator.device) if hold else None
 
@@ -98,12 +156,12 @@ class GanStep:
         terms_g: list[dict[str, Tensor]] = []
         terms_d: list[dict[str, Tensor]] = []
         results = []
-        for _ in range(self.accelerator.gradient_accumulation_steps):
+        for number in range(self.accelerator.gradient_accumulation_steps):
             clips = self._on_device(next(micro_batches), plan)
             # One context per micro-batch: each call advances Accelerate's counter. Gradients are complete, and averaged
             # over the ranks, when `sync_gradients` is true.
             with self.accelerator.accumulate(self.generator.network, self.discriminator.network):
-                fake_BTCYX, result = self._generator_turn(clips, plan, terms_g)
+                fake_BTCYX, result = self._generator_turn(clips, plan, terms_g, number)
                 if self.accelerator.sync_gradients:
                     self._move(self.generator, terms_g, step)
                 if clips.bicubic_BTCYX is not None:
@@ -124,14 +182,14 @@ class GanStep:
             flow_BTKCHW = unpack_flow(batch.flow_BTKCHW.to(device, non_blocking=True))
         plays = self.adversarial.is_on and not plan.is_warmup
         bicubic_BTCYX = bicubic_upsample(low_BTCHW, self.scale) if plays else None
-        return _Clips(low_BTCHW, real_BTCYX, bicubic_BTCYX, flow_BTKCHW)
+        return _Clips(low_BTCHW, real_BTCYX, bicubic_BTCYX, flow_BTKCHW, batch.starts_B)
 
     def _generator_turn(
-        self, clips: _Clips, plan: StepPlan, noted: list[dict[str, Tensor]]
+        self, clips: _Clips, plan: StepPlan, noted: list[dict[str, Tensor]], micro_batch: int = 0
     ) -> tuple[Tensor, MicroStep]:
         """Add the generator's gradient on one micro-batch; returns the generated clip and what is logged."""
         self.discriminator.network.requires_grad_(False)
-        fake_BTCYX, returned_BTCYX = self._generate(clips)
+        fake_BTCYX, returned_BTCYX = self._generate(clips, micro_batch)
         norms = _GradientNorms() if plan.measure else None
         terms: dict[str, Tensor] = {}
         for name in self._active_terms(clips, plan):
@@ -152,9 +210,15 @@ class GanStep:
             scalars |= gradient_shares(measured, plan.weights)
         return fake_BTCYX, MicroStep({name: value.detach() for name, value in scalars.items()}, measured)
 
-    def _generate(self, clips: _Clips) -> tuple[Tensor, Tensor | None]:
+    def _generate(self, clips: _Clips, micro_batch: int) -> tuple[Tensor, Tensor | None]:
         """The generated clip, and with ping-pong the frames of the way back, in one forward of the generator."""
         network = self.generator.network
+        if self.carried is not None:
+            starts_B = clips.starts_B.to(clips.low_BTCHW.device, non_blocking=True)
+            state = self.carried.before(micro_batch, starts_B)
+            fake_BTCYX, state = network(clips.low_BTCHW, clips.flow_BTKCHW, state=state, return_state=True)
+            self.carried.keep(micro_batch, state)
+            return fake_BTCYX, None
         if not self.loss.is_ping_pong:
             return network(clips.low_BTCHW, clips.flow_BTKCHW), None
         flow_BTKCHW = None if clips.flow_BTKCHW is None else flow_there_and_back(clips.flow_BTKCHW)

@@ -201,6 +201,8 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint says: all that shapes the next step and the next log line. A collective call."""
+        if self.parts.step.carried is not None:
+            self.parts.step.carried.gather()
         mine = {
             "rollbacks": self._num_rollbacks,
             "means": gather_lists([self.means.state()]),

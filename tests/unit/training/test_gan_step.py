@@ -12,13 +12,18 @@ from accelerate.state import AcceleratorState
 from small_gan import batch_of, clips, make_step, plan_of, play, scalars_of, small_networks, snapshot
 
 from vsr_dist.core.errors import NonFiniteError
+from vsr_dist.core.world import World
 from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.losses.objective import LossConfig
+from vsr_dist.models import build_generator
+from vsr_dist.models.paper_srgan import PaperSrganConfig
+from vsr_dist.models.recurrent import RecurrentConfig
 from vsr_dist.models.spatiotemporal import SpatiotemporalConfig
 from vsr_dist.models.srgan_discriminator import SrganDiscriminatorConfig
 from vsr_dist.models.unet_discriminator import UnetConfig
+from vsr_dist.ops.color import from_uint8
 from vsr_dist.training.config import AdversarialConfig
-from vsr_dist.training.gan_step import spread_frames
+from vsr_dist.training.gan_step import CarriedState, spread_frames
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
@@ -240,6 +245,42 @@ def test_the_device_path_moves_as_the_host_path_does():
             play(step, number=number)
         found.append([snapshot(player.network) for player in (step.generator, step.discriminator)])
     assert all(torch.equal(a[k], b[k]) for a, b in zip(*found, strict=True) for k in a)
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "paper_srgan"])
+def test_a_carried_state_continues_the_sequence_and_a_lane_that_starts_begins_anew(kind):
+    """Two windows with the state carried are one run over both, in the lane that goes on; the other starts afresh."""
+    configs = {
+        "recurrent": RecurrentConfig(channels=4, num_blocks=1),
+        "paper_srgan": PaperSrganConfig(channels=4, num_blocks=1, lstm_hidden=8, input_px=8),
+    }
+    torch.manual_seed(0)
+    generator = build_generator(configs[kind], 4).eval()
+    if kind == "recurrent":
+        torch.nn.init.normal_(generator.memory.project.weight, std=0.3)
+        torch.nn.init.normal_(generator.tail[0].weight, std=0.3)
+    networks = (generator, small_networks()[1])
+    carried = CarriedState(World(), 1)
+    step = make_step(networks=networks, learning_rate=0.0, carried=carried)
+    first, second = (batch_of(*clips(seed)) for seed in (1, 2))
+    outputs = []
+    generator.register_forward_hook(lambda module, inputs, output: outputs.append(output[0].detach()))
+    play(step, first)
+    play(step, replace(second, starts_B=torch.tensor([False, True])), number=1)
+    with torch.no_grad():
+        whole, _ = generator(from_uint8(torch.cat((first.low_BTCHW, second.low_BTCHW), 1)), return_state=True)
+        fresh, _ = generator(from_uint8(second.low_BTCHW), return_state=True)
+    torch.testing.assert_close(torch.cat((outputs[0], outputs[1]), 1)[0], whole[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(outputs[1][1], fresh[1], atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(outputs[1][0], fresh[0], atol=1e-4)
+    # A checkpoint holds the lanes in the order of the global batch: two ranks take one each.
+    carried.gather()
+    saved = carried.state_dict()
+    for rank in range(2):
+        other = CarriedState(World(rank, 2), 1)
+        other.load_state_dict(saved)
+        mine, kept = other.before(0, torch.tensor([False])), carried.before(0, torch.tensor([False, False]))
+        assert all(torch.equal(part[0], whole[rank]) for part, whole in zip(mine, kept, strict=True))
 
 
 def test_batch_norm_discriminator_takes_two_forwards_before_one_backward():
