@@ -274,10 +274,13 @@ def comparison_sentences(measured: Measured, name: str, titles: Mapping[str, str
         sentences.append(f"{titles[name]} against the paper's arm: not run yet.")
     else:
         lpips, psnr = found
-        better = [text for text, is_better in (("ST-LPIPS", lpips.mean < 0), ("PSNR-Y", psnr.mean > 0)) if is_better]
+        gains = {"ST-LPIPS": Spread(-lpips.mean, -lpips.high, -lpips.low), "PSNR-Y": psnr}
+        better = [text for text, gain in gains.items() if gain.mean > 0]
+        is_clear = all(gain.low > 0 for gain in gains.values())
+        verdict = "missed" if len(better) < 2 else "met" if is_clear else "not clear, an interval holds 0"
         sentences.append(
-            f"{titles[name]} better than the paper's arm in both: **{'met' if len(better) == 2 else 'missed'}**, "
-            f"it is better in {' and '.join(better) or 'neither'}; ST-LPIPS {_percent(lpips)}, PSNR-Y {_db(psnr)}."
+            f"{titles[name]} better than the paper's arm in both: **{verdict}**; it is better in "
+            f"{' and '.join(better) or 'neither'}, ST-LPIPS {_percent(lpips)}, PSNR-Y {_db(psnr)}."
         )
     return sentences
 
@@ -479,7 +482,8 @@ def write_page(experiment: Experiment, arms: Sequence[Arm], runs: Sequence[Run],
     main_arms = {
         name: found for name, found in measured.items() if name in {arm.name for arm in six} or name == "winner"
     }
-    trade_off = {name: found for name, found in measured.items() if name == "none" or name.startswith("cure")}
+    ratios = sorted((name for name in measured if name.startswith("cure")), key=lambda name: ratio_of(titles[name]))
+    trade_off = {name: measured[name] for name in ("none", *ratios) if name in measured}
     num_seeds = len({run.seed for run in runs if run.name.startswith("cure-")})
     curves = trade_off_picture = ""
     by_sequence = "No run is finished yet."

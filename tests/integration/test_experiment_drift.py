@@ -25,7 +25,7 @@ SMALL = ("train.steps=4", "train.validate_every=1", "train.log_every=1", "data.v
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(not FILM.exists(), reason="needs Debian's opencv-doc")
 def test_two_arms_are_trained_measured_and_shown(tmp_path):
     options = ["--work", "work", "--results", "results", "--page", "drift.md", "--pictures", "images"]
