@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import math
-import shutil
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ PAGE, PICTURES = ROOT / "docs/drift.md", ROOT / "docs/images"
 TEMPLATE = Path(__file__).with_name("drift_template.md")
 CURVES_NAME, TRADE_OFF_NAME = "drift_curves.png", "drift_tradeoff.png"
 STUDY_NAME = "study.csv"
+ABOUT_THE_MACHINE = ("lease", "run_dirs", "slot", "mlflow_run_ids")
 
 LOSS = "drift/paper_loss"
 # Targets: level of the tail, upper end of the trend, dead logits; and what the cure must gain in pictures.
@@ -414,12 +414,10 @@ def study_section(experiment: Experiment) -> str:
     """What the study's table of trials says; the table is copied beside the results so that it can be committed."""
     fresh, kept_table = experiment.work / "study/report.csv", experiment.results / STUDY_NAME
     if fresh.exists():
-        kept_table.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(fresh, kept_table)
+        write_trials(read_trials(fresh), kept_table)
     if not kept_table.exists():
         return "The study has not been run yet."
-    with kept_table.open(newline="") as file:
-        trials = list(csv.DictReader(file))
+    trials = read_trials(kept_table)
     searched = [trial for trial in trials if trial["role"] != "repeat"]
     finished = [trial for trial in searched if trial["state"] == "COMPLETE"]
     feasible = [trial for trial in finished if trial["feasible"] == "True"]
@@ -432,7 +430,6 @@ def study_section(experiment: Experiment) -> str:
         text += f" By the rule, the lowest J of those, the winner is {winner}."
     constraints = [name for name in trials[0] if name.startswith("constraint ")]
     space = [name for name in trials[0] if "." in name and "/" not in name and not name.startswith("constraint ")]
-    space = ["objective", *space] if "objective" in trials[0] else space
     rows = [
         [
             trial["trial"],
@@ -445,6 +442,21 @@ def study_section(experiment: Experiment) -> str:
     heading = "The best of those that keep every constraint" if feasible else "The lowest J, none of which is feasible"
     table = markdown(["trial", "J", *(name.removeprefix("constraint ") for name in constraints), "setting"], rows)
     return f"{text}\n\n{heading}:\n\n{table}"
+
+
+def read_trials(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_trials(trials: Sequence[Mapping[str, str]], path: Path) -> None:
+    """The table without what tells of the machine: its processes and folders."""
+    names = [name for name in trials[0] if name not in ABOUT_THE_MACHINE]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(trials)
 
 
 def _short(text: str) -> str:

@@ -174,7 +174,7 @@ def test_the_study_is_told_from_its_table_of_trials(tmp_path):
     here = runner.Experiment("drift", tmp_path / "work", tmp_path / "results")
     (here.work / "study").mkdir(parents=True)
     (here.work / "study/report.csv").write_text(
-        "trial,state,role,J,feasible,constraint c1,objective,discriminator.filters,duration_s,drift/auc\n"
+        "trial,state,role,J,feasible,constraint c1,adversarial.loss,discriminator.filters,run_dirs,drift/auc\n"
         "0,COMPLETE,search,0.3,True,0.6,rpgan,16,10,0.9\n"
         "1,COMPLETE,search,0.2,False,0.9,paper,16,10,0.5\n"
         "2,COMPLETE,search,0.25,True,0.7,bce,8,10,0.9\n"
@@ -183,10 +183,11 @@ def test_the_study_is_told_from_its_table_of_trials(tmp_path):
     text = report.study_section(here)
     assert text.startswith("3 finished trials of 4; 2 keep every constraint.")
     assert "the winner is trial 2 with J 0.2500" in text
-    assert "| 2 | 0.2500 | 0.700 | objective bce, filters 8 |" in text and "paper" not in text
+    assert "| 2 | 0.2500 | 0.700 | loss bce, filters 8 |" in text and "paper" not in text
     # What was read is kept beside the results, for a machine without the study.
     (here.work / "study/report.csv").unlink()
     assert report.study_section(here) == text
+    assert "run_dirs" not in (here.results / report.STUDY_NAME).read_text()
 
 
 def test_every_arm_has_one_schedule_and_the_same_data():
