@@ -55,7 +55,7 @@ from sharding.plan import PackOptions
 from vsr_dist.core.world import World
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.loader import TrainLoader
-from vsr_dist.data.source import open_shard_set
+from vsr_dist.data.shards import open_shard_set
 
 RESULT = Path(__file__).parent / "results" / "loading.json"
 VIDEOS = ("bigbuckbunny", "bikes")

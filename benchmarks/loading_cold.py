@@ -15,11 +15,10 @@ from loading_stores import BATCH_CLIPS, LOW_PX, NUM_FRAMES, SCALE, Clips, LooseP
 
 from sharding.index import read_index
 from vsr_dist.core.world import World
-from vsr_dist.data.augment import draw
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.loader import TrainLoader
-from vsr_dist.data.source import open_shard_set
-from vsr_dist.data.windows import ClipArrays
+from vsr_dist.data.shards import open_shard_set
+from vsr_dist.data.windows import ClipArrays, draw_augmentation
 
 COLD_WINDOWS = 24
 
@@ -37,7 +36,7 @@ def same_crops(config: DataConfig, clips: Clips, count: int) -> list[Views]:
     crops = []
     for sample in loader.order.samples(range(count)):
         info = loader.windows_of.sequences[sample.window.sequence]
-        choice = draw(sample.augment_seed, info.low_height_px, info.low_width_px, LOW_PX, symmetries=False)
+        choice = draw_augmentation(sample.augment_seed, info.low_height_px, info.low_width_px, LOW_PX, symmetries=False)
         views = []
         for piece in loader.windows_of._pieces(sample.window):
             place = (slice(piece.start, piece.stop), *_square(choice.top_px, choice.left_px, 1))

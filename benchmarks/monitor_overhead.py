@@ -28,7 +28,7 @@ from step_time import batches, gan_step
 
 from vsr_dist.config import Config, load_config
 from vsr_dist.core.world import World
-from vsr_dist.data.ring import ClipBatch
+from vsr_dist.data.loader import ClipBatch
 from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.training.config import GammaControl, TrainConfig, WeightControl
 from vsr_dist.training.control import Controllers

@@ -20,8 +20,7 @@ from pathlib import Path
 
 from machine import describe_machine
 
-from vsr_dist.data.order import BlockOrder, Order, ShuffleOrder, WalkOrder
-from vsr_dist.data.plan import Run, WindowTable
+from vsr_dist.data.order import BlockOrder, Order, Run, SequentialOrder, ShuffleOrder, WindowTable
 
 RESULT = Path(__file__).parent / "results" / "order_cost.json"
 NUM_SHARDS, SEQUENCES_PER_SHARD, NUM_FRAMES, WINDOW_FRAMES = 1000, 20, 100, 7
@@ -34,7 +33,7 @@ RUNS = [
 ORDERS: dict[str, Callable[[WindowTable], Order]] = {
     "shuffle": lambda windows: ShuffleOrder(windows, 0),
     "block of 8 shards": lambda windows: BlockOrder(windows, 0, 8),
-    "ordered, 16 lanes": lambda windows: WalkOrder(windows, 0, 16),
+    "ordered, 16 lanes": lambda windows: SequentialOrder(windows, 0, 16),
 }
 
 

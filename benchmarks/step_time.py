@@ -38,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vsr_dist.build import build_networks, make_step
 from vsr_dist.config import Config, load_config
-from vsr_dist.data.ring import ClipBatch
+from vsr_dist.data.loader import ClipBatch
 from vsr_dist.models import build_generator
 from vsr_dist.models.features import PerceptualTrunk
 from vsr_dist.ops.color import from_uint8

@@ -41,7 +41,7 @@ from vsr_dist.config import Config, load_config  # noqa: E402
 from vsr_dist.core.errors import run_cli  # noqa: E402
 from vsr_dist.core.world import World  # noqa: E402
 from vsr_dist.data.loader import TrainLoader  # noqa: E402
-from vsr_dist.data.source import open_shard_set  # noqa: E402
+from vsr_dist.data.shards import open_shard_set  # noqa: E402
 from vsr_dist.inference.generator_io import load_generator  # noqa: E402
 from vsr_dist.losses.perceptual import perceptual  # noqa: E402
 from vsr_dist.losses.pixel import PIXEL  # noqa: E402

@@ -24,10 +24,8 @@ from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.rng import mix, purpose
 from vsr_dist.core.world import World
-from vsr_dist.data.loader import TrainLoader, validation_batch
-from vsr_dist.data.reference import reference_batch
-from vsr_dist.data.ring import ClipBatch
-from vsr_dist.data.source import open_shard_set
+from vsr_dist.data.loader import ClipBatch, TrainLoader, reference_batch, validation_batch
+from vsr_dist.data.shards import open_shard_set
 from vsr_dist.inference.generator_io import InitialWeights, initial_weights
 from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.models import build_discriminator, build_generator

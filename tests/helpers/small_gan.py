@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
 from vsr_dist.cli import main
-from vsr_dist.data.ring import ClipBatch
+from vsr_dist.data.loader import ClipBatch
 from vsr_dist.losses.objective import LossConfig
 from vsr_dist.models import build_discriminator, build_generator
 from vsr_dist.models.recurrent import RecurrentConfig

@@ -15,7 +15,7 @@ from vsr_dist.config import load_config
 from vsr_dist.core.rng import step_seed
 from vsr_dist.core.world import World
 from vsr_dist.data.loader import TrainLoader
-from vsr_dist.data.source import open_shard_set
+from vsr_dist.data.shards import open_shard_set
 from vsr_dist.training import checkpoint
 from vsr_dist.training.console import PERFORMANCE
 from vsr_dist.training.tracking import read_metrics

@@ -20,7 +20,7 @@ from sharding.verify import verify
 from vsr_dist.core.world import World
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.loader import TrainLoader, validation_batch
-from vsr_dist.data.source import open_shard_set
+from vsr_dist.data.shards import open_shard_set
 
 TRAIN, VAL = "train-000000.tar", "val-000000.tar"
 

@@ -1,1 +1,1 @@
-"""Shards -> ordered windows -> batches: a pure plan, memory-mapped crops, augmentation, a prefetching loader."""
+"""Training data: shards -> order of the windows -> augmented crops -> batches on the device."""

@@ -1,4 +1,4 @@
-"""What is read for training and validation, in which order, and how it is fetched and checked."""
+"""The configuration of the data: splits, windows, order, checks, prefetching and the cache of remote data sets."""
 
 from __future__ import annotations
 
@@ -14,34 +14,33 @@ _FROM_ZERO = ("max_bad_samples", "frame_cache_mb")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The `data` section of a configuration; `docs/loading.md` explains the choices.
+    """The `data` section of a configuration, see `docs/loading.md`.
 
     Attributes:
-        root: folder of a packed shard set, or `s3://bucket/prefix`, `http://...`, `https://...`.
-        train_split: split that the training windows come from.
-        val_split: held-out split; validation never touches `train_split`.
+        root: folder of a packed data set, or `s3://bucket/prefix`, `http://...`, `https://...`.
+        train_split: split with the training windows.
+        val_split: split with the validation windows.
         clip_frames: frames per training window.
-        crop_px: side of the square low-resolution crop, in pixels; the high-resolution crop is `scale` times it.
+        crop_px: side of the square low-resolution crop, in pixels; the high-resolution crop is `scale` times larger.
         batch_clips: windows per optimiser step over all ranks and accumulated micro-batches.
-        order: `shuffle` permutes the windows of an epoch, `block` permutes shards and then the windows inside blocks
-            of them, `ordered` walks sequences front to back, one in each place of the batch.
+        order: `shuffle` permutes the windows of an epoch; `block` permutes the shards, then the windows inside blocks
+            of shards; `ordered` reads sequences in time order, one in each place of the batch.
         block_shards: shards per block of `order: block`.
-        symmetries: draw flips, transposition and time reversal (never time reversal in `ordered`).
-        flow: deliver the packed low-resolution flow; windows that run over a clip border are left out.
-        val_clips: number of fixed held-out windows.
+        symmetries: augment with random flips, transposition and time reversal (no time reversal with `ordered`).
+        flow: also load the packed low-resolution flow; windows across a clip border are left out.
+        val_clips: number of fixed validation windows.
         val_crop_px: side of their centred low-resolution crop, in pixels.
-        on_bad_sample: `error` stops at a damaged window, `replace` reads another one that its position decides.
-        max_bad_samples: replaced windows that a run accepts, all ranks together, since its start or resume.
-        check_hashes: `first_touch` compares every field with the index when a process first reads it; `never`
-            leaves that to `vsr-dist verify`.
+        on_bad_sample: `error` stops at a damaged window, `replace` reads another one, selected by its position.
+        max_bad_samples: maximum number of replaced windows on all ranks, since the start or resume of a run.
+        check_hashes: `first_touch` compares each field with the index when a process first reads it; `never` does not.
         reader_threads: threads that copy or decode crops.
-        read_ahead_batches: micro-batches kept ready.
-        frame_cache_mb: decoded frames of png, webp and jpg shards that are kept, per split, in 1e6 bytes.
-        cache_dir: folder for the shards of a remote set, shared by all processes of a node.
-        cache_gb: size that this folder may reach, in 1e9 bytes.
-        fetch_tries: attempts to fetch one object of a remote set.
-        fetch_backoff_s: pause after the first failed attempt; doubled after each further one, at most 30 s.
-        s3_endpoint: address of another S3 server than AWS; empty takes boto3's own (`AWS_ENDPOINT_URL`).
+        read_ahead_batches: number of prefetched micro-batches.
+        frame_cache_mb: size of the cache of decoded frames of png, webp and jpg shards, per split, in 1e6 bytes.
+        cache_dir: folder for the shards of a remote data set, shared by all processes of a node.
+        cache_gb: maximum size of this folder, in 1e9 bytes.
+        fetch_tries: number of attempts to fetch an object of a remote data set.
+        fetch_backoff_s: pause after the first failed attempt; doubled after each further one, up to 30 s.
+        s3_endpoint: URL of an S3 server other than AWS; empty uses boto3's default (`AWS_ENDPOINT_URL`).
     """
 
     root: str = io("data")
@@ -56,8 +55,7 @@ class DataConfig:
     flow: bool = False
     val_clips: int = 16
     val_crop_px: int = 36
-    # A run that replaces computes what a run without damage would, until the other one would have stopped: a
-    # stopped run may be resumed with another choice.
+    # These may change at a resume: they do not change the samples of a run that reads no damaged window.
     on_bad_sample: Literal["error", "replace"] = io("error")
     max_bad_samples: int = io(100)
     check_hashes: Literal["first_touch", "never"] = io("first_touch")
@@ -71,19 +69,19 @@ class DataConfig:
     s3_endpoint: str = io("")
 
     def __post_init__(self) -> None:
-        """Refuse numbers with which nothing could be read, and choices that exclude each other; all at once."""
+        """Raise BadConfigError that lists all numbers out of range and all options that exclude each other."""
         faults = [
             f"{field.name} is {getattr(self, field.name)}, expected at least {least}"
             for field in fields(self)
             if field.type == "int" and getattr(self, field.name) < (least := 0 if field.name in _FROM_ZERO else 1)
         ]
         if not self.cache_gb > 0:
-            faults.append(f"cache_gb is {self.cache_gb}, expected above 0")
+            faults.append(f"cache_gb is {self.cache_gb}, expected more than 0")
         if not self.fetch_backoff_s >= 0:
             faults.append(f"fetch_backoff_s is {self.fetch_backoff_s}, expected at least 0")
         if self.flow and self.clip_frames == 1:
             faults.append("flow needs clip_frames of at least 2")
         if self.order == "ordered" and self.on_bad_sample == "replace":
-            faults.append("on_bad_sample=replace would tear the walks of order=ordered; use on_bad_sample=error")
+            faults.append("on_bad_sample=replace breaks the sequential order of order=ordered; use on_bad_sample=error")
         if faults:
             raise BadConfigError(f"data: {'; '.join(faults)}")

@@ -18,9 +18,7 @@ from vsr_dist.core.errors import NonFiniteError
 from vsr_dist.core.rng import seed_step
 from vsr_dist.core.stats import IntervalMeans
 from vsr_dist.core.world import World
-from vsr_dist.data.loader import TrainLoader
-from vsr_dist.data.reader import check_replaced
-from vsr_dist.data.ring import ClipBatch
+from vsr_dist.data.loader import ClipBatch, TrainLoader, check_replaced
 from vsr_dist.losses.objective import ADVERSARIAL_TERM
 from vsr_dist.training.checkpoint import CheckpointKeeper, Restorable
 from vsr_dist.training.config import (

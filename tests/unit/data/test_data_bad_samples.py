@@ -14,7 +14,7 @@ from vsr_dist.core.errors import BadShardError
 from vsr_dist.core.world import World
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.loader import TrainLoader
-from vsr_dist.data.source import open_shard_set
+from vsr_dist.data.shards import open_shard_set
 
 NUM_STEPS = 6
 BATCH_CLIPS = 8
@@ -107,5 +107,5 @@ def test_more_than_the_limit_is_an_error(config):
 
 def test_a_set_without_a_whole_window_ends_with_an_error(config, root):
     damage(root, {clip.key for clip in read_index(root).clips} - {BAD_CLIP})
-    with pytest.raises(BadShardError, match=r"window \w+-\d+ and 19 read in its place are all damaged"):
+    with pytest.raises(BadShardError, match=r"window \w+-\d+ and its 19 replacements are all damaged"):
         read_steps(config, num_steps=1)

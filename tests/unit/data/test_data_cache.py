@@ -16,21 +16,21 @@ from flaky_server import FlakyServer
 
 from sharding.schema import Shard
 from vsr_dist.core.errors import BadConfigError
-from vsr_dist.data.cache import ShardCache
-from vsr_dist.data.remote import Fetcher, HttpStore
+from vsr_dist.data.remote import Fetcher, HttpStore, ShardCache
+from vsr_dist.data.shards import open_cached
 
 SHARD_BYTES = 100_000
 # A reader of its own process: opens shards and says what it read.
 READER = """
 import sys, pathlib
 from sharding.schema import Shard
-from vsr_dist.data.cache import ShardCache
-from vsr_dist.data.remote import Fetcher, HttpStore
+from vsr_dist.data.remote import Fetcher, HttpStore, ShardCache
+from vsr_dist.data.shards import open_cached
 address, folder, max_bytes, *shards = sys.argv[1:]
 cache = ShardCache(pathlib.Path(folder), int(max_bytes), Fetcher(address, HttpStore(address), 1, 0))
 for text in shards:
     name, num_bytes, xxh3 = text.split(",")
-    shard = cache.open(Shard(name, "train", int(num_bytes), xxh3))
+    shard = open_cached(cache, Shard(name, "train", int(num_bytes), xxh3))
     print(name, int(shard.data[0]), int(shard.data.sum(dtype="u8")), flush=True)
     shard.close()  # the map, and with it the lock, stays until the next shard takes its place
 """
@@ -87,7 +87,7 @@ def kept(folder):
 def use(cache, shard):
     """Open a shard and let it go; its time stamp is a moment of its own."""
     time.sleep(0.005)
-    cache.open(shard).close()
+    open_cached(cache, shard).close()
 
 
 def test_processes_that_come_together_fetch_once(server, folder, shards):
@@ -112,7 +112,7 @@ def test_what_was_used_longest_ago_goes_first(server, folder, shards):
 
 def test_a_shard_in_use_is_kept_and_stays_readable(server, folder, shards):
     cache = make_cache(server, folder, 3)
-    held = cache.open(shards[0])
+    held = open_cached(cache, shards[0])
     for number in (1, 2, 3, 4):
         use(cache, shards[number])
     assert kept(folder) == [0, 3, 4]
@@ -137,15 +137,15 @@ def test_a_shard_in_use_by_another_process_is_kept(server, folder, shards):
 
 def test_a_full_cache_asks_this_process_to_let_go_and_then_says_what_to_do(server, folder, shards):
     cache = make_cache(server, folder, 2)
-    held = [cache.open(shard) for shard in shards[:2]]
-    with pytest.raises(BadConfigError, match=r"train-000002.tar .* finds no room in .*: data.cache_gb is 0.0002 "):
-        cache.open(shards[2])
+    held = [open_cached(cache, shard) for shard in shards[:2]]
+    with pytest.raises(BadConfigError, match=r"train-000002.tar .* in use and data.cache_gb is 0.0002;"):
+        open_cached(cache, shards[2])
 
     def let_go():
         while held:
             held.pop().close()
 
-    cache.make_way = let_go
+    cache.close_idle = let_go
     use(cache, shards[2])
     assert kept(folder) == [1, 2]
 
@@ -185,7 +185,7 @@ def test_a_fetch_that_was_killed_leaves_nothing_that_passes_for_whole(server, fo
     for number in (1, 2, 3):
         use(cache, shards[number])
     assert kept(folder) == [1, 2, 3]
-    opened = cache.open(shards[0])
+    opened = open_cached(cache, shards[0])
     assert xxhash.xxh3_64_hexdigest(opened.data) == shards[0].xxh3
 
 
@@ -195,5 +195,5 @@ def test_a_set_that_has_changed_under_its_address_is_fetched_anew(server, folder
     data = np.random.default_rng(99).bytes(SHARD_BYTES)
     (server.folder / shards[0].name).write_bytes(data)
     changed = Shard(shards[0].name, "train", SHARD_BYTES, xxhash.xxh3_64_hexdigest(data))
-    assert bytes(cache.open(changed).data) == data
+    assert bytes(open_cached(cache, changed).data) == data
     assert server.num_gets[shards[0].name] == 2

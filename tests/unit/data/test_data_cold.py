@@ -11,11 +11,10 @@ import pytest
 
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
-from vsr_dist.data.augment import Augmentation
 from vsr_dist.data.config import DataConfig
-from vsr_dist.data.plan import Window
-from vsr_dist.data.source import open_shard_set
-from vsr_dist.data.windows import ClipArrays, ShardWindows
+from vsr_dist.data.order import Window
+from vsr_dist.data.shards import open_shard_set
+from vsr_dist.data.windows import Augmentation, ClipArrays, ShardWindows
 
 HEIGHT, WIDTH, CROP_PX, NUM_FRAMES = 480, 640, 16, 7
 
@@ -37,11 +36,11 @@ def forget(root):
 
 @pytest.fixture(scope="module", params=["npy", "png"])
 def packed(request, tmp_path_factory):
-    """(Folder of a set of 32 noisy frames, its codec)."""
+    """(Folder of a set of 20 noisy frames, its codec)."""
     folder = tmp_path_factory.mktemp(f"cold_{request.param}")
     (folder / "noise").mkdir()
     random = np.random.default_rng(0)
-    for number in range(32):
+    for number in range(20):
         frame = random.integers(0, 256, (HEIGHT // 4, WIDTH // 4, 3), dtype=np.uint8)
         cv2.imwrite(str(folder / f"noise/{number:02d}.png"), cv2.resize(frame, (WIDTH, HEIGHT)))
     pack(PackJob(folder / "set", (folder / "noise",), options=PackOptions(codec=request.param)))

@@ -14,12 +14,11 @@ from sharding.flow import UNITS_PER_PX
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
 from vsr_dist.core.world import World
-from vsr_dist.data.augment import Augmentation, copy_flow
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.loader import TrainLoader
-from vsr_dist.data.plan import Window
-from vsr_dist.data.source import open_shard_set
-from vsr_dist.data.windows import ClipArrays
+from vsr_dist.data.order import Window
+from vsr_dist.data.shards import open_shard_set
+from vsr_dist.data.windows import Augmentation, ClipArrays, copy_flow
 from vsr_dist.ops.color import from_uint8
 from vsr_dist.ops.warp import backward_warp
 
@@ -130,5 +129,5 @@ def test_a_walk_with_flow_starts_anew_in_every_clip(config):
 
 
 def test_windows_longer_than_every_clip_are_refused(config):
-    with pytest.raises(Exception, match=r"a window must lie inside one packed clip, and the longest .* has 6 frames"):
+    with pytest.raises(Exception, match=r"a window must be inside one packed clip, and the longest .* has 6 frames"):
         open_loader(replace(config, clip_frames=7))

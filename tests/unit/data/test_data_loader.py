@@ -14,13 +14,11 @@ from hypothesis import strategies as st
 
 from vsr_dist.core.errors import BadConfigError, BadShardError
 from vsr_dist.core.world import World
-from vsr_dist.data.augment import Augmentation
 from vsr_dist.data.config import DataConfig
-from vsr_dist.data.loader import TrainLoader, validation_batch
-from vsr_dist.data.plan import Window
-from vsr_dist.data.shards import OpenShard
-from vsr_dist.data.source import open_shard_set
-from vsr_dist.data.windows import ClipArrays, ShardWindows
+from vsr_dist.data.loader import TrainLoader, reference_batch, validation_batch
+from vsr_dist.data.order import Window
+from vsr_dist.data.shards import OpenShard, open_shard_set
+from vsr_dist.data.windows import Augmentation, ClipArrays, ShardWindows
 
 SEED = 11
 ORDERS = ("shuffle", "block", "ordered")
@@ -155,6 +153,40 @@ def test_an_ordered_stream_can_carry_a_state(config):
     assert steps[0][3].all()
 
 
+def frames_of(name, num_frames):
+    """(sequence, first frame, frame after the last one) of a window."""
+    sequence, start = name.rsplit("-", 1)
+    return sequence, int(start), int(start) + num_frames
+
+
+@pytest.mark.parametrize("first_step", [0, 3, 4, 5])
+@pytest.mark.parametrize(("world_size", "accumulation_steps"), [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1)])
+def test_a_start_is_flagged_where_a_lane_begins_a_sequence_and_nowhere_else(
+    pack_films, world_size, accumulation_steps, first_step
+):
+    """Lane b is place b of the global batch. With seven windows per lane, sequences and epochs end inside the test."""
+    config = DataConfig(root=str(pack_films("npy")), order="ordered", clip_frames=1, crop_px=10, batch_clips=4)
+    lane_windows = open_loader(config).order.lane_windows
+    assert lane_windows == 7  # 15 + 5 + 10 frames on four lanes
+    num_steps = 2 * lane_windows + 2
+    plan = {"world_size": world_size, "accumulation_steps": accumulation_steps}
+    before = [None] * 4
+    if first_step:
+        # What one process delivered before the stop; the run resumes with another number of processes.
+        before = list(stream(config, first_step))[-1][0]
+    num_starts = 0
+    for step, (names, _, _, starts_B) in enumerate(
+        stream(config, num_steps - first_step, first_step=first_step, **plan), first_step
+    ):
+        for lane, (name, previous) in enumerate(zip(names, before, strict=True)):
+            sequence, start, _ = frames_of(name, 1)
+            continues = previous is not None and frames_of(previous, 1)[::2] == (sequence, start)
+            assert bool(starts_B[lane]) == (step % lane_windows == 0 or not continues)
+            num_starts += int(starts_B[lane])
+        before = names
+    assert 4 * (num_steps - first_step) > num_starts >= 4  # neither everywhere nor nowhere
+
+
 def test_a_batch_is_what_its_names_say(config):
     windows_of = open_loader(config).windows_of
     places = {info.name: number for number, info in enumerate(windows_of.sequences)}
@@ -220,7 +252,10 @@ def test_validation_windows_are_fixed_centred_and_spread(config):
         ({"clip_frames": 16}, r"data.clip_frames is 16, but the longest sequence in split 'train' .* has 15 frames"),
         ({"batch_clips": 9}, r"data.batch_clips is 9; expected a multiple of .* 2 x 2 = 4"),
         ({"flow": True}, r"data.flow is true, but .* was packed without flow; pack it with --flow dis"),
-        ({"order": "ordered", "batch_clips": 12}, r"data.batch_clips 12, but the training split holds only 9 windows"),
+        (
+            {"order": "ordered", "batch_clips": 12},
+            r"data.batch_clips is 12, but .* has only 9 consecutive windows",
+        ),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(config, change, expected):
@@ -243,8 +278,43 @@ def test_settings_that_make_no_sense_are_refused_all_at_once():
         DataConfig(crop_px=0, reader_threads=-1, max_bad_samples=-1, cache_gb=0, flow=True, clip_frames=1)
     assert str(caught.value) == (
         "data: crop_px is 0, expected at least 1; max_bad_samples is -1, expected at least 0; reader_threads is -1, "
-        "expected at least 1; cache_gb is 0, expected above 0; flow needs clip_frames of at least 2"
+        "expected at least 1; cache_gb is 0, expected more than 0; flow needs clip_frames of at least 2"
     )
-    with pytest.raises(BadConfigError, match=r"on_bad_sample=replace would tear the walks of order=ordered"):
+    with pytest.raises(BadConfigError, match=r"on_bad_sample=replace breaks the sequential order of order=ordered"):
         DataConfig(order="ordered", on_bad_sample="replace")
     DataConfig(max_bad_samples=0, frame_cache_mb=0)
+
+
+@pytest.fixture
+def reference_config(pack_films):
+    return DataConfig(root=str(pack_films("npy")), clip_frames=3, crop_px=8, val_crop_px=12, batch_clips=2, val_clips=5)
+
+
+def test_the_reference_is_the_head_of_the_training_order_at_validations_size(reference_config):
+    loader = open_loader(reference_config)
+    batch = reference_batch(loader)
+    order = [loader.reader.name(sample.window) for sample in loader.order.samples(range(100))]
+    assert list(batch.names) == list(dict.fromkeys(order))[:5]
+    held_out = validation_batch(reference_config, open_shard_set(reference_config), reference_config.clip_frames)
+    assert batch.low_BTCHW.shape == (5, 3, 3, 12, 12) == held_out.low_BTCHW.shape
+    assert batch.real_BTCYX.shape == (5, 3, 3, 48, 48)
+    assert not {name.split("-")[0] for name in batch.names} & {"walk_s002", "steps_s001"}
+    assert batch.low_BTCHW.float().mean() > 0
+
+
+def test_the_reference_is_the_same_on_every_rank_and_time(reference_config):
+    first, again = reference_batch(open_loader(reference_config)), reference_batch(open_loader(reference_config))
+    other = reference_batch(open_loader(reference_config, world=World(1, 2)))
+    for batch in (again, other):
+        assert batch.names == first.names
+        assert torch.equal(batch.low_BTCHW, first.low_BTCHW) and torch.equal(batch.real_BTCYX, first.real_BTCYX)
+
+
+def test_no_window_of_the_reference_comes_twice(reference_config):
+    batch = reference_batch(open_loader(replace(reference_config, val_clips=1000)))
+    assert len(set(batch.names)) == len(batch.names) == len(open_loader(reference_config).windows)
+
+
+def test_a_crop_that_no_training_frame_holds_is_refused(reference_config):
+    with pytest.raises(BadConfigError, match=r"data.val_crop_px is 64"):
+        reference_batch(open_loader(replace(reference_config, val_crop_px=64)))

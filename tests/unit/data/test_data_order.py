@@ -13,8 +13,18 @@ from scipy.stats import chi2
 
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.rng import mix, purpose
-from vsr_dist.data.order import BlockOrder, ShuffleOrder, WalkOrder, permute
-from vsr_dist.data.plan import Run, Window, WindowTable, batch_positions
+from vsr_dist.data.order import (
+    BlockOrder,
+    Run,
+    SequentialOrder,
+    ShuffleOrder,
+    Window,
+    WindowTable,
+    batch_positions,
+    micro_batch_clips,
+    permute,
+    spread_windows,
+)
 
 SEEDS = st.integers(0, 2**63 - 1)
 # Lengths of sequences, shard by shard.
@@ -39,7 +49,7 @@ def make(name, table, seed, *, lanes=4, block_shards=2):
     kinds = {
         "shuffle": lambda: ShuffleOrder(table, seed),
         "block": lambda: BlockOrder(table, seed, block_shards),
-        "ordered": lambda: WalkOrder(table, seed, lanes),
+        "ordered": lambda: SequentialOrder(table, seed, lanes),
     }
     return kinds[name]()
 
@@ -210,7 +220,7 @@ def steps_of(order, first, num_steps):
 @given(shards=SHARDS, lanes=st.integers(1, 6), epoch=st.integers(0, 20), seed=SEEDS)
 def test_lanes_walk_front_to_back_and_miss_only_the_stated_tail(shards, lanes, epoch, seed):
     table = table_of([*shards, [FRAMES * lanes]])
-    order = WalkOrder(table, seed, lanes)
+    order = SequentialOrder(table, seed, lanes)
     num_pieces = sum(run.num_frames // FRAMES for run in table.runs)
     steps = num_pieces // lanes
     walked = steps_of(order, epoch * steps, steps)
@@ -236,10 +246,10 @@ def test_lanes_walk_front_to_back_and_miss_only_the_stated_tail(shards, lanes, e
 
 def test_every_frame_is_met_over_the_epochs_of_an_ordered_stream():
     table = table_of([[11, 7], [5, 13]])
-    order = WalkOrder(table, 4, 4)
+    order = SequentialOrder(table, 4, 4)
     seen = {
         (sample.window.sequence, sample.window.start + frame)
-        for lane in steps_of(order, 0, order.lane_pieces * 20)
+        for lane in steps_of(order, 0, order.lane_windows * 20)
         for sample in lane
         for frame in range(FRAMES)
     }
@@ -248,15 +258,15 @@ def test_every_frame_is_met_over_the_epochs_of_an_ordered_stream():
 
 def test_a_long_sequence_keeps_its_lane():
     """With as many equal sequences as lanes, each lane walks one sequence and starts once per epoch."""
-    order = WalkOrder(table_of([[12]] * 4), 9, 4)
+    order = SequentialOrder(table_of([[12]] * 4), 9, 4)
     for lane in steps_of(order, 0, 8):
         assert [sample.starts for sample in lane] == [True, False, False, False] * 2
         assert len({sample.window.sequence for sample in lane[:4]}) == 1
 
 
 def test_too_few_windows_for_the_lanes_are_refused():
-    with pytest.raises(BadConfigError, match=r"data.batch_clips 8, but the training split holds only 7 windows of 3"):
-        WalkOrder(table_of([[11], [13]]), 0, 8)
+    with pytest.raises(BadConfigError, match=r"data.batch_clips is 8, but .* has only 7 consecutive windows of 3"):
+        SequentialOrder(table_of([[11], [13]]), 0, 8)
 
 
 def test_a_replacement_depends_on_the_position_and_the_attempt_only():
@@ -269,3 +279,83 @@ def test_a_replacement_depends_on_the_position_and_the_attempt_only():
     assert len({sample.window for sample in first}) > 30
     second = [order.replacement(sample, 2) for sample in samples]
     assert sum(a.window == b.window for a, b in zip(first, second, strict=True)) < 3
+
+
+LENGTHS = st.lists(st.integers(0, 12), max_size=6)
+
+
+def runs_table(lengths, num_frames):
+    return WindowTable([Run(number, 0, length) for number, length in enumerate(lengths)], num_frames)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 6), st.integers(0, 1000))
+def test_ranks_and_micro_batches_are_equal_parts(size, world_size, accumulation_steps, step):
+    plan = {
+        "batch_clips": size * world_size * accumulation_steps,
+        "world_size": world_size,
+        "accumulation_steps": accumulation_steps,
+    }
+    assert micro_batch_clips(**plan) == size
+    for rank in range(world_size):
+        parts = [batch_positions(step, micro, rank, **plan) for micro in range(accumulation_steps)]
+        assert {len(part) for part in parts} == {size}
+        # A rank's micro-batches are one slice, so that accumulation is a matter of memory alone.
+        assert [position for part in parts for position in part] == list(range(parts[0].start, parts[-1].stop))
+
+
+@given(LENGTHS, st.integers(1, 6))
+def test_windows_are_all_runs_of_frames_inside_their_sequence(lengths, num_frames):
+    windows = list(runs_table(lengths, num_frames))
+    frames = {(w.sequence, tuple(range(w.start, w.start + w.num_frames))) for w in windows}
+    expected = {
+        (sequence, run)
+        for sequence, length in enumerate(lengths)
+        for run in zip(*[range(first, length) for first in range(num_frames)], strict=False)
+    }
+    assert len(windows) == len(frames)
+    assert frames == expected
+
+
+@given(LENGTHS, st.integers(1, 6), st.integers(0, 40))
+def test_spread_windows_are_distinct_sorted_and_as_many_as_there_can_be(lengths, num_frames, num_windows):
+    every = list(runs_table(lengths, num_frames))
+    chosen = spread_windows(lengths, num_frames, num_windows)
+    places = [(window.sequence, window.start) for window in chosen]
+    assert places == sorted(set(places))
+    assert set(chosen) <= set(every)
+    assert len(chosen) == min(num_windows, len(every))
+
+
+def test_windows_inside_clips_do_not_cross_their_borders():
+    table = WindowTable([Run(0, 0, 4), Run(0, 4, 2), Run(1, 0, 3), Run(1, 3, 4)], 3)
+    assert list(table) == [Window(0, 0, 3), Window(0, 1, 3), Window(1, 0, 3), Window(1, 3, 3), Window(1, 4, 3)]
+    assert len(table) == 5
+    for number in (-1, 5):
+        with pytest.raises(IndexError):
+            table[number]
+
+
+def test_spread_windows_reach_from_the_first_frame_to_the_last():
+    assert spread_windows([20, 3, 11], 5, 5) == [
+        Window(0, 0, 5),
+        Window(0, 8, 5),
+        Window(0, 15, 5),
+        Window(2, 0, 5),
+        Window(2, 6, 5),
+    ]
+
+
+def test_a_short_sequence_gives_its_share_to_the_others():
+    chosen = spread_windows([4, 30], 3, 8)
+    assert [window.start for window in chosen if window.sequence == 0] == [0, 1]
+    assert [window.start for window in chosen if window.sequence == 1] == [0, 5, 11, 16, 22, 27]
+
+
+def test_a_batch_that_cannot_be_cut_evenly_says_what_would_fit():
+    with pytest.raises(BadConfigError) as caught:
+        micro_batch_clips(8, 3, 2)
+    assert str(caught.value) == (
+        "data.batch_clips is 8; expected a multiple of processes x accumulation steps = 3 x 2 = 6, so that every "
+        "rank gets equal micro-batches"
+    )

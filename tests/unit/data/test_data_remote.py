@@ -18,7 +18,7 @@ from vsr_dist.core.world import World
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.loader import TrainLoader, validation_batch
 from vsr_dist.data.remote import Expected, Fetcher, HttpStore, make_store
-from vsr_dist.data.source import check_cache_size, open_shard_set, shards_at_once
+from vsr_dist.data.shards import check_cache_size, num_shards_in_use, open_shard_set
 
 SHARD = "train-000000.tar"
 
@@ -146,7 +146,7 @@ def test_a_cache_that_cannot_be_written_is_not_taken_for_a_fault_of_the_network(
     fetcher = Fetcher(server.address, HttpStore(server.address), 3, 0)
     with (
         open("/dev/full", "r+b", buffering=0) as sink,
-        pytest.raises(BadShardError, match=r"the cache cannot be written"),
+        pytest.raises(BadShardError, match=r"writing to the cache failed"),
     ):
         fetcher.fetch(SHARD, sink, Expected(1, ""))
     assert server.num_gets[SHARD] == 1
@@ -182,15 +182,15 @@ def test_the_next_block_is_fetched_while_this_one_is_read(server, config):
 def test_a_cache_too_small_for_the_order_is_refused(config, root, change, at_once, advice):
     index = read_index(root)
     config = replace(config, **change)
-    assert shards_at_once(config, index) == at_once
+    assert num_shards_in_use(config, index) == at_once
     need_gb = sum(shard.num_bytes for shard in index.shards if shard.split == "train") / 1e9
     check_cache_size(replace(config, cache_gb=need_gb), index)
-    with pytest.raises(BadConfigError, match=rf"data.cache_gb is .*, but needs .*{advice}, or raise it"):
+    with pytest.raises(BadConfigError, match=rf"data.cache_gb is .*, expected at least .*{advice}, or raise"):
         open_shard_set(replace(config, cache_gb=need_gb * 0.99))
 
 
 def test_other_schemes_and_a_missing_extra_are_explained(monkeypatch):
-    with pytest.raises(BadConfigError, match=r"data.root is gs://x/y; expected a folder, or an address with s3, http"):
+    with pytest.raises(BadConfigError, match=r"data.root is gs://x/y; expected a folder or a URL with one of s3, http"):
         open_shard_set(DataConfig(root="gs://x/y"))
     real = importlib.import_module
 
@@ -206,5 +206,5 @@ def test_other_schemes_and_a_missing_extra_are_explained(monkeypatch):
 
 @pytest.mark.parametrize("root", ["s3://", "http://", "https:///sets/films"])
 def test_an_address_without_a_place_is_explained(root):
-    with pytest.raises(BadConfigError, match="names no bucket or host"):
+    with pytest.raises(BadConfigError, match="has no bucket or host"):
         make_store(root, "")

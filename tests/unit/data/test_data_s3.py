@@ -19,7 +19,7 @@ from vsr_dist.core.errors import BadShardError
 from vsr_dist.core.world import World
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.loader import TrainLoader
-from vsr_dist.data.source import open_shard_set
+from vsr_dist.data.shards import open_shard_set
 
 BUCKET = "videos"
 PREFIX = "sets/films"

@@ -11,14 +11,19 @@ import pytest
 from sharding.degrade import bicubic_downscale
 from sharding.index import read_index
 from vsr_dist.core.errors import BadShardError
-from vsr_dist.data.augment import Augmentation, center, copy_frames, draw
-from vsr_dist.data.checks import BadSampleError
 from vsr_dist.data.config import DataConfig
-from vsr_dist.data.plan import Window, WindowTable
-from vsr_dist.data.shards import OpenShard
-from vsr_dist.data.source import open_shard_set
+from vsr_dist.data.order import Window, WindowTable
+from vsr_dist.data.shards import BadSampleError, OpenShard, open_shard_set
 from vsr_dist.data.stream import SplitStream
-from vsr_dist.data.windows import ClipArrays, FrameCache, ShardWindows
+from vsr_dist.data.windows import (
+    Augmentation,
+    ClipArrays,
+    FrameCache,
+    ShardWindows,
+    center_crop,
+    copy_frames,
+    draw_augmentation,
+)
 
 SCALE = 4
 CROP_PX = 12
@@ -150,18 +155,18 @@ def test_copies_of_any_size_equal_the_views(size):
 
 
 def test_draws_cover_every_place_and_symmetry_evenly():
-    choices = [draw(seed, 14, 15, CROP_PX, symmetries=True) for seed in range(3000)]
+    choices = [draw_augmentation(seed, 14, 15, CROP_PX, symmetries=True) for seed in range(3000)]
     assert {choice.top_px for choice in choices} == {0, 1, 2}
     assert {choice.left_px for choice in choices} == {0, 1, 2, 3}
     for name in ("flip_rows", "flip_columns", "transpose", "reverse_time"):
         share = np.mean([getattr(choice, name) for choice in choices])
         assert 0.46 < share < 0.54
-    assert draw(5, 14, 15, CROP_PX, symmetries=True) == choices[5]
-    plain = draw(5, 14, 15, CROP_PX, symmetries=False)
+    assert draw_augmentation(5, 14, 15, CROP_PX, symmetries=True) == choices[5]
+    plain = draw_augmentation(5, 14, 15, CROP_PX, symmetries=False)
     assert plain == Augmentation(choices[5].top_px, choices[5].left_px)
-    forward = draw(5, 14, 15, CROP_PX, symmetries=True, time_reversal=False)
+    forward = draw_augmentation(5, 14, 15, CROP_PX, symmetries=True, time_reversal=False)
     assert forward == choices[5]._replace(reverse_time=False)
-    assert center(16, 21, CROP_PX) == Augmentation(2, 4)
+    assert center_crop(16, 21, CROP_PX) == Augmentation(2, 4)
 
 
 @pytest.mark.parametrize("codec", ["npy", "png"])
@@ -226,7 +231,7 @@ def test_frames_are_thrown_away_least_recently_used_first():
 
 @pytest.mark.parametrize("reader", [open_windows, SplitStream])
 def test_an_unknown_split_is_answered_with_the_known_ones(pack_films, reader):
-    with pytest.raises(BadShardError, match=r"no split 'test'; it has: train, val"):
+    with pytest.raises(BadShardError, match=r"no split 'test'; expected one of: train, val"):
         reader(pack_films("npy"), "test")
 
 
@@ -254,8 +259,8 @@ def test_the_stream_gives_every_frame_in_order(pack_films, truth, codec, split, 
 @pytest.mark.parametrize(
     ("clip_number", "field", "expected"),
     [
-        (None, "", r"train-000000.tar is no whole tar file"),
-        (0, "lr", r"train-000000.tar: clip walk_s000-00000000 lacks lr.npy"),
+        (None, "", r"train-000000.tar is not a complete tar"),
+        (0, "lr", r"train-000000.tar: clip walk_s000-00000000 has no lr.npy"),
         (1, "hr", r"3 clips of the index are not in the shards, first walk_s000-00000004"),
     ],
 )

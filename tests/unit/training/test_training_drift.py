@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vsr_dist.core.world import World
-from vsr_dist.data.ring import ClipBatch
+from vsr_dist.data.loader import ClipBatch
 from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.losses.objective import LossConfig
 from vsr_dist.metrics.drift import VERDICTS
