@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vsr_dist.core.collectives import gather_lists, join_ranks, raise_on_all_ranks, shutdown
-from vsr_dist.core.errors import BadConfigError, BadInputError, OneLineParser, run_cli
+from vsr_dist.core.console import say
+from vsr_dist.core.errors import BadConfigError, BadInputError, OneLineParser, UserError, run_cli
 from vsr_dist.core.world import World
-from vsr_dist.evaluation.output import Report, clear, compare_results, write
+from vsr_dist.evaluation.output import RESULT_FILES, Report, clear, compare_results, write
 from vsr_dist.evaluation.results import (
     Result,
     check_measured_alike,
@@ -41,7 +43,9 @@ from vsr_dist.evaluation.subjects import (
     open_device,
     open_method,
 )
+from vsr_dist.inference.pictures import stack_rows
 from vsr_dist.metrics.registry import METRICS, PROTOCOLS, Protocol, find_protocol, parse_metrics
+from vsr_dist.training.tracked_runs import TrackedRun, log_evaluation, tracked_run
 
 _THIS = "this evaluation"
 
@@ -78,6 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, help="measure only the first FRAMES frames of each sequence")
     parser.add_argument("--no-pictures", action="store_true", help="numbers only, without pictures and videos (faster)")
     parser.add_argument(
+        "--track", action="store_true", help="add the results to the MLflow run that trained the checkpoint"
+    )
+    parser.add_argument(
         "--out", type=Path, required=True, help="output folder for metrics, pictures, videos and report"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
@@ -92,6 +99,7 @@ class _Job:
     left_out: dict[str, str]
     scorer: Scorer
     device: torch.device
+    tracked: TrackedRun | None
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -113,7 +121,10 @@ def run(arguments: argparse.Namespace) -> int:
         order = [info.name for info in job.source.sequences]
         measured = sorted(gather_lists(measured), key=lambda one: order.index(one.sequence))
         if world.is_main:
-            write(arguments.out, _report(arguments, job, measured))
+            report = _report(arguments, job, measured)
+            data = write(arguments.out, report)
+            if job.tracked is not None:
+                _track(arguments, job.tracked, report, data)
     finally:
         shutdown()
     return 0
@@ -121,32 +132,32 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse options that exclude each other, before anything is opened."""
-    if arguments.out.exists() and not arguments.out.is_dir():
-        raise BadConfigError(f"--out {arguments.out} is a file; expected a folder, or a new name")
-    if arguments.results is not None:
-        if arguments.against is None or any((arguments.data, arguments.real, arguments.low)):
-            raise BadConfigError("--results compares two finished evaluations: give --against, and no --data or --real")
-        if arguments.protocol != "default" or any((arguments.metrics, arguments.frames, arguments.scale)):
-            raise BadConfigError("--results does not measure again: remove --protocol, --metrics, --frames and --scale")
-        return
-    if (arguments.data is None) == (arguments.real is None):
-        raise BadConfigError(
-            "expected either --data (a shard set), or --real (the ground truth) with --low (its input)"
-        )
-    if arguments.low is not None and arguments.real is None:
-        raise BadConfigError("--low needs --real, its ground truth")
-    if arguments.fake is not None and arguments.real is None:
-        raise BadConfigError("--fake needs --real, the ground truth to measure it against")
-    if arguments.fake is None and arguments.real is not None and arguments.low is None:
-        raise BadConfigError(
-            "--checkpoint and --method need --low, the input to upscale; or give a finished result as --fake"
-        )
-    if arguments.scale is not None and arguments.data is not None:
-        raise BadConfigError("--scale is for --real; a shard set states its scale")
-    if arguments.scale is not None and arguments.scale < 1:
-        raise BadConfigError(f"--scale is {arguments.scale}; expected at least 1")
-    if arguments.frames is not None and arguments.frames < 2:
-        raise BadConfigError(f"--frames is {arguments.frames}; expected at least 2")
+    out, results, data, real, low = (getattr(arguments, name) for name in ("out", "results", "data", "real", "low"))
+    has_fake, scale, frames = arguments.fake is not None, arguments.scale, arguments.frames
+    measures = results is None
+    faults = {
+        f"--out {out} is a file; expected a folder, or a new name": out.exists() and not out.is_dir(),
+        "--track needs --checkpoint: the results go to the run that trained it": arguments.track
+        and arguments.checkpoint is None,
+        "--results compares two finished evaluations: give --against, and no --data or --real": not measures
+        and (arguments.against is None or any((data, real, low))),
+        "--results does not measure again: remove --protocol, --metrics, --frames and --scale": not measures
+        and (arguments.protocol != "default" or any((arguments.metrics, frames, scale))),
+        "expected either --data (a shard set), or --real (the ground truth) with --low (its input)": measures
+        and (data is None) == (real is None),
+        "--low needs --real, its ground truth": low is not None and real is None,
+        "--fake needs --real, the ground truth to measure it against": has_fake and real is None,
+        "--checkpoint and --method need --low, the input to upscale; or give a finished result as --fake": measures
+        and not has_fake
+        and real is not None
+        and low is None,
+        "--scale is for --real; a shard set states its scale": scale is not None and data is not None,
+        f"--scale is {scale}; expected at least 1": scale is not None and scale < 1,
+        f"--frames is {frames}; expected at least 2": frames is not None and frames < 2,
+    }
+    for message, is_fault in faults.items():
+        if is_fault:
+            raise BadConfigError(message)
 
 
 def _open(arguments: argparse.Namespace, world: World) -> _Job:
@@ -169,6 +180,12 @@ def _open(arguments: argparse.Namespace, world: World) -> _Job:
             raise BadConfigError(f"--against {arguments.against} is a network, which needs --low as its input")
         subjects.append(open_checkpoint(arguments.against, source, device, OTHER))
     subjects.append(_subject(arguments, source, device))
+    tracked = None
+    if arguments.track:
+        folder = arguments.checkpoint if arguments.checkpoint.is_dir() else arguments.checkpoint.parent
+        tracked = tracked_run(folder, subjects[-1].description.get("provenance"))
+        if tracked is None:
+            raise BadConfigError(f"--track: {arguments.checkpoint} was not tracked in MLflow; remove --track")
     # The method may be the baseline itself: it is measured once.
     subjects = [one for one in subjects if one.name != subjects[-1].name] + [subjects[-1]]
     metrics = preset.metrics
@@ -178,7 +195,7 @@ def _open(arguments: argparse.Namespace, world: World) -> _Job:
     elif arguments.metrics is not None:
         metrics = parse_metrics(arguments.metrics)
     scorer = Scorer(metrics, preset, source.scale, device)
-    return _Job(source, subjects, preset, metrics, left_out, scorer, device)
+    return _Job(source, subjects, preset, metrics, left_out, scorer, device, tracked)
 
 
 def _alike(source: EvaluationSource, preset: Protocol) -> dict[str, object]:
@@ -223,6 +240,30 @@ def _report(arguments: argparse.Namespace, job: _Job, measured: Sequence[Measure
         comparisons,
         arguments.frames,
     )
+
+
+def _track(arguments: argparse.Namespace, tracked: TrackedRun, report: Report, data: Mapping[str, Any]) -> None:
+    """Add the results to the MLflow run of the checkpoint, as `evaluation/NAME OF THE DATA/...`."""
+    main = report.methods[-1]
+    data_name = arguments.real.stem if arguments.data is None else arguments.data.resolve().name
+    name = data_name if arguments.data is None else f"{data_name}-{arguments.split}"
+    ends = data["intervals"].get(main, {})
+    try:
+        log_evaluation(
+            tracked,
+            arguments.out,
+            name=name,
+            step=int(report.subjects[-1].description.get("provenance", {}).get("steps", 0)),
+            scores=data["table"]["overall"][main],
+            intervals={metric: (found["low"], found["high"]) for metric, found in ends.items()},
+            pictures={"comparison": stack_rows(list(report.pictures))} if report.pictures else {},
+            files=[path for file in RESULT_FILES if (path := arguments.out / file).is_file()],
+            dataset=(data_name, data["data_digest"]),
+        )
+    except UserError as error:  # The results themselves are there.
+        say(f"warning: {error}")
+    else:
+        say(f"MLflow: evaluation/{name} in run {tracked.run_id} at {tracked.uri}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

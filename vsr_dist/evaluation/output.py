@@ -90,8 +90,11 @@ def clear(out: Path, with_pictures: bool) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def write(out: Path, report: Report) -> None:
-    """Tables, comparison picture and report; metrics.json is the last, so where it exists everything does."""
+def write(out: Path, report: Report) -> dict[str, Any]:
+    """Tables, comparison picture and report; metrics.json is the last, so where it exists everything does.
+
+    Returns the content of metrics.json.
+    """
     table = summarise(report.rows, report.methods)
     sequences = sequence_table(report.rows, report.methods)
     sure = intervals(report.rows, report.methods)
@@ -110,13 +113,15 @@ def write(out: Path, report: Report) -> None:
     text = "\n\n".join(part for part in parts if part)
     write_whole(out / "table.txt", (text + "\n").encode())
     write_whole(out / "report.md", to_markdown(_blocks(report, table, sure)).encode())
-    write_json(out / "metrics.json", _data(report, table, sequences, sure))
+    data = _data(report, table, sequences, sure)
+    write_json(out / "metrics.json", data)
     (out / _UNFINISHED).unlink(missing_ok=True)
     say(text)
     for name, reason in report.left_out.items():
         say(f"not measured: {name}: {reason}")
     pictures = f"   pictures: {FILES_TEXT}" if report.pictures else ""
     say(f"report: {out / 'report.md'}{pictures}")
+    return data
 
 
 def compare_results(this: Path, against: Path, out: Path) -> None:
