@@ -52,7 +52,7 @@ from machine import describe_machine
 from sharding.index import read_index
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
-from vsr_dist.core.world import World
+from vsr_dist.core.collectives import World
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.loader import TrainLoader
 from vsr_dist.data.shards import open_shard_set

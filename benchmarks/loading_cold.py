@@ -14,7 +14,7 @@ import numpy as np
 from loading_stores import BATCH_CLIPS, LOW_PX, NUM_FRAMES, SCALE, Clips, LoosePictures, Views, read_clips
 
 from sharding.index import read_index
-from vsr_dist.core.world import World
+from vsr_dist.core.collectives import World
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.loader import TrainLoader
 from vsr_dist.data.shards import open_shard_set

@@ -27,7 +27,7 @@ from machine import describe_machine
 from step_time import batches, gan_step
 
 from vsr_dist.config import Config, load_config
-from vsr_dist.core.world import World
+from vsr_dist.core.collectives import World
 from vsr_dist.data.loader import ClipBatch
 from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.training.config import GammaControl, TrainConfig, WeightControl

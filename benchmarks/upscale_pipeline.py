@@ -27,7 +27,7 @@ import torch
 from footage import endless_shot
 from machine import describe_machine
 
-from vsr_dist.core.world import World
+from vsr_dist.core.collectives import World
 from vsr_dist.inference.engine import StreamOptions, VideoStream
 from vsr_dist.inference.frames import Frame
 from vsr_dist.inference.generator_io import save_generator

@@ -38,8 +38,8 @@ from machine import describe_machine  # noqa: E402 - benchmarks/machine.py, shar
 
 from vsr_dist.build import build_networks  # noqa: E402
 from vsr_dist.config import Config, load_config  # noqa: E402
+from vsr_dist.core.collectives import World  # noqa: E402
 from vsr_dist.core.errors import run_cli  # noqa: E402
-from vsr_dist.core.world import World  # noqa: E402
 from vsr_dist.data.loader import TrainLoader  # noqa: E402
 from vsr_dist.data.shards import open_shard_set  # noqa: E402
 from vsr_dist.inference.generator_io import load_generator  # noqa: E402

@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from sweeps.study_config import StudyConfig
 from vsr_dist.core.errors import BadConfigError, MissingExtraError
-from vsr_dist.core.locks import exclusive
+from vsr_dist.core.files import exclusive
 
 _JOURNAL_NAME = "journal.log"
 _LOCK_NAME = "driver.lock"

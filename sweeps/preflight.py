@@ -18,10 +18,10 @@ from sweeps.space import Stored, as_override, check_space, given_values, section
 from sweeps.study_config import StudyConfig
 from vsr_dist.build import open_inputs
 from vsr_dist.config import Config, check_config, config_tree, parse_config
+from vsr_dist.core.collectives import World
 from vsr_dist.core.config_io import Tree, apply_overrides, flatten, read_yaml, to_tree
 from vsr_dist.core.errors import BadConfigError, nearest_hint
 from vsr_dist.core.fields import effects
-from vsr_dist.core.world import World
 from vsr_dist.training.console import PERFORMANCE
 from vsr_dist.training.drift import MEASURES
 from vsr_dist.training.validation import clip_scores

@@ -19,11 +19,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vsr_dist.config import Config, check_config
-from vsr_dist.core.collectives import current_world, reinit_process_group
+from vsr_dist.core.collectives import World, current_world, reinit_process_group
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.rng import mix, purpose
-from vsr_dist.core.world import World
 from vsr_dist.data.loader import ClipBatch, TrainLoader, reference_batch, validation_batch
 from vsr_dist.data.shards import open_shard_set
 from vsr_dist.inference.generator_io import InitialWeights, initial_weights

@@ -38,7 +38,7 @@ from vsr_dist.models.base import Generator, RecurrentGenerator
 from vsr_dist.models.features import PerceptualConfig
 from vsr_dist.models.recurrent import RecurrentConfig
 from vsr_dist.models.spatiotemporal import SpatiotemporalConfig
-from vsr_dist.ops.flow_classical import MIN_SIDE_PX
+from vsr_dist.ops.flow import MIN_SIDE_PX
 from vsr_dist.training.config import AdversarialConfig, OptimizerConfig, TrainConfig
 from vsr_dist.training.tracking import TrackingConfig
 

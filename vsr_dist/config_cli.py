@@ -7,10 +7,10 @@ from pathlib import Path
 
 from vsr_dist.build import check_world, measure_terms, open_inputs, resolve_epochs
 from vsr_dist.config import Config, check_config, dump_config, load_config
+from vsr_dist.core.collectives import World
 from vsr_dist.core.config_io import add_override_option
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadConfigError
-from vsr_dist.core.world import World
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

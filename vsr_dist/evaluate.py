@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 
-from vsr_dist.core.collectives import gather_lists, join_ranks, raise_on_all_ranks, shutdown
+from vsr_dist.core.collectives import World, gather_lists, join_ranks, raise_on_all_ranks, shutdown
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadConfigError, BadInputError, OneLineParser, UserError, run_cli
-from vsr_dist.core.world import World
 from vsr_dist.evaluation.output import RESULT_FILES, Report, clear, compare_results, write
 from vsr_dist.evaluation.results import (
     Result,

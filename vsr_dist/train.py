@@ -31,14 +31,12 @@ from vsr_dist.build import (
     resolve_epochs,
 )
 from vsr_dist.config import Config, config_tree, load_config
-from vsr_dist.core.collectives import barrier, from_main, raise_on_all_ranks, shutdown
+from vsr_dist.core.collectives import World, barrier, from_main, raise_on_all_ranks, shutdown
 from vsr_dist.core.config_io import add_override_option
 from vsr_dist.core.console import format_duration, say
 from vsr_dist.core.errors import LostRankError, OneLineParser, UserError, run_cli
 from vsr_dist.core.files import write_json
-from vsr_dist.core.provenance import environment
-from vsr_dist.core.versions import package_versions
-from vsr_dist.core.world import World
+from vsr_dist.core.provenance import environment, package_versions
 from vsr_dist.inference.generator_io import DESCRIPTION_NAME, WEIGHTS_NAME, save_generator
 from vsr_dist.models.base import Generator
 from vsr_dist.run_dir import (
@@ -57,7 +55,7 @@ from vsr_dist.run_dir import (
 )
 from vsr_dist.training import checkpoint
 from vsr_dist.training.console import describe_drift, summary_table
-from vsr_dist.training.drift_plot import PLOT_NAME, write_drift_plot
+from vsr_dist.training.drift import PLOT_NAME, write_drift_plot
 from vsr_dist.training.tracking import (
     FOLDER_NAME,
     METRICS_NAME,

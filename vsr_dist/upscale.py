@@ -20,10 +20,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from vsr_dist.core.collectives import barrier, from_main, is_lost_rank, join_ranks, raise_on_all_ranks, shutdown
+from vsr_dist.core.collectives import World, barrier, from_main, is_lost_rank, join_ranks, raise_on_all_ranks, shutdown
 from vsr_dist.core.console import format_duration, say
 from vsr_dist.core.errors import LostRankError, OneLineParser, run_cli
-from vsr_dist.core.world import World
 from vsr_dist.inference.video.job import (
     UpscaleJob,
     UpscaleOptions,

@@ -13,7 +13,7 @@ import torch
 from forked import run_forked, run_ranks
 from train_launcher import ROOT
 
-from vsr_dist.core.world import World
+from vsr_dist.core.collectives import World
 from vsr_dist.data.stream import SplitStream, share_sequences
 from vsr_dist.inference.generator_io import save_generator
 from vsr_dist.models import build_generator

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from small_gan import train_here
 
 from vsr_dist.config import load_config
+from vsr_dist.core.collectives import World
 from vsr_dist.core.rng import step_seed
-from vsr_dist.core.world import World
 from vsr_dist.data.loader import TrainLoader
 from vsr_dist.data.shards import open_shard_set
 from vsr_dist.training import checkpoint

@@ -17,7 +17,7 @@ from sharding.index import load_index, read_index, rebuild_index
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
 from sharding.verify import verify
-from vsr_dist.core.world import World
+from vsr_dist.core.collectives import World
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.loader import TrainLoader, validation_batch
 from vsr_dist.data.shards import open_shard_set

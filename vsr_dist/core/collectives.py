@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar, cast
 
@@ -13,7 +14,6 @@ import torch.distributed as dist
 from torch import nn
 
 from vsr_dist.core.errors import UserError
-from vsr_dist.core.world import World
 
 Item = TypeVar("Item")
 
@@ -191,3 +191,16 @@ def shutdown() -> None:
     """Leave the process group, if there is one; without it torch warns of leaked resources at exit."""
     if is_active():
         dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands: `rank` counts from 0 to `size` - 1 over all machines."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes files and talks to the tracking server."""
+        return self.rank == 0

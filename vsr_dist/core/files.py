@@ -1,11 +1,17 @@
-"""Files that are seen whole or not at all."""
+"""Files: written whole or not at all, locked among processes, and found in installed distributions."""
 
 from __future__ import annotations
 
+import fcntl
+import importlib.metadata
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from vsr_dist.core.errors import MissingExtraError
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -24,3 +30,34 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """`write_whole` of a JSON object that people read, too."""
     write_whole(path, json.dumps(content, indent=1).encode())
+
+
+@contextmanager
+def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Inside, nobody else holds the lock file `path`, which is made and stays.
+
+    The system releases the lock of a process that dies. Raises OSError if the file cannot be made, and
+    BlockingIOError if somebody holds the lock and `wait` is False.
+    """
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+STLPIPS = "stlpips_pytorch"
+
+
+def distribution_file(distribution: str, name: str, what: str, fix: str) -> Path:
+    """Where `name` of an installed distribution lies.
+
+    `what` opens the MissingExtraError that is raised where there is none, and `fix` says what to do about it.
+    """
+    shown = distribution.replace("_", "-")
+    try:
+        files = importlib.metadata.files(distribution) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise MissingExtraError(f"{what}: {shown}, which brings its weights, is missing; {fix}") from error
+    found = [Path(str(file.locate())) for file in files if file.name == name]
+    if not found or not found[0].is_file():
+        raise MissingExtraError(f"{what}: {shown} is installed without {name}; {fix}")
+    return found[0]

@@ -9,13 +9,11 @@ import shutil
 import socket
 import subprocess
 import sys
-from importlib.metadata import distributions
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from vsr_dist.core.versions import package_versions
 
 _TIMEOUT_S = 10
 # Set by launchers and schedulers; nothing here can hold a secret.
@@ -77,3 +75,19 @@ def _git(git: str, folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+_PACKAGES = (
+    "vsr-dist",
+    "torch",
+    "accelerate",
+    "mlflow",
+    "numpy",
+    "opencv-python-headless",
+    "webdataset",
+)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what is computed."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}

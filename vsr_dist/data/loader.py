@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from vsr_dist.core.collectives import World
 from vsr_dist.core.errors import BadConfigError, BadShardError
-from vsr_dist.core.world import World
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.order import (
     BlockOrder,

@@ -22,7 +22,7 @@ import xxhash
 from sharding.index import check_index, load_index
 from sharding.schema import INDEX_NAME, Index, Shard
 from vsr_dist.core.errors import BadConfigError, BadShardError, MissingExtraError
-from vsr_dist.core.locks import exclusive
+from vsr_dist.core.files import exclusive
 
 SCHEMES = ("s3", "http", "https")
 _TIMEOUT_S = 60.0

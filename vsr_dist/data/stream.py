@@ -21,8 +21,8 @@ import xxhash
 from sharding.codec import CODECS
 from sharding.index import read_index
 from sharding.schema import Clip, Index, parse_sequence
+from vsr_dist.core.collectives import World
 from vsr_dist.core.errors import BadShardError
-from vsr_dist.core.world import World
 from vsr_dist.data.windows import Frames
 
 

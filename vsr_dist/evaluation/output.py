@@ -14,9 +14,9 @@ from typing import Any
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.core.files import write_json, write_whole
+from vsr_dist.core.provenance import package_versions
 from vsr_dist.core.report_blocks import Block, Heading, Items, Paragraph, Table, to_markdown
 from vsr_dist.core.report_blocks import Picture as PictureBlock
-from vsr_dist.core.versions import package_versions
 from vsr_dist.evaluation.results import (
     FORMAT_VERSION,
     FrameRow,

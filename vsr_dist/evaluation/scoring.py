@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vsr_dist.core.collectives import World
 from vsr_dist.core.console import Progress
 from vsr_dist.core.errors import BadConfigError, MissingExtraError
-from vsr_dist.core.world import World
 from vsr_dist.data.stream import share_sequences
 from vsr_dist.evaluation.results import FrameRow
 from vsr_dist.evaluation.sources import EvaluationSource, Piece, SequenceInfo

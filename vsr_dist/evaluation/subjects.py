@@ -13,8 +13,8 @@ from typing import Any
 import cv2
 import torch
 
+from vsr_dist.core.collectives import World
 from vsr_dist.core.errors import BadConfigError
-from vsr_dist.core.world import World
 from vsr_dist.evaluation.sources import EvaluationSource
 from vsr_dist.inference.engine import StreamOptions, VideoStream
 from vsr_dist.inference.frames import Frame, FrameStream, from_network, to_network

@@ -27,7 +27,7 @@ from vsr_dist.inference.scene_cuts import CONTEXT_FRAMES, CutFinder
 from vsr_dist.inference.tiles import BLEND_PX, Overlap, TiledNetwork
 from vsr_dist.models.base import Generator, RecurrentGenerator
 from vsr_dist.models.vsrnet import neighbour_flow
-from vsr_dist.ops.flow_classical import FlowMethod, estimate_flow
+from vsr_dist.ops.flow import FlowMethod, estimate_flow
 
 Precision = Literal["fp32", "bf16"]
 # How long the start of a recurrence is visible. Measured on a trained ConvGRU of 32 channels (the configuration of the

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsr_dist.ops import flow_classical
+from vsr_dist.ops import flow as flow_ops
 
 FlowSource = Literal["dis", "packed"]
 
 
 def unpack_flow(packed: Tensor) -> Tensor:
     """Packed flow (int16 in 1/32 px, any shape) as float32 pixels."""
-    return packed.to(torch.float32).div(flow_classical.UNITS_PER_PX)
+    return packed.to(torch.float32).div(flow_ops.UNITS_PER_PX)
 
 
 def flow_back(source: FlowSource, real_BTCYX: Tensor, low_flow_BTKCHW: Tensor | None, scale: int) -> Tensor:
@@ -50,8 +50,8 @@ def estimate_flow(real_BTCYX: Tensor) -> Tensor:
     """DIS flow of real frames from t + 1 back to t: (B, T-1, 2, Y, X), float32, pixels, on the images' device.
 
     Images: float RGB in [0, 1], at least 24 px a side. It runs on the CPU and waits for the device: about 1 ms per
-    pair of 96 x 96 pixels. See `vsr_dist.ops.flow_classical`.
+    pair of 96 x 96 pixels. See `vsr_dist.ops.flow`.
     """
     after, before = real_BTCYX[:, 1:], real_BTCYX[:, :-1]
-    flow_N2YX = flow_classical.estimate_flow(after.flatten(0, 1), before.flatten(0, 1), "dis")
+    flow_N2YX = flow_ops.estimate_flow(after.flatten(0, 1), before.flatten(0, 1), "dis")
     return torch.unflatten(flow_N2YX, 0, after.shape[:2])

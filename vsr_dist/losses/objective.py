@@ -19,9 +19,8 @@ from torch import Tensor
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.losses.flow import FlowSource, flow_back
 from vsr_dist.losses.perceptual import perceptual
-from vsr_dist.losses.pixel import PIXEL, PixelName
+from vsr_dist.losses.pixel import PIXEL, TV, PixelName, TvName
 from vsr_dist.losses.temporal import TemporalName, temporal_difference, temporal_ping_pong, temporal_warped
-from vsr_dist.losses.tv import TV, TvName
 
 ADVERSARIAL_TERM = "adversarial"
 BalanceName = Literal["weights", "shares"]
@@ -43,7 +42,7 @@ class LossConfig:
         pixel: form of the image term.
         image: weight of the image term.
         perceptual: weight of the perceptual term.
-        tv: weight of the total variation; its default, the paper's, has no effect (`vsr_dist.losses.tv`).
+        tv: weight of the total variation; its default, the paper's, has no effect (`vsr_dist.losses.pixel`).
         temporal: weight of the temporal term.
         tv_kind: `squared_mean` is the paper's; `anisotropic` and `isotropic` are the usual L1 forms.
         temporal_kind: `difference` is the paper's; `warped` compares along the motion of the real frames, where it

@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vsr_dist.core.distribution import STLPIPS, distribution_file
 from vsr_dist.core.errors import BadConfigError, BadInputError, MissingExtraError
+from vsr_dist.core.files import STLPIPS, distribution_file
 from vsr_dist.ops.color import from_uint8
 
 WEIGHTS_FILE = "alex_shift_tolerant.pth"

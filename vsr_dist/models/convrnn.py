@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vsr_dist.models.base import State
-from vsr_dist.models.layers import zero_conv
+from vsr_dist.models.blocks import zero_conv
 from vsr_dist.ops.warp import backward_warp
 
 

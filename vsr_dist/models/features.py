@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vsr_dist.core.distribution import STLPIPS, distribution_file
 from vsr_dist.core.errors import BadConfigError, BadInputError
+from vsr_dist.core.files import STLPIPS, distribution_file
 
 WeightsName = Literal["stlpips", "torchvision", "file"]
 # VGG16, configuration D of Simonyan and Zisserman 2015 (arXiv:1409.1556), table 1; 0 marks a pooling.

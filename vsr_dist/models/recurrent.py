@@ -5,7 +5,7 @@ residual that is added to the bicubic enlargement. Two projections start at zero
 known ground: the untrained network *is* bicubic enlargement, and its recurrence starts switched off.
 
 The recurrent state may be aligned: before each update it is warped onto the grid of the current frame by the flow from
-there to the frame before, smoothed over time as the paper asks (`vsr_dist.ops.flow_smooth`).
+there to the frame before, smoothed over time as the paper asks (`vsr_dist.ops.flow`).
 
 Only the state update runs frame by frame; everything else runs on all frames of all clips at once.
 
@@ -23,10 +23,9 @@ from torch import Tensor, nn
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.models.alignment import Aligner
 from vsr_dist.models.base import Generator, RecurrentGenerator, State, check_clip, check_positive, check_scale
+from vsr_dist.models.blocks import ResidualBlock, zero_conv
 from vsr_dist.models.convrnn import ConvGru, ConvLstm, ConvRnn
-from vsr_dist.models.layers import ResidualBlock, zero_conv
-from vsr_dist.ops.flow_classical import MIN_SIDE_PX, FlowMethod
-from vsr_dist.ops.flow_smooth import Smoothing
+from vsr_dist.ops.flow import MIN_SIDE_PX, FlowMethod, Smoothing
 from vsr_dist.ops.resample import bicubic_upsample
 
 SCALES = (1, 2, 3, 4)

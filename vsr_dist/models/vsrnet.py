@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vsr_dist.core.errors import BadConfigError
 from vsr_dist.models.base import Generator, check_clip, check_positive, check_scale
-from vsr_dist.ops.flow_classical import MIN_SIDE_PX, FlowMethod, estimate_flow
+from vsr_dist.ops.flow import MIN_SIDE_PX, FlowMethod, estimate_flow
 from vsr_dist.ops.resample import bicubic_upsample
 from vsr_dist.ops.warp import backward_warp
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vsr_dist.core.eager import outside_graphs
 from vsr_dist.ops.color import ByteArray, from_uint8, to_uint8
-from vsr_dist.ops.flow_smooth import EMA_ALPHA, GAUSSIAN_PAST_FRAMES, gaussian_weights
+from vsr_dist.ops.flow import EMA_ALPHA, GAUSSIAN_PAST_FRAMES, gaussian_weights
 
 FlowArray = npt.NDArray[np.float32]
 Direction = Literal["forward", "backward"]
@@ -57,7 +57,7 @@ def estimate_motion(frames_THWC: ByteArray, direction: Direction = "forward") ->
 
 
 def smooth_motion(flow_THW2: FlowArray, smoothing: MotionSmoothing = "ema") -> FlowArray:
-    """Average over time at fixed pixels; `vsr_dist.ops.flow_smooth` averages along trajectories.
+    """Average over time at fixed pixels; `vsr_dist.ops.flow` averages along trajectories.
 
     `ema`: y_t = 0.9 x_t + 0.1 y_(t-1), y_0 = x_0, as in listing 1; with 0.9 on the *new* vector it lags by 0.11
     frames. `gaussian`: the Gaussian-weighted sum of the paper's text, sum_k w_k x_(t+k) / sum_k w_k with

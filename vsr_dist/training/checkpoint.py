@@ -26,9 +26,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
-from vsr_dist.core.collectives import barrier, from_main, raise_on_all_ranks
+from vsr_dist.core.collectives import World, barrier, from_main, raise_on_all_ranks
 from vsr_dist.core.errors import BadCheckpointError, BadConfigError, nearest_hint
-from vsr_dist.core.world import World
 from vsr_dist.training.config import TrainConfig
 
 _PREFIX = "step_"

@@ -20,9 +20,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vsr_dist.core.collectives import gather_lists
+from vsr_dist.core.collectives import World, gather_lists
 from vsr_dist.core.errors import BadConfigError, NonFiniteError
-from vsr_dist.core.world import World
 from vsr_dist.data.loader import ClipBatch
 from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.losses.flow import unpack_flow

@@ -14,7 +14,7 @@ import numpy as np
 
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadCheckpointError, BadConfigError, BadInputError, UserError
-from vsr_dist.core.locks import exclusive
+from vsr_dist.core.files import exclusive
 from vsr_dist.training.tracking import (
     FOLDER_NAME,
     MlflowRun,

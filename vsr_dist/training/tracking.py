@@ -42,8 +42,7 @@ from vsr_dist.core.config_io import flatten
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadConfigError, BadInputError
 from vsr_dist.core.fields import io
-from vsr_dist.core.files import write_whole
-from vsr_dist.core.locks import exclusive
+from vsr_dist.core.files import exclusive, write_whole
 from vsr_dist.core.provenance import git_state
 
 Line = dict[str, Any]

@@ -12,12 +12,11 @@ from typing import Any
 from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel
 
-from vsr_dist.core.collectives import Vote, broadcast_buffers, gather_lists
+from vsr_dist.core.collectives import Vote, World, broadcast_buffers, gather_lists
 from vsr_dist.core.console import LiveView, say
 from vsr_dist.core.errors import NonFiniteError
 from vsr_dist.core.rng import seed_step
 from vsr_dist.core.stats import IntervalMeans
-from vsr_dist.core.world import World
 from vsr_dist.data.loader import ClipBatch, TrainLoader, check_replaced
 from vsr_dist.losses.objective import ADVERSARIAL_TERM
 from vsr_dist.training.checkpoint import CheckpointKeeper, Restorable

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vsr_dist.core.collectives import gather_lists
-from vsr_dist.core.world import World
+from vsr_dist.core.collectives import World, gather_lists
 from vsr_dist.data.loader import ClipBatch
 from vsr_dist.losses.pixel import PIXEL, PixelName
 from vsr_dist.metrics.drift import Features, band_powers, high_frequency_gap

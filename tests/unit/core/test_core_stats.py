@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vsr_dist.core import collectives
+from vsr_dist.core.collectives import World
 from vsr_dist.core.stats import IntervalMeans
-from vsr_dist.core.world import World
 
 
 def test_means_are_over_the_steps_that_held_the_name():

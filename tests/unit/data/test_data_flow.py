@@ -13,7 +13,7 @@ import torch
 from sharding.flow import UNITS_PER_PX
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
-from vsr_dist.core.world import World
+from vsr_dist.core.collectives import World
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.loader import TrainLoader
 from vsr_dist.data.order import Window

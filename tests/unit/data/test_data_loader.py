@@ -12,8 +12,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vsr_dist.core.collectives import World
 from vsr_dist.core.errors import BadConfigError, BadShardError
-from vsr_dist.core.world import World
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.loader import TrainLoader, reference_batch, validation_batch
 from vsr_dist.data.order import Window

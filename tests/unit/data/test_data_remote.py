@@ -13,8 +13,8 @@ import torch
 from flaky_server import FlakyServer
 
 from sharding.index import read_index
+from vsr_dist.core.collectives import World
 from vsr_dist.core.errors import BadConfigError, BadShardError, MissingExtraError
-from vsr_dist.core.world import World
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.loader import TrainLoader, validation_batch
 from vsr_dist.data.remote import Expected, Fetcher, HttpStore, make_store

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from sharding.index import read_index
+from vsr_dist.core.collectives import World
 from vsr_dist.core.errors import BadShardError
-from vsr_dist.core.world import World
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.loader import TrainLoader
 from vsr_dist.data.shards import open_shard_set

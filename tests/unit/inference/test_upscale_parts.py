@@ -8,7 +8,7 @@ from fractions import Fraction
 import torch
 from upscale_media import generator, moving, write_video
 
-from vsr_dist.core.world import World
+from vsr_dist.core.collectives import World
 from vsr_dist.inference.generator_io import load_generator
 from vsr_dist.inference.video import video_in
 from vsr_dist.inference.video.job import UpscaleOptions, begin, finish, prepare, run_part

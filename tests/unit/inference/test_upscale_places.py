@@ -8,7 +8,7 @@ import torch
 from upscale_media import generator, moving, said, times_of, upscale, write_video
 
 from vsr_dist import upscale as upscale_command
-from vsr_dist.core.world import World
+from vsr_dist.core.collectives import World
 from vsr_dist.inference.fingerprint import fingerprint
 
 __all__ = ["generator"]

@@ -13,9 +13,8 @@ from vsr_dist.core.errors import BadConfigError
 from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.losses.objective import TERMS, LossConfig, LossInputs, weighted_sum
 from vsr_dist.losses.perceptual import perceptual
-from vsr_dist.losses.pixel import PIXEL, charbonnier, mse
+from vsr_dist.losses.pixel import PIXEL, TV, charbonnier, mse, total_variation
 from vsr_dist.losses.temporal import temporal_difference
-from vsr_dist.losses.tv import TV, total_variation
 from vsr_dist.training.config import AdversarialConfig
 
 torch.set_num_threads(1)

@@ -10,7 +10,7 @@ import torch
 from vsr_dist.core.errors import BadInputError
 from vsr_dist.losses.flow import enlarge_flow, estimate_flow, flow_back, unpack_flow
 from vsr_dist.losses.perceptual import perceptual
-from vsr_dist.losses.pixel import PIXEL
+from vsr_dist.losses.pixel import PIXEL, TV, anisotropic_tv, isotropic_tv
 from vsr_dist.losses.temporal import (
     flow_there_and_back,
     split_there_and_back,
@@ -19,7 +19,6 @@ from vsr_dist.losses.temporal import (
     temporal_warped,
     there_and_back,
 )
-from vsr_dist.losses.tv import TV, anisotropic_tv, isotropic_tv
 
 
 def smooth_clip(num_frames=4, side=48, step=(2, 1), seed=0):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from metric_references import dists_by_hand, lpips_by_hand
 
-from vsr_dist.core import distribution
+from vsr_dist.core import files
 from vsr_dist.core.errors import BadConfigError, BadInputError, MissingExtraError
 from vsr_dist.metrics import perceptual
 from vsr_dist.metrics.perceptual import Dists, Lpips, ShiftTolerantLpips, VmafStream, load_vmaf
@@ -83,9 +83,9 @@ def test_small_images_are_refused(metric):
 
 def test_missing_distribution_says_what_to_install(monkeypatch):
     def missing(name):
-        raise distribution.importlib.metadata.PackageNotFoundError(name)
+        raise files.importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(distribution.importlib.metadata, "files", missing)
+    monkeypatch.setattr(files.importlib.metadata, "files", missing)
     with pytest.raises(MissingExtraError, match=r"stlpips-pytorch.*is missing; run `pip install \"vsr-dist\[perc"):
         ShiftTolerantLpips()
 

@@ -11,7 +11,7 @@ from streaming import make as make_active
 from vsr_dist.core.errors import BadConfigError, BadInputError
 from vsr_dist.models import RecurrentGenerator, build_generator
 from vsr_dist.models.recurrent import FORWARD, RecurrentConfig
-from vsr_dist.ops.flow_classical import estimate_flow
+from vsr_dist.ops.flow import estimate_flow
 from vsr_dist.ops.resample import bicubic_upsample
 
 torch.set_num_threads(1)

@@ -10,10 +10,9 @@ from scipy.ndimage import gaussian_filter1d, map_coordinates
 from sharding import flow as packed_flow
 from vsr_dist.core.errors import BadInputError
 from vsr_dist.losses.flow import unpack_flow
-from vsr_dist.ops import flow_classical
+from vsr_dist.ops import flow as flow_ops
 from vsr_dist.ops.color import from_uint8
-from vsr_dist.ops.flow_classical import METHODS, estimate_flow
-from vsr_dist.ops.flow_smooth import EMA_ALPHA, empty_history, gaussian_weights, smooth_step
+from vsr_dist.ops.flow import EMA_ALPHA, METHODS, empty_history, estimate_flow, gaussian_weights, smooth_step
 from vsr_dist.ops.motion import smooth_motion
 from vsr_dist.ops.warp import backward_warp
 
@@ -42,8 +41,8 @@ def test_estimated_flow_is_the_packed_one_bit_for_bit(method):
 
 def test_names_and_limits_are_those_of_packing():
     assert set(METHODS) == set(packed_flow.METHODS)
-    assert flow_classical.MIN_SIDE_PX == packed_flow.MIN_SIDE_PX
-    assert flow_classical.UNITS_PER_PX == packed_flow.UNITS_PER_PX
+    assert flow_ops.MIN_SIDE_PX == packed_flow.MIN_SIDE_PX
+    assert flow_ops.UNITS_PER_PX == packed_flow.UNITS_PER_PX
 
 
 def test_estimated_flow_is_a_constant_on_the_images_device():

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from small_gan import batch_of, clips, make_step, plan_of, play, scalars_of, small_networks, snapshot
 
+from vsr_dist.core.collectives import World
 from vsr_dist.core.errors import NonFiniteError
-from vsr_dist.core.world import World
 from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.losses.objective import LossConfig
 from vsr_dist.models import build_generator

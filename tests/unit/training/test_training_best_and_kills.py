@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from vsr_dist.core.collectives import World
 from vsr_dist.core.errors import BadConfigError
-from vsr_dist.core.world import World
 from vsr_dist.training import checkpoint
 from vsr_dist.training.checkpoint import CheckpointKeeper, Restorable
 from vsr_dist.training.config import TrainConfig

@@ -13,9 +13,8 @@ from small_gan import batch_of, clips, make_step, plan_of, play, scalars_of
 from vsr_dist.config import Config, check_config
 from vsr_dist.core.errors import BadCheckpointError, BadConfigError
 from vsr_dist.losses.objective import LossConfig
-from vsr_dist.losses.pixel import PIXEL
+from vsr_dist.losses.pixel import PIXEL, TV
 from vsr_dist.losses.temporal import temporal_difference
-from vsr_dist.losses.tv import TV
 from vsr_dist.ops.color import from_uint8
 from vsr_dist.ops.resample import bicubic_upsample
 from vsr_dist.training.config import AdversarialConfig, GammaControl, WeightControl

@@ -10,15 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from vsr_dist.core.world import World
+from vsr_dist.core.collectives import World
 from vsr_dist.data.loader import ClipBatch
 from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.losses.objective import LossConfig
 from vsr_dist.metrics.drift import VERDICTS
 from vsr_dist.ops.color import from_uint8, to_uint8
 from vsr_dist.ops.resample import bicubic_upsample
-from vsr_dist.training.drift import MEASURES, DriftMonitor, slope_scores, verdict_of
-from vsr_dist.training.drift_plot import write_drift_plot
+from vsr_dist.training.drift import MEASURES, DriftMonitor, slope_scores, verdict_of, write_drift_plot
 from vsr_dist.training.validation import Validator
 
 SCALE, FRAMES, SIDE = 2, 2, 16

@@ -10,8 +10,8 @@ from small_gan import make_step, play, small_networks
 
 from vsr_dist.build import check_world, compile_in_place, launch_faults, refuse_compile, set_memory_format
 from vsr_dist.config import check_config, parse_config
+from vsr_dist.core.collectives import World
 from vsr_dist.core.errors import BadConfigError
-from vsr_dist.core.world import World
 from vsr_dist.models.spatiotemporal import SpatiotemporalConfig
 from vsr_dist.training.config import AdversarialConfig, TrainConfig
 from vsr_dist.training.ema import make_ema

@@ -23,10 +23,10 @@ import av
 import torch
 import xxhash
 
+from vsr_dist.core.collectives import World
 from vsr_dist.core.console import Progress, say
 from vsr_dist.core.errors import BadConfigError, BadInputError
 from vsr_dist.core.files import write_json
-from vsr_dist.core.world import World
 from vsr_dist.inference.engine import Precision, StreamOptions, VideoStream
 from vsr_dist.inference.fingerprint import fingerprint
 from vsr_dist.inference.video.compare import write_comparison
