@@ -19,7 +19,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,12 +127,14 @@ class Steps:
 
 
 def prepare(here: Experiment, runner: Runner) -> None:
-    """The shard set, and a plan that has every row; quick when both are there."""
+    """The shard set, and a plan that has every row, saved row by row; quick when both are there."""
     pack_parts(TRAIN, HELD_OUT, here.work / "frames", data_of(here), PackOptions(flow="farneback"))
-    plan = load_plan(here)
-    missing = [row for row in ROWS if row.name not in plan["cost_ratio"]]
-    if missing:
-        runner.publish(plan_path(here), calibrate(missing, plan, here, runner))
+    here.results.mkdir(parents=True, exist_ok=True)
+    # The reference row first: its time per step is the unit of the plan.
+    for row in sorted(ROWS, key=lambda row: row.name != REFERENCE):
+        plan = load_plan(here)
+        if row.name not in plan["cost_ratio"]:
+            runner.publish(plan_path(here), calibrate(row, plan, here, runner))
 
 
 def data_of(here: Experiment) -> Path:
@@ -149,35 +151,35 @@ def load_plan(here: Experiment) -> dict[str, Any]:
     return {"cpu_s_per_run": CPU_S_PER_RUN, "reference_step_s": None, "cost_ratio": {}, "rounds": {}}
 
 
-def calibrate(rows: Sequence[Row], plan: dict[str, Any], here: Experiment, runner: Runner) -> dict[str, Any]:
-    """The plan with `rows` added: the median over some rounds of a step's CPU time over that of the reference row.
+def calibrate(row: Row, plan: dict[str, Any], here: Experiment, runner: Runner) -> dict[str, Any]:
+    """The plan with `row` added: the median over some rounds of a step's CPU time over that of the reference row.
 
     Each measurement has one of the reference row just before it, so that the load of the machine cancels. Of a row
     with an adversary the step with the discriminator is measured: its warm-up is the reference row's step.
     """
-    here.results.mkdir(parents=True, exist_ok=True)
-    reference_row = next(row for row in ROWS if row.name == REFERENCE)
 
-    def step_s(row: Row) -> float:
+    def step_s(measured: Row) -> float:
         lengths = ("train.steps", "train.validate_every", "train.checkpoint_every")
-        settings = [f"data.root={data_of(here)}", *row.settings, *(f"{name}={NEVER}" for name in lengths)]
-        run_dir = here.work / "calibration" / row.name
+        settings = [f"data.root={data_of(here)}", *measured.settings, *(f"{name}={NEVER}" for name in lengths)]
+        run_dir = here.work / "calibration" / measured.name
         settings += ["train.log_every=1", "train.warmup_steps=0", f"run_dir={run_dir}"]
         return runner.cpu_per_step(CONFIG, settings, run_dir, CALIBRATION_S)
 
-    rounds: dict[str, list[list[float]]] = {row.name: [] for row in rows}
+    reference = next(one for one in ROWS if one.name == REFERENCE)
+    rounds = []
     for turn in range(CALIBRATION_ROUNDS):
-        for row in rows:
-            reference_s = step_s(reference_row)
-            measured_s = reference_s if row.name == REFERENCE else step_s(row)
-            rounds[row.name].append([measured_s, reference_s])
-            runner.say(f"round {turn}: {row.name} {1000 * measured_s:.0f} ms, {REFERENCE} {1000 * reference_s:.0f} ms")
-    if plan["reference_step_s"] is None:
-        plan["reference_step_s"] = statistics.median(pair[1] for pairs in rounds.values() for pair in pairs)
-    ratios = {name: statistics.median(a / b for a, b in pairs) for name, pairs in rounds.items()}
-    cost_ratio = {**plan["cost_ratio"], **ratios}
-    machine = describe_machine()
-    return {**plan, "cost_ratio": cost_ratio, "rounds": {**plan["rounds"], **rounds}, "machine": machine}
+        reference_s = step_s(reference)
+        row_s = reference_s if row.name == REFERENCE else step_s(row)
+        rounds.append([row_s, reference_s])
+        runner.say(f"{row.name}, round {turn}: {1000 * row_s:.0f} ms a step, {REFERENCE} {1000 * reference_s:.0f} ms")
+    reference_step_s = plan["reference_step_s"] or statistics.median(pair[1] for pair in rounds)
+    return {
+        "cpu_s_per_run": plan["cpu_s_per_run"],
+        "reference_step_s": reference_step_s,
+        "cost_ratio": {**plan["cost_ratio"], row.name: statistics.median(a / b for a, b in rounds)},
+        "rounds": {**plan["rounds"], row.name: rounds},
+        "machine": describe_machine(),
+    }
 
 
 def steps_of(row: Row, plan: Mapping[str, Any]) -> Steps:

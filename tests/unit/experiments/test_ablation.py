@@ -107,12 +107,21 @@ def test_a_plan_keeps_its_steps_and_takes_later_rows(tmp_path, monkeypatch):
             return self.busy * (0.1 if run_dir.name == ablation.REFERENCE else 0.2)
 
     here = runner_module.Experiment("ablation", tmp_path / "work", tmp_path / "results")
+    here.results.mkdir()
+
+    def add(row):
+        plan = ablation.calibrate(row, ablation.load_plan(here), here, Measuring())
+        runner_module.Runner().publish(ablation.plan_path(here), plan)
+
     first, second = ablation.ROWS[:3], ablation.ROWS[3:5]
-    plan = ablation.calibrate(first, ablation.load_plan(here), here, Measuring())
+    for row in first:
+        add(row)
+    plan = ablation.load_plan(here)
     assert plan["cost_ratio"] == pytest.approx({"single_frame": 2.0, "convgru": 1.0, "convlstm": 2.0})
-    runner_module.Runner().publish(ablation.plan_path(here), plan)
-    before = {row.name: ablation.steps_of(row, ablation.load_plan(here)) for row in first}
-    later = ablation.calibrate(second, ablation.load_plan(here), here, Measuring())
+    before = {row.name: ablation.steps_of(row, plan) for row in first}
+    for row in second:
+        add(row)
+    later = ablation.load_plan(here)
     assert {row.name: ablation.steps_of(row, later) for row in first} == before
     assert later["cost_ratio"]["aligned"] == pytest.approx(2.0)
     assert later["reference_step_s"] == plan["reference_step_s"]
