@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo paper-table experiment test lint quick constraints clean
+.PHONY: help venv demo experiment test test-full lint quick constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -20,19 +20,16 @@ help:  ## list the targets
 demo: $(DEMO)  ## train on real clips, evaluate, upscale, run a small study (DEMO_SHORT=1 for a quick pass)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
 
-paper-table: $(DEMO)  ## hours in the background: the paper's models, ours and baselines compared; run again to go on
-	@mkdir -p runs/paper-table
-	@nohup $(BIN)/python benchmarks/paper_table.py $(PAPER_TABLE_OPTIONS) >> runs/paper-table/log.txt 2>&1 & \
-	  echo "runs in the background: tail -f runs/paper-table/log.txt; stop it with: kill $$!; go on: make paper-table"
-
 experiment: $(DEMO)  ## hours in the background: make experiment NAME=drift; run again to go on
 	@test -f experiments/$(NAME).py || { echo "usage: make experiment NAME=drift (a script of experiments/)" >&2; exit 2; }
 	@mkdir -p runs/$(NAME)
 	@nohup nice -n 19 $(BIN)/python experiments/$(NAME).py $(OPTIONS) >> runs/$(NAME)/log.txt 2>&1 & \
 	  echo "runs in the background: tail -f runs/$(NAME)/log.txt; stop it with: kill $$!; go on: make experiment NAME=$(NAME)"
 
-test: lint  ## lint, types, import contracts, then the tests, quick ones first
+test: lint  ## lint, types, import contracts, quick tests
 	$(PYTEST) -m "not slow"
+
+test-full: $(DEV)  ## the slow tests: what launches processes, kills them, or runs the documents
 	$(PYTEST) -m slow
 
 lint: $(DEV)  ## ruff, formatting, mypy and the import contracts
