@@ -81,7 +81,7 @@ def probe(source: Path) -> SourceInfo:
         height, width = read_image(paths[0]).shape[:2]
         return SourceInfo(source.name, len(paths), None, width, height)
     with open_video(source) as container:
-        stream = film_stream(container)
+        stream = video_stream(container)
         first = next(_decoded(container, source, 1), None)
         if first is None:
             raise BadInputError(f"{source} is not a video that can be decoded: it has no frames")
@@ -161,7 +161,7 @@ def _is_video(stream: VideoStream) -> bool:
     return not stream.disposition & Disposition.attached_pic
 
 
-def film_stream(container: InputContainer) -> VideoStream:
+def video_stream(container: InputContainer) -> VideoStream:
     """The video stream that is decoded: the first one that is not a cover image."""
     return next(stream for stream in container.streams.video if _is_video(stream))
 
@@ -260,7 +260,7 @@ def stated_end_s(stream: VideoStream, container: InputContainer) -> float | None
 
 
 def _set_threads(container: InputContainer, num_threads: int) -> VideoStream:
-    stream = film_stream(container)
+    stream = video_stream(container)
     stream.codec_context.thread_type = "AUTO" if num_threads > 1 else "NONE"
     stream.codec_context.thread_count = num_threads
     return stream

@@ -30,7 +30,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from sharding.images import list_images
-from sharding.video import film_stream, stated_end_s
+from sharding.video import stated_end_s, video_stream
 from vsr_dist.core.errors import BadConfigError, BadInputError
 from vsr_dist.inference.video.video_in import MediaFacts, open_source
 from vsr_dist.inference.video.video_out import CONTAINERS, EncoderSettings, read_packets, set_up
@@ -78,7 +78,7 @@ def plan_tracks(container: InputContainer, target: str, *, audio: bool, subtitle
 
     Raises BadConfigError for sound and subtitles that the container cannot hold, naming one that can.
     """
-    film, has_chapters = film_stream(container).index, bool(container.chapters())
+    film, has_chapters = video_stream(container).index, bool(container.chapters())
     return [
         _plan_track(stream, target, {"audio": audio, "subtitle": subtitles}.get(stream.type, False))
         for stream in container.streams
@@ -200,8 +200,8 @@ def _open_output(
     if source is None:
         return output, video, streams
     output.metadata.update(_fresh_tags(source.metadata))
-    video.metadata.update(_fresh_tags(film_stream(source).metadata))
-    video.disposition = film_stream(source).disposition
+    video.metadata.update(_fresh_tags(video_stream(source).metadata))
+    video.disposition = video_stream(source).disposition
     for track in job.tracks:
         template = source.streams[track.index]
         if track.action == "attach":
@@ -289,7 +289,7 @@ def _last_duration(source: InputContainer, shown: Sequence[int], decoded: int, t
     """
     ordered = np.sort(np.asarray(shown, dtype=np.int64))
     longest = max(decoded, int(np.diff(ordered).max(initial=0)))
-    stated_s = stated_end_s(film_stream(source), source)
+    stated_s = stated_end_s(video_stream(source), source)
     stated = 0 if stated_s is None else round(stated_s / time_base) - int(ordered[-1])
     # mp4 states ends in milliseconds.
     slack = round(Fraction(1, 1000) / time_base) + 1

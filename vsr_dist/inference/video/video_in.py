@@ -28,7 +28,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from sharding.images import is_folder, list_images, read_file
-from sharding.video import END_TOLERANCE_S, EXACT, film_stream, open_video, stated_end_s
+from sharding.video import END_TOLERANCE_S, EXACT, open_video, stated_end_s, video_stream
 from vsr_dist.core.errors import BadInputError
 from vsr_dist.inference.frames import Frame
 
@@ -197,7 +197,7 @@ def read_facts(source: Path, image_rate: Fraction) -> MediaFacts:
     if is_folder(source):
         return _folder_facts(source, image_rate)
     with open_source(source) as container:
-        stream = film_stream(container)
+        stream = video_stream(container)
         if stream.codec_context is None:
             raise BadInputError(f"{source} holds video of a codec that this FFmpeg does not know; convert it first")
         stream.codec_context.thread_count = 1
@@ -273,7 +273,7 @@ def packet_times(facts: MediaFacts) -> list[int | None]:
         return list(range(facts.num_frames or 0))
     times: list[int | None] = []
     with open_source(facts.path) as container:
-        packets = container.demux(film_stream(container))
+        packets = container.demux(video_stream(container))
         while True:
             try:
                 packet = next(packets)
@@ -336,7 +336,7 @@ class MediaReader:
         with open_source(self.facts.path) as container:
             decoded = _decoded(container, self.damage)
             if self._deinterlace:
-                decoded = _deinterlaced(decoded, film_stream(container))
+                decoded = _deinterlaced(decoded, video_stream(container))
             for number, frame in enumerate(self._timed(decoded, None)):
                 if number >= place.num_frames:
                     yield frame
@@ -351,7 +351,7 @@ class MediaReader:
     def _entered(self, container: InputContainer, pts: int) -> Iterator[av.VideoFrame] | None:
         """Frames after the one at `pts`, reached by seeking; None if that does not lead there."""
         try:
-            container.seek(pts, stream=film_stream(container), backward=True)
+            container.seek(pts, stream=video_stream(container), backward=True)
         except av.error.FFmpegError:
             return None
         frames = _decoded(container, self.damage)
@@ -394,7 +394,7 @@ class MediaReader:
 
     def _check_end(self, container: InputContainer) -> None:
         """Compare with the length that the header states; the last frame may be as long as the longest before it."""
-        stated_s = stated_end_s(film_stream(container), container)
+        stated_s = stated_end_s(video_stream(container), container)
         is_exact = any(name in container.format.name for name in _EXACT_FORMATS)
         tolerance_s = max(_EXACT_TOLERANCE_S if is_exact else END_TOLERANCE_S, self._longest_s)
         if stated_s is not None and self._end_s is not None and self._end_s < stated_s - tolerance_s:
@@ -403,7 +403,7 @@ class MediaReader:
 
 def _decoded(container: InputContainer, damage: Counter[str]) -> Iterator[av.VideoFrame]:
     """Frames as they come; packets that cannot be decoded are counted and skipped."""
-    stream = film_stream(container)
+    stream = video_stream(container)
     stream.codec_context.thread_type = "AUTO"
     packets = container.demux(stream)
     while True:
