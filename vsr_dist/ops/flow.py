@@ -13,7 +13,6 @@ Axes: N images, B batch, K past flows, C channels, H W rows and columns, 2 the f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -25,7 +24,7 @@ from torch import Tensor
 from vsr_dist.core.eager import outside_graphs
 from vsr_dist.core.errors import BadInputError
 from vsr_dist.ops.color import ByteArray, to_uint8
-from vsr_dist.ops.motion import FlowArray, farneback
+from vsr_dist.ops.motion import EMA_ALPHA, GAUSSIAN_PAST_FRAMES, FlowArray, farneback, gaussian_weights
 from vsr_dist.ops.warp import backward_warp
 
 FlowMethod = Literal["dis", "farneback"]
@@ -86,20 +85,10 @@ def _gray_images(images_NCHW: Tensor) -> list[ByteArray]:
 
 
 Smoothing = Literal["none", "ema", "gaussian"]
-# Listing 1: y_t = 0.9 x_t + 0.1 y_(t-1).
-EMA_ALPHA = 0.9
-# The text names no width: one frame, cut off after three.
-GAUSSIAN_SIGMA_FRAMES = 1.0
-GAUSSIAN_PAST_FRAMES = 3
 NUM_PAST: dict[Smoothing, int] = {"ema": 1, "gaussian": GAUSSIAN_PAST_FRAMES}
 # Empty without smoothing; otherwise the past flows (B, K, 2, H, W), newest first, and (B, K) with 1.0 where there is
 # one and 0.0 where not yet.
 History = tuple[Tensor, ...]
-
-
-def gaussian_weights(num_past: int = GAUSSIAN_PAST_FRAMES, sigma_frames: float = GAUSSIAN_SIGMA_FRAMES) -> list[float]:
-    """`exp(-k^2 / 2 sigma^2)` for the flow `k` frames ago, k = 0 to `num_past`; not normalised."""
-    return [math.exp(-(k**2) / (2.0 * sigma_frames**2)) for k in range(num_past + 1)]
 
 
 def empty_history(like_BCHW: Tensor, smoothing: Smoothing) -> History:

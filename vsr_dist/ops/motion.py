@@ -13,6 +13,7 @@ Axes: B batch, T time, C channels (RGB), H W rows and columns, 2 the flow compon
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Literal
 
 import cv2
@@ -23,12 +24,21 @@ from torch import Tensor
 
 from vsr_dist.core.eager import outside_graphs
 from vsr_dist.ops.color import ByteArray, from_uint8, to_uint8
-from vsr_dist.ops.flow import EMA_ALPHA, GAUSSIAN_PAST_FRAMES, gaussian_weights
 
 FlowArray = npt.NDArray[np.float32]
 Direction = Literal["forward", "backward"]
 AlignMode = Literal["as_printed", "corrected"]
 MotionSmoothing = Literal["ema", "gaussian"]
+# Listing 1: y_t = 0.9 x_t + 0.1 y_(t-1).
+EMA_ALPHA = 0.9
+# The text names no width: one frame, cut off after three.
+GAUSSIAN_SIGMA_FRAMES = 1.0
+GAUSSIAN_PAST_FRAMES = 3
+
+
+def gaussian_weights(num_past: int = GAUSSIAN_PAST_FRAMES, sigma_frames: float = GAUSSIAN_SIGMA_FRAMES) -> list[float]:
+    """`exp(-k^2 / 2 sigma^2)` for the flow `k` frames ago, k = 0 to `num_past`; not normalised."""
+    return [math.exp(-(k**2) / (2.0 * sigma_frames**2)) for k in range(num_past + 1)]
 
 
 def farneback(from_gray_HW: ByteArray, to_gray_HW: ByteArray) -> FlowArray:
