@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from forked import forks
+from forked import Forked, forks, start_ranks
 from mlflow_server import Gate, free_port
 from train_launcher import Launcher
 
@@ -21,7 +22,7 @@ from vsr_dist.core.errors import BadConfigError
 from vsr_dist.inference.generator_io import save_generator
 from vsr_dist.models import build_generator
 from vsr_dist.models.espcn import EspcnConfig
-from vsr_dist.training import tracking
+from vsr_dist.training import checkpoint, tracking
 from vsr_dist.training.tracking import Tracker, TrackingConfig, read_metrics
 from vsr_dist.upscaler import find_generator
 
@@ -195,6 +196,58 @@ def test_a_crashed_and_resumed_run_is_one_run_without_double_points(server, tmp_
     run = only_run(server.uri, tmp_path)
     assert run.info.status == "FAILED"
     assert_complete(run, run_dir)
+
+
+KILLED = ("train.steps=30", "train.warmup_steps=2", "train.log_every=1", "train.validate_every=10")
+KILLED += ("train.checkpoint_every=10", "train.pictures=1", "tracking.log_model=false")
+
+
+def test_a_training_that_was_killed_and_resumed_is_one_complete_run(server, launcher):
+    """SIGKILL, once the server holds points after the last checkpoint, while more of them are on their way."""
+    sets = (*KILLED, "tracking.mlflow=true", f"tracking.uri={server.uri}", "tracking.experiment=killed")
+    words = [word for text in (f"run_dir={launcher.folder / 'run'}", *sets) for word in ("--set", text)]
+    process = Forked("vsr_dist.train", ["--config", str(launcher.config), *words], launcher.folder)
+    state = launcher.folder / "run" / "tracking" / "state.json"
+    client = mlflow.MlflowClient(server.uri, server.uri)
+    sent: list[int] = []
+    while max(sent, default=0) < 12 or not checkpoint.newest(launcher.folder / "run" / "checkpoints"):
+        assert process.poll() is None, process.output()
+        time.sleep(0.02)
+        run_id = json.loads(state.read_text())["run_id"] if state.is_file() else None
+        sent = [point.step for point in client.get_metric_history(run_id, "loss_g/total")] if run_id else []
+    process.kill()
+    process.wait(60)
+    launcher.run("run", *sets, options=("--resume", "auto"))
+    mlflow.set_tracking_uri(server.uri)
+    (run,) = mlflow.search_runs(experiment_names=["killed"], output_format="list")
+    assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
+    assert int(run.data.tags["resumed_from_step"]) in {10, 20}
+    lines = read_metrics(launcher.folder / "run" / "metrics.jsonl")
+    for name in {key for line in lines for key in line} - {"step", "time_s"}:
+        points = client.get_metric_history(run_id, name)
+        assert [point.step for point in points] == [line["step"] for line in lines if name in line], name
+        if not name.startswith(("perf/", "system/")):  # Which are other ones each time.
+            assert [point.value for point in points] == [line[name] for line in lines if name in line], name
+
+
+def test_other_ranks_do_not_wait_for_the_last_upload(server, launcher):
+    gate, weights, release = Gate(server.port), launcher.folder / "run" / "generator.safetensors", threading.Event()
+    gate.closed = lambda number: weights.exists() and not release.wait(240)
+    sets = ("train.steps=4", "train.warmup_steps=2", "train.log_every=2", "train.validate_every=4")
+    sets += (f"run_dir={launcher.folder / 'run'}", "tracking.mlflow=true", f"tracking.uri={gate.uri}")
+    words = [word for text in (*sets, "tracking.experiment=ranks") for word in ("--set", text)]
+    first, second = start_ranks(2, "vsr_dist.train", ["--config", str(launcher.config), *words], launcher.folder)
+    try:
+        assert second.wait(240) == 0, first.output()
+        assert first.poll() is None  # It waits for the server, which does not answer.
+        assert (launcher.folder / "run" / "summary.json").exists()
+    finally:
+        release.set()
+    assert first.wait(240) == 0
+    gate.close()
+    mlflow.set_tracking_uri(server.uri)
+    (run,) = mlflow.search_runs(experiment_names=["ranks"], output_format="list")
+    assert run.info.status == "FINISHED"
 
 
 def test_a_run_that_died_without_a_word_is_failed_after_replay(server, tmp_path):

@@ -25,25 +25,6 @@ def peak_memory_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def describe_losses(done: int, total: int, values: dict[str, float]) -> str:
-    """One log line: step, the losses, speed."""
-    losses = [f"{name} {values[name]:.4g}" for name in ("loss_g/total", "loss_d/total") if name in values]
-    return f"step {done}/{total} | {' | '.join(losses)} | {values['perf/clips_per_s']:.1f} clips/s"
-
-
-def describe_validation(done: int, total: int, metrics: dict[str, float]) -> str:
-    """One log line: held-out quality beside bicubic, and the drift measures once there are some."""
-    gain = metrics["val/psnr_y"] - metrics["val_bicubic/psnr_y"]
-    text = f"step {done}/{total} | held-out PSNR-Y {metrics['val/psnr_y']:.2f} dB ({gain:+.2f} against bicubic)"
-    if "drift/normalized_loss" in metrics:
-        text += (
-            f" | D loss / chance {metrics['drift/normalized_loss']:.2f}"
-            f" | D right on {100 * metrics['drift/paired_accuracy']:.0f} % of pairs"
-        )
-        text += f" | {describe_drift(metrics)}"
-    return text
-
-
 def describe_drift(metrics: Mapping[str, float]) -> str:
     """What the drift monitor says of the discriminator, in words, with the trend once there is one."""
     found = verdict_of(metrics)
@@ -56,21 +37,27 @@ def describe_drift(metrics: Mapping[str, float]) -> str:
     return text
 
 
-def show_interval(view: LiveView, done: int, total: int, values: dict[str, float]) -> None:
+def show_interval(view: LiveView, done: int, total: int, values: Mapping[str, float]) -> None:
     """Losses and speed of the last log interval: in the block on a terminal, as a plain line elsewhere."""
-    if not view.drawing:
-        view.note(f"{describe_losses(done, total, values)} | data wait {values['perf/data_wait_ms']:.1f} ms")
+    if view.drawing:
+        view.show("losses", loss_line(values))
+        view.show("speed", speed_line(values))
         return
-    view.show("losses", loss_line(values))
-    view.show("speed", speed_line(values))
+    losses = [f"{name} {values[name]:.4g}" for name in ("loss_g/total", "loss_d/total") if name in values]
+    speed = f"{values['perf/clips_per_s']:.1f} clips/s | data wait {values['perf/data_wait_ms']:.1f} ms"
+    view.note(f"step {done}/{total} | {' | '.join(losses)} | {speed}")
 
 
-def show_validation(view: LiveView, done: int, total: int, metrics: dict[str, float]) -> None:
-    """Held-out quality and the verdict on the discriminator: a line that stays, and in the block on a terminal."""
-    gain = metrics["val/psnr_y"] - metrics["val_bicubic/psnr_y"]
-    view.show("held-out", f"PSNR-Y {metrics['val/psnr_y']:.2f} dB, {gain:+.2f} against bicubic, at step {done}")
+def show_validation(view: LiveView, done: int, total: int, metrics: Mapping[str, float]) -> None:
+    """Held-out quality beside bicubic, and the verdict on the discriminator: a line that stays, and in the block."""
+    psnr_db, gain_db = metrics["val/psnr_y"], metrics["val/psnr_y"] - metrics["val_bicubic/psnr_y"]
+    view.show("held-out", f"PSNR-Y {psnr_db:.2f} dB, {gain_db:+.2f} against bicubic, at step {done}")
     view.show("drift", describe_drift(metrics))
-    view.note(describe_validation(done, total, metrics))
+    text = f"step {done}/{total} | held-out PSNR-Y {psnr_db:.2f} dB ({gain_db:+.2f} against bicubic)"
+    if "drift/normalized_loss" in metrics:
+        text += f" | D loss / chance {metrics['drift/normalized_loss']:.2f}"
+        text += f" | D right on {100 * metrics['drift/paired_accuracy']:.0f} % of pairs | {describe_drift(metrics)}"
+    view.note(text)
 
 
 def loss_line(values: Mapping[str, float]) -> str:

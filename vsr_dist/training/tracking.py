@@ -20,6 +20,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 import threading
@@ -52,9 +53,9 @@ METRICS_NAME = "metrics.jsonl"
 FOLDER_NAME = "tracking"
 _SQLITE = "sqlite:///"
 _TOKEN_TAG = "vsr_dist.token"
-_MAX_POINTS = 1000
+_MAX_POINTS, _THUMBNAIL_PX = 1000, 256  # Both are MLflow's.
 _INTERVAL_S, _LONGEST_PAUSE_S, _FIRST_ANSWER_S = 2.0, 60.0, 30.0
-# A run that was told to stop has seconds until it is killed; what is left then is replayed.
+# A run that is asked to stop has seconds until it is killed; what is left then is sent by the next one.
 _CLOSE_S: dict[Status, float] = {"FINISHED": 300.0, "FAILED": 10.0, "KILLED": 10.0}
 _MLFLOW_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # We retry ourselves; MLflow's default blocks for four minutes.
@@ -97,22 +98,23 @@ class TrackingConfig:
 
         In this order: the configuration, MLflow's environment variables, what the run had `before`, the default.
         """
-        uris = [
-            (self.uri, "tracking.uri"),
-            (os.environ.get("MLFLOW_TRACKING_URI"), "MLFLOW_TRACKING_URI"),
-            (before and before.uri, "as before"),
-            ("sqlite:///mlflow.db", "default"),
-        ]
-        experiments = [
-            (self.experiment, "tracking.experiment"),
-            (os.environ.get("MLFLOW_EXPERIMENT_NAME"), "MLFLOW_EXPERIMENT_NAME"),
-            (before and before.experiment, "as before"),
-            ("vsr-dist", "default"),
-        ]
-        uri, uri_from = next((value, source) for value, source in uris if value)
-        experiment, experiment_from = next((value, source) for value, source in experiments if value)
+        known = (before.uri, before.experiment) if before else (None, None)
+        uri, uri_from = _first(self.uri, "tracking.uri", "MLFLOW_TRACKING_URI", known[0], "sqlite:///mlflow.db")
+        experiment, experiment_from = _first(
+            self.experiment, "tracking.experiment", "MLFLOW_EXPERIMENT_NAME", known[1], "vsr-dist"
+        )
         check_uri(uri, uri_from)
-        return uri, experiment, f"{uri} ({uri_from}), experiment {experiment} ({experiment_from})"
+        text = f"{uri} ({uri_from}), experiment {experiment} ({experiment_from})"
+        if uri.startswith(_SQLITE):  # Found again from any folder.
+            uri = f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}"
+        return uri, experiment, text
+
+
+def _first(configured: str | None, setting: str, variable: str, before: str | None, default: str) -> tuple[str, str]:
+    """(Value, what decided it)."""
+    environment = os.environ.get(variable)
+    candidates = ((configured, setting), (environment, variable), (before, "as before"), (default, "default"))
+    return next((value, source) for value, source in candidates if value)
 
 
 def check_uri(uri: str, source: str) -> None:
@@ -191,7 +193,7 @@ def _values(line: Line) -> dict[str, float]:
 
 
 class Unavailable(Exception):  # noqa: N818 - a state of the server, not a mistake
-    """The server did not take something now; it may later. `refused`: it answered, and said no."""
+    """The server did not take something now; it may later. `refused`: it answered with an error."""
 
     def __init__(self, reason: str, *, refused: bool = False) -> None:
         super().__init__(reason)
@@ -207,9 +209,9 @@ class State:
     """Which MLflow run this is, and what its server has acknowledged.
 
     Attributes:
-        uri, experiment, name, tags: what the run is made with.
-        run_id: the server's id of the run; None until it was made.
-        adopted_from: where `run_id` is from, if this directory did not make the run; empty once that was checked.
+        uri, experiment, name, tags: what the run is created with.
+        run_id: the server's id of the run; None until it was created.
+        adopted_from: where `run_id` is from, if it was not created here; empty once that was checked.
         token: value of a unique tag by which a run is found whose creation was not acknowledged.
         begin_ms: when the run began, in milliseconds since 1970.
         metrics_bytes, events_bytes: the server has `metrics.jsonl` and `events.jsonl` up to here.
@@ -321,7 +323,7 @@ class MlflowRun:
     # -- sending; every method from here on may raise Unavailable
 
     def send_all(self) -> None:
-        """Send until nothing waits. What was not acknowledged waits on."""
+        """Send until nothing waits."""
         run_id = self.connect()
         end = self.events.stat().st_size if self.events.is_file() else 0
         # Scalars first: those that were written before one of these events (such as the last status) come before it.
@@ -339,14 +341,14 @@ class MlflowRun:
             self.save(events_bytes=after)
 
     def connect(self) -> str:
-        """Find or make the run; returns its id. A run whose creation was not acknowledged is found by its token."""
+        """Find or create the run; returns its id. One whose creation was not acknowledged is found by its token."""
         state = self.state
         if self._client is None:
             self._mlflow = _import_mlflow()
             with self._classified(), self._set_up_alone():
                 client = self._mlflow.MlflowClient(state.uri, state.uri)
                 if state.run_id is None:
-                    self.save(run_id=self._make_run(client))
+                    self.save(run_id=self._create_run(client))
                 else:
                     self._check_run(client)
             self._client = client
@@ -371,7 +373,7 @@ class MlflowRun:
             client.set_tag(state.run_id, _TOKEN_TAG, state.token)
             self.save(adopted_from="", sent_steps={point.key: point.step for point in run.data.to_proto().metrics})
 
-    def _make_run(self, client: Any) -> str:  # noqa: ANN401
+    def _create_run(self, client: Any) -> str:  # noqa: ANN401
         state = self.state
         found = client.get_experiment_by_name(state.experiment)
         if found is None:
@@ -380,7 +382,7 @@ class MlflowRun:
             try:
                 location = folder.as_uri() if state.uri.startswith(_SQLITE) else None
                 client.create_experiment(state.experiment, artifact_location=location)
-            finally:  # Another process may have made it.
+            finally:  # Another process may have created it.
                 found = client.get_experiment_by_name(state.experiment)
         runs = client.search_runs([found.experiment_id], f"tags.`{_TOKEN_TAG}` = '{state.token}'")
         tags = {**state.tags, "mlflow.runName": state.name, _TOKEN_TAG: state.token}
@@ -442,18 +444,17 @@ class MlflowRun:
 
     def _send_picture(self, run_id: str, key: str, step: int, file: str) -> None:
         """The two files and the tag of `MlflowClient.log_image`, but under names that sending again overwrites."""
-        from mlflow.tracking.multimedia import compress_image_size  # noqa: PLC0415
-        from PIL import Image  # noqa: PLC0415
-
         path = self.folder / file
         if not path.is_file():
             return  # It was sent, and the process died before it wrote that down.
         plain_key = re.sub(r"[^A-Za-z0-9_\-./ ]", "_", key).replace("/", "~")
         mark = uuid.uuid5(uuid.NAMESPACE_URL, f"{key}+{step}")
         stem = f"{plain_key}+step+{step}+timestamp+{self.state.begin_ms}+{mark}"
-        with tempfile.TemporaryDirectory() as folder, Image.open(path) as image:
-            image.save(Path(folder) / f"{stem}.png")
-            compress_image_size(image).save(Path(folder) / f"{stem}+compressed.webp")
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(path, Path(folder) / f"{stem}.png")
+            picture_YXC = np.asarray(cv2.imread(str(path)))
+            share = _THUMBNAIL_PX / max(picture_YXC.shape[:2])
+            cv2.imwrite(f"{folder}/{stem}+compressed.webp", cv2.resize(picture_YXC, None, fx=share, fy=share))
             self._client.log_artifacts(run_id, folder, "images")
         self._client.set_tag(run_id, "mlflow.loggedImages", True)
         path.unlink()
@@ -603,7 +604,7 @@ class Tracker:
         return self.run is not None and self.run.state.described
 
     def start(self) -> None:
-        """Make contact. A server that says no is a BadConfigError; one that does not answer is a warning."""
+        """Connect. A server that refuses is a BadConfigError; one that does not answer is a warning."""
         if not self.run:
             return
         self._thread.start()

@@ -421,6 +421,10 @@ def test_each_node_has_its_own_system_metrics(monkeypatch):
     monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
     monkeypatch.setenv("GROUP_RANK", "1")
     assert set(Tracker(system_metrics=True).system()) == {f"system/1/{name.removeprefix('system/')}" for name in names}
+    # What the first ranks of all nodes measured is on every rank, rank 0 among them, which logs it.
+    monkeypatch.setattr(tracking, "gather_lists", lambda readings: [{"system/0/x": 1.0}, *readings])
+    assert {"system/0/x", "system/1/cpu_utilization_percentage"} <= set(Tracker(system_metrics=True).system())
+    monkeypatch.undo()
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert Tracker(system_metrics=True).system() == {}
 
