@@ -33,27 +33,28 @@ def find_generator(
     description has the file's `scale`, `generator` and `provenance`, and `checkpoint`, where it was found.
     Raises BadCheckpointError or BadInputError, which say what is missing.
     """
+    is_remote = str(checkpoint).startswith(SCHEMES)
+    if tracking_uri is not None and not is_remote:
+        raise BadConfigError(
+            "a tracking URI needs a checkpoint in MLflow, such as models:/NAME/VERSION or runs:/RUN_ID, found "
+            f"{checkpoint or 'none'}"
+        )
     if checkpoint is None:
-        if tracking_uri is not None:
-            raise BadConfigError("a tracking URI goes with a checkpoint in MLflow: name it, as models:/NAME/VERSION")
         if not (DEFAULT_FOLDER / WEIGHTS_NAME).is_file():
             raise BadCheckpointError(
-                f"the generator that comes with the package is not there ({DEFAULT_FOLDER / WEIGHTS_NAME}); install "
-                "the package again, or name a checkpoint"
+                f"the generator that comes with the package is missing ({DEFAULT_FOLDER / WEIGHTS_NAME}); install the "
+                "package again, or give a checkpoint"
             )
         generator, description = load_generator(DEFAULT_FOLDER)
         return generator, {**description, "checkpoint": "the one that comes with vsr-dist"}
-    if str(checkpoint).startswith(SCHEMES):
+    found = {}
+    if is_remote:
         with tempfile.TemporaryDirectory(prefix="vsr-dist-") as folder:
             found = download_generator(str(checkpoint), tracking_uri, (WEIGHTS_NAME, DESCRIPTION_NAME), Path(folder))
             generator, description = load_generator(Path(folder))
-        return generator, {**description, "checkpoint": str(checkpoint), **found}
-    if tracking_uri is not None:
-        raise BadConfigError(
-            f"a tracking URI goes with a generator in MLflow (models:/NAME/VERSION or runs:/RUN_ID), found {checkpoint}"
-        )
-    generator, description = load_generator(Path(checkpoint))
-    return generator, {**description, "checkpoint": str(checkpoint)}
+    else:
+        generator, description = load_generator(Path(checkpoint))
+    return generator, {**description, "checkpoint": str(checkpoint), **found}
 
 
 def find_device(name: str | torch.device | None) -> torch.device:
@@ -122,31 +123,15 @@ class Upscaler:
     def from_registry(
         cls,
         uri: str,
-        *,
-        tracking_uri: str | None = None,
-        device: str | torch.device | None = None,
-        tile_px: int | None = None,
-        overlap_px: int | None = None,
-        precision: Precision = "fp32",
-        compile: bool = False,
-        cuts: bool = True,
+        **options: Any,  # noqa: ANN401 - those of from_checkpoint
     ) -> Upscaler:
-        """From MLflow: `models:/NAME/VERSION`, `models:/NAME@ALIAS` or `runs:/RUN_ID`; see `from_checkpoint`."""
+        """From MLflow: `models:/NAME/VERSION`, `models:/NAME@ALIAS` or `runs:/RUN_ID`; options of `from_checkpoint`."""
         if not uri.startswith(SCHEMES):
             raise BadConfigError(f"expected models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN_ID, found {uri!r}")
-        return cls.from_checkpoint(
-            uri,
-            device=device,
-            tile_px=tile_px,
-            overlap_px=overlap_px,
-            precision=precision,
-            compile=compile,
-            cuts=cuts,
-            tracking_uri=tracking_uri,
-        )
+        return cls.from_checkpoint(uri, **options)
 
     def open(self) -> VideoStream:
-        """A stream to which frames are pushed one by one: see `vsr_dist.inference.engine.VideoStream`."""
+        """A stream for one video, to which frames are pushed one by one."""
         return VideoStream(self._generator, self._options, self._device)
 
     def upscale(self, frames: Iterable[Any]) -> Iterator[Frame]:

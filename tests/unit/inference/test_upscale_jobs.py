@@ -1,18 +1,32 @@
-"""Jobs of `vsr-dist upscale`: damage, options, folders, a kill in the middle."""
+"""Jobs of `vsr-dist upscale`: damage, options, folders, places, a kill in the middle, several parts."""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import signal
 import time
+from contextlib import ExitStack
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
+import torch
 from forked import Forked
 from upscale_media import decoded, generator, make_generator, moving, said, times_of, upscale, write_video
+
+from vsr_dist import upscale as upscale_command
+from vsr_dist.core.collectives import World
+from vsr_dist.inference.fingerprint import fingerprint
+from vsr_dist.inference.generator_io import load_generator
+from vsr_dist.inference.video import video_in
+from vsr_dist.inference.video.job import UpscaleOptions, begin, finish, prepare, run_part
+from vsr_dist.inference.video.video_in import MOVED, MediaReader, Place, read_facts
 
 __all__ = ["generator"]
 
@@ -52,6 +66,36 @@ def test_what_is_no_video_is_an_error(tmp_path, generator, capsys, content):
     assert upscale(generator, source, tmp_path / "out.mp4") == 2
     assert str(source) in said(capsys)[1]
     assert not (tmp_path / "out.mp4").exists()
+
+
+def test_a_video_with_hidden_frames_is_not_damaged(tmp_path, generator, capsys):
+    """As after a lossless trim: the header of an mp4 counts frames that its edit list hides."""
+    whole = write_video(tmp_path / "whole.mp4", moving(30), options={"g": "10", "bf": "0"})
+    with av.open(str(whole)) as source, av.open(str(tmp_path / "in.mp4"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                # What lies before 0 is hidden.
+                packet.pts, packet.dts = packet.pts - 5 * packet.duration, packet.dts - 5 * packet.duration
+                target.mux(packet)
+    assert len(times_of(tmp_path / "in.mp4")) == 25
+    assert upscale(generator, tmp_path / "in.mp4", tmp_path / "out.mp4") == 0
+    assert said(capsys)[1] == ""
+    assert len(times_of(tmp_path / "out.mp4")) == 25
+
+
+def test_names_with_colons(tmp_path, generator, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "in.mp4", moving(3)).rename("12:30.mp4")
+    assert upscale(generator, "12:30.mp4", "a:b.mkv", "--compare", "c:d.mp4") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["12:30.mp4", "a:b.mkv", "c:d.mp4"]
+
+
+def test_a_pipe_is_an_error_that_says_why(tmp_path, generator, capsys):
+    os.mkfifo(tmp_path / "in.mp4")
+    assert upscale(generator, tmp_path / "in.mp4", tmp_path / "out.mp4") == 2
+    assert "is a pipe or a device" in said(capsys)[1]
 
 
 def test_a_path_with_spaces_and_other_letters(tmp_path, generator):
@@ -96,8 +140,6 @@ def test_options_that_cannot_be_are_errors_that_teach(tmp_path, generator, capsy
     ],
 )
 def test_other_codecs(tmp_path, generator, codec, suffix, name):
-    import av
-
     source = write_video(tmp_path / "in.mp4", moving(5, 48, 64))
     output = tmp_path / f"out{suffix}"
     assert upscale(generator, source, output, "--codec", codec, "--segment-frames", "2") == 0
@@ -171,6 +213,7 @@ def wait_for(done, process):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_killed_job_goes_on_and_ends_in_the_same_bytes(tmp_path, capsys):
     output = "out.mkv"
     network = make_generator(tmp_path / "run", noise=0.2)
@@ -200,6 +243,7 @@ def test_a_killed_job_goes_on_and_ends_in_the_same_bytes(tmp_path, capsys):
     assert (tmp_path / output).read_bytes() == (tmp_path / "undisturbed" / output).read_bytes()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_threads_and_says_how_to_go_on(tmp_path):
     network = make_generator(tmp_path / "run", noise=0.2)
     source = write_video(tmp_path / "in.mp4", moving(400, 96, 128), options={"preset": "ultrafast"})
@@ -215,8 +259,6 @@ def test_ctrl_c_ends_all_threads_and_says_how_to_go_on(tmp_path):
 
 
 def test_two_jobs_for_one_output_do_not_mix(tmp_path, generator, capsys):
-    import fcntl
-
     source = write_video(tmp_path / "in.mp4", moving(3))
     work = tmp_path / ".out.mp4.work"
     work.mkdir()
@@ -234,3 +276,129 @@ def test_the_plan_is_plain_to_read(tmp_path, generator, monkeypatch):
     assert upscale(generator, source, tmp_path / "out.mp4") == 0
     job = json.loads((kept["path"] / "job.json").read_text())
     assert job["input"]["name"] == "in.mp4"
+
+
+def test_a_place_that_cannot_be_written_is_an_error_before_work_begins(tmp_path, generator, capsys, monkeypatch):
+    source = write_video(tmp_path / "in.mp4", moving(3))
+    (tmp_path / "file").write_text("")
+    assert upscale(generator, source, tmp_path / "file" / "out.mp4") == 2
+    assert "cannot be made" in said(capsys)[1]
+    folder = tmp_path / "read only"
+    folder.mkdir(mode=0o555)
+    if os.access(folder, os.W_OK):  # root may write anywhere
+        monkeypatch.setattr(os, "access", lambda path, mode: path != folder)
+    assert upscale(generator, source, folder / "out.mp4") == 2
+    out, error = said(capsys)
+    assert "cannot be written" in error
+    assert out == ""
+    assert upscale(generator, source, tmp_path / "out.mp4", "--work-dir", str(tmp_path / "file" / "work")) == 2
+    assert "--work-dir" in said(capsys)[1]
+
+
+def test_a_link_is_no_place_for_frames(tmp_path, generator, capsys):
+    source = write_video(tmp_path / "in.mp4", moving(3))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    assert upscale(generator, source, tmp_path / "link") == 2
+    assert f"is a link; give the folder {tmp_path / 'folder'} itself" in said(capsys)[1]
+
+
+def test_inputs_of_equal_size_and_ends_are_told_apart(tmp_path):
+    """An interrupted job must not go on with a film that was changed in the middle."""
+    content = bytes(4 << 20)
+    for name, middle in (("a", b"0"), ("b", b"1" * (1 << 17))):
+        (tmp_path / name).mkdir()
+        changed = content[: 2 << 20] + middle + content[(2 << 20) + len(middle) :]
+        (tmp_path / name / "in.mp4").write_bytes(changed)
+    first, second = (fingerprint(tmp_path / name / "in.mp4") for name in "ab")
+    assert first["bytes"] == second["bytes"] and first["digest"] != second["digest"]
+
+
+def test_what_exists_is_not_overwritten_unless_asked(tmp_path, generator, capsys):
+    source = write_video(tmp_path / "in.mp4", moving(3))
+    output = tmp_path / "out.mp4"
+    output.write_text("old")
+    assert upscale(generator, source, output) == 2
+    assert "--overwrite" in said(capsys)[1]
+    assert output.read_text() == "old"
+    (tmp_path / "folder.mp4").mkdir()
+    assert upscale(generator, source, tmp_path / "folder.mp4") == 2
+    assert "a folder with the name of a video" in said(capsys)[1]
+    assert upscale(generator, source, source, "--overwrite") == 2
+    assert upscale(generator, source, output, "--overwrite") == 0
+    assert len(times_of(output)) == 3
+
+
+def test_no_file_of_the_user_is_replaced_or_removed(tmp_path, generator, capsys):
+    source = write_video(tmp_path / "in.mp4", moving(3))
+    output, (content, work) = tmp_path / "out.mp4", (source.read_bytes(), tmp_path / "work")
+    work.mkdir()
+    (work / "thesis.txt").write_text("")
+    (tmp_path / "plain").write_text("old")
+    for target, options, words in (
+        (output, ("--work-dir", str(work)), "holds thesis.txt"),
+        (output, ("--work-dir", str(tmp_path)), "inside each other"),
+        (tmp_path / "new" / "out.mp4", ("--work-dir", str(tmp_path / "new")), "inside each other"),
+        (tmp_path / "new", ("--work-dir", str(tmp_path / "new" / "work")), "inside each other"),
+        (output, ("--compare", str(source), "--overwrite"), "is INPUT or OUTPUT"),
+        (output, ("--compare", str(output)), "is INPUT or OUTPUT"),
+        (tmp_path / "plain", ("--overwrite",), "is a file"),
+        (tmp_path / "..", ("--overwrite",), "no name of its own"),
+        (output, ("--start", "9"), "its last is at 0.07 s"),
+    ):
+        assert upscale(generator, source, target, *options) == 2
+        assert words in said(capsys)[1]
+    assert source.read_bytes() == content
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "plain", "work"]
+    assert upscale(generator, source, output, "--work-dir", str(tmp_path / "other")) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4", "plain", "work"]
+
+
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
+    # As PyTorch does: a device without a number is the current one.
+    monkeypatch.setattr(upscale_command, "find_device", lambda name: torch.device({"cuda": "cuda:0"}.get(name, name)))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert upscale_command._device("cuda", World(2, 4)) == torch.device("cuda:2")
+    assert upscale_command._device("cuda:1", World(2, 4)) == torch.device("cuda:1")
+    assert upscale_command._device("cuda", World()) == torch.device("cuda:0")
+    assert upscale_command._device("cpu", World(2, 4)) == torch.device("cpu")
+
+
+def test_a_scene_cut_near_the_border_of_two_parts_is_counted_once(tmp_path, generator):
+    network, _ = load_generator(generator)
+    # The border is at 30. Both parts see all of these cuts: the second from its warm-up on, and the first knows of one
+    # at 26 when it has frame 34.
+    for number, first_of_second_shot in enumerate((26, 30, 33)):
+        shown, hidden = moving(first_of_second_shot, 48, 64), moving(60 - first_of_second_shot, 48, 64)
+        source = write_video(tmp_path / f"{number}.mp4", [*shown, *(255 - frame for frame in hidden)])
+        options = UpscaleOptions(source, tmp_path / f"out{number}.mp4", torch.device("cpu"), "tiny", segment_frames=7)
+        job = prepare(options, network)
+        with ExitStack() as stack:
+            parts = begin(job, 2, stack)
+            assert [part.num_expected for part in parts] == [30, 30]
+            for rank in (1, 0):
+                run_part(job, parts, World(rank, 2), stack)
+            assert finish(job, parts).num_cuts == 1
+
+
+def test_damage_before_a_place_is_not_counted_again(tmp_path, monkeypatch):
+    source = write_video(tmp_path / "in.mkv", moving(40))
+    facts = read_facts(source, Fraction(25))
+    decoded = video_in._decoded
+
+    def stumbling(container, damage):
+        before = 0
+        for number, frame in enumerate(decoded(container, damage)):
+            # Two frames have the time of the frame before.
+            frame.pts = before if number in (10, 30) else frame.pts
+            before = frame.pts
+            yield frame
+
+    monkeypatch.setattr(video_in, "_decoded", stumbling)
+
+    def moved(place):
+        return [frame.damage[MOVED] for frame in MediaReader(facts).frames(place)]
+
+    assert [number for number, is_moved in enumerate(moved(Place())) if is_moved] == [10, 30]
+    assert [number for number, is_moved in enumerate(moved(Place(20))) if is_moved] == [10]

@@ -104,7 +104,7 @@ def test_the_default_is_the_packages(run_dir, monkeypatch, tmp_path):
     assert same_weights(generator, make(GRU, 4))
     assert description["checkpoint"] == "the one that comes with vsr-dist"
     monkeypatch.setattr(upscaler_module, "DEFAULT_FOLDER", tmp_path)
-    with pytest.raises(BadCheckpointError, match=r"comes with the package is not there .*name a checkpoint"):
+    with pytest.raises(BadCheckpointError, match=r"comes with the package is missing .*give a checkpoint"):
         find_generator()
 
 
@@ -112,9 +112,9 @@ def test_names_that_lead_nowhere(run_dir, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(BadCheckpointError, match="expected a run directory"):
         find_generator(run_dir / "nothing")
-    with pytest.raises(BadConfigError, match="a tracking URI goes with a generator in MLflow"):
+    with pytest.raises(BadConfigError, match="a tracking URI needs a checkpoint in MLflow"):
         find_generator(run_dir, "http://127.0.0.1:1")
-    with pytest.raises(BadConfigError, match="name it, as models:"):
+    with pytest.raises(BadConfigError, match="or runs:/RUN_ID, found none"):
         find_generator(None, "http://127.0.0.1:1")
     with pytest.raises(BadConfigError, match="say where, with a tracking URI or MLFLOW_TRACKING_URI"):
         find_generator("models:/demo/1")

@@ -299,7 +299,7 @@ def _plan_parts(job: UpscaleJob, num_parts: int) -> list[Range]:
     for one, following in pairwise(bounds):
         if following > one:
             entered = max(first, one - warm_up_frames)
-            place = Place(entered, times[entered - 1], facts.is_video) if entered else Place()
+            place = Place(entered, times[entered - 1] if entered else None)
             end_pts = times[following] if following < len(times) else None
             parts.append(Range(following - one, times[one], end_pts, start=place))
     return parts

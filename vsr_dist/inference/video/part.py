@@ -59,9 +59,9 @@ class Range:
 class PartState:
     """Where a part stands.
 
-    num_frames: results in the finished segments. num_read, last_pts, last_duration, seekable: of the frames that the
-    network has taken, and of the last of them; see `Place`. pending: (time, whether a shot begins) of those whose
-    results are not out. damage: see `MediaReader`. facts: how the network ran, for people.
+    num_frames: results in the finished segments. num_read: frames that the network has taken; last_pts: see `Place`;
+    last_duration: of the last of them. pending: [time, whether a shot begins] of those whose results are not out.
+    damage: see `MediaReader`. facts: how the network ran, for people.
     """
 
     num_segments: int = 0
@@ -69,7 +69,6 @@ class PartState:
     num_read: int = 0
     last_pts: int | None = None
     last_duration: int = 1
-    seekable: bool = True
     pending: list[list[int]] = field(default_factory=list)
     num_cuts: int = 0
     damage: Counter[str] = field(default_factory=Counter)
@@ -160,7 +159,7 @@ class PartRun:
             return
         self._part.remove_unfinished(state.num_segments)
         if state.num_segments:
-            place = Place(state.num_read, state.last_pts, state.seekable)
+            place = Place(state.num_read, state.last_pts)
             self._stream.restore(self._part.memory())
         state.num_read = place.num_frames
         with (
@@ -168,7 +167,7 @@ class PartRun:
             closing(prefetched(reader.frames(place), _QUEUE_FRAMES)) as frames,
         ):
             for frame in frames:
-                self._note(frame, reader.seekable)
+                self._note(frame, reader.can_seek)
                 if self._hand_on(partial(self._stream.push, frame.rgb), encoding):
                     break
                 if state.num_frames - self._num_closed >= self._segment_frames:
@@ -180,11 +179,10 @@ class PartRun:
             self._close_segment({}, encoding)
             encoding.drain()
 
-    def _note(self, frame: MediaFrame, seekable: bool) -> None:
+    def _note(self, frame: MediaFrame, can_seek: bool) -> None:
         state = self.state
         state.num_read += 1
-        state.last_pts, state.last_duration = frame.pts, frame.duration
-        state.seekable = state.seekable and seekable
+        state.last_pts, state.last_duration = frame.pts if can_seek else None, frame.duration
         state.pending.append([frame.pts, False])
         if self._is_own(frame.pts):
             state.damage += frame.damage

@@ -286,11 +286,10 @@ def packet_times(facts: MediaFacts) -> list[int | None]:
 
 @dataclass(frozen=True)
 class Place:
-    """A place in a source: after `num_frames` frames, the last of them at `pts`. `seekable`: that time names it."""
+    """A place in a source: after `num_frames` frames. pts: the time of the last of them, None if that is ambiguous."""
 
     num_frames: int = 0
     pts: int | None = None
-    seekable: bool = False
 
 
 @dataclass(frozen=True)
@@ -309,15 +308,15 @@ class MediaFrame:
 class MediaReader:
     """Gives the frames of a source from a place on.
 
-    damage: text for the user -> its number, of what was lost after the last frame that was given. seekable: every
-    frame so far had a time of its own, so that a time says which frame it is.
+    damage: text for the user -> its number, of what was lost after the last frame that was given. can_seek: every frame
+    so far had a time of its own, so that a time says which frame it is.
     """
 
     def __init__(self, facts: MediaFacts, *, deinterlace: bool = False) -> None:
         self.facts, self._deinterlace = facts, deinterlace
         self._to_rgb = ToRgb(facts.tags, deep=facts.deep)
         self.damage: Counter[str] = Counter()
-        self.seekable = facts.is_video and not deinterlace
+        self.can_seek = facts.is_video and not deinterlace
         self._nominal = max(1, round(1 / (facts.rate * facts.time_base)))
         self._end_s: float | None = None
         self._longest_s = 0.0
@@ -327,7 +326,7 @@ class MediaReader:
         if not self.facts.is_video:
             yield from self._images(place.num_frames)
             return
-        if place.pts is not None and place.seekable and not self._deinterlace:
+        if place.pts is not None and not self._deinterlace:
             with open_source(self.facts.path) as container:
                 if (decoded := self._entered(container, place.pts)) is not None:
                     yield from self._timed(decoded, place.pts)
@@ -371,7 +370,7 @@ class MediaReader:
                 pts = round(pts * frame.time_base / facts.time_base)
             if pts is None or (last is not None and pts <= last):
                 self.damage[MOVED] += pts is not None
-                self.seekable = False
+                self.can_seek = False
                 pts = 0 if last is None else last + self._nominal
             if last is not None:
                 self._longest_s = max(self._longest_s, float((pts - last) * facts.time_base))
