@@ -7,6 +7,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
 from fractions import Fraction
@@ -241,6 +243,32 @@ def test_a_killed_job_goes_on_and_ends_in_the_same_bytes(tmp_path, capsys):
     assert re.search(r"resuming: (14|21|28|35|42|49) of 120 frames are done", said(capsys)[0])
     assert not list(tmp_path.glob(".*"))
     assert (tmp_path / output).read_bytes() == (tmp_path / "undisturbed" / output).read_bytes()
+
+
+_ENCODE = """
+import sys, zlib
+from pathlib import Path
+from upscale_media import moving
+from vsr_dist.inference.video.video_in import read_facts
+from vsr_dist.inference.video.video_out import PacketWriter, choose_encoder
+settings, _ = choose_encoder(read_facts(Path(sys.argv[1]), 25), 1, "mp4")
+writer = PacketWriter(Path(sys.argv[2]), settings)
+for number, frame in enumerate(moving(24, 48, 64)):
+    writer.write(frame[:, ::-1] if number % 3 else frame, 512 * number)
+writer.finish()
+"""
+
+
+@pytest.mark.slow
+def test_the_encoder_does_not_depend_on_what_its_memory_held(tmp_path):
+    """What glibc fills fresh memory with must not show in the packets: else a resumed job ends in other bytes."""
+    source = write_video(tmp_path / "in.mp4", moving(2, 48, 64))
+    helpers = Path(__file__).parents[2] / "helpers"
+    for fill in ("85", "170"):
+        variables = {"MALLOC_PERTURB_": fill, "PYTHONPATH": f"{helpers}:{os.environ.get('PYTHONPATH', '')}"}
+        command = [sys.executable, "-c", _ENCODE, str(source), str(tmp_path / fill)]
+        subprocess.run(command, check=True, env={**os.environ, **variables}, cwd=helpers.parents[1])
+    assert (tmp_path / "85").read_bytes() == (tmp_path / "170").read_bytes()
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from typing import Any, cast
 import av
 import cv2
 import numpy as np
+import torch
 from av.codec.context import Flags
 from av.video.reformatter import VideoReformatter
 
@@ -195,6 +196,10 @@ def set_up(context: av.VideoCodecContext, settings: EncoderSettings) -> None:
         context.colorspace, context.color_range = tags.matrix, tags.range
     context.color_primaries, context.color_trc = tags.primaries, tags.transfer
     context.options = dict(settings.options)
+    if settings.codec == "libx264" and torch.backends.cpu.get_cpu_capability() == "AVX512":
+        # The AVX-512 code of x264 (core 165) reads memory that was never written, in its macroblock tree: packets differ
+        # from process to process, and so would the bytes of a resumed job.
+        context.options = {**settings.options, "x264-params": "asm=AVX2"}
     context.thread_type, context.thread_count = "AUTO", 0
 
 
