@@ -197,8 +197,8 @@ def set_up(context: av.VideoCodecContext, settings: EncoderSettings) -> None:
     context.color_primaries, context.color_trc = tags.primaries, tags.transfer
     context.options = dict(settings.options)
     if settings.codec == "libx264" and torch.backends.cpu.get_cpu_capability() == "AVX512":
-        # The AVX-512 code of x264 (core 165) reads memory that was never written, in its macroblock tree: packets differ
-        # from process to process, and so would the bytes of a resumed job.
+        # The AVX-512 code of x264 (core 165) reads memory that was never written, in its macroblock tree. Packets would
+        # differ from process to process, and so would the bytes of a resumed job.
         context.options = {**settings.options, "x264-params": "asm=AVX2"}
     context.thread_type, context.thread_count = "AUTO", 0
 
