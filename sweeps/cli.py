@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sweeps.config import load_study
 from sweeps.driver import run_study
-from sweeps.findings import Findings
+from sweeps.findings import load_findings
 from sweeps.promote import outcome, promote
-from sweeps.publish import publish_report
-from sweeps.storage import load_trials
-from sweeps.study_config import load_study
+from sweeps.report import publish_report
 from vsr_dist.core.config_io import add_override_option
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import OneLineParser
@@ -30,7 +29,7 @@ class Verb:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give a parser the three verbs; this is how `vsr-dist study` takes them in."""
+    """Add the three verbs to a parser, such as that of `vsr-dist study`."""
     register(parser.add_subparsers(dest="study_verb", required=True, metavar="VERB"))
 
 
@@ -49,18 +48,18 @@ def register(subparsers: Subparsers) -> None:
         if name == "run":
             _add_run_options(parser)
         if name == "promote":
-            parser.add_argument("--out", metavar="FILE", type=Path, help="where to (default STUDY_DIR/best.yaml)")
-            parser.add_argument("--number", metavar="N", type=int, help="trial to take in place of the best one")
+            parser.add_argument("--out", metavar="FILE", type=Path, help="output file (default STUDY_DIR/best.yaml)")
+            parser.add_argument("--number", metavar="N", type=int, help="trial to promote instead of the best one")
         parser.set_defaults(handler=verb.handler)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what the parsed arguments say; returns the exit status."""
+    """Run the chosen verb; returns the exit status."""
     return VERBS[arguments.study_verb].handler(arguments)
 
 
 def main(argv: Sequence[str]) -> int:
-    """`python -m sweeps ARGV`; returns the exit status. UserError is left to the caller."""
+    """`python -m sweeps ARGV`; returns the exit status. Raises UserError."""
     parser = OneLineParser(
         prog="python -m sweeps", description="Tune a training with Optuna, one launched run per trial."
     )
@@ -69,15 +68,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Short forms of what depends on the machine more than on the study."""
-    parser.add_argument("--workers", type=int, metavar="N", help="trials at a time (default: workers of FILE, or 1)")
+    """Settings that depend on the machine rather than on the study."""
     parser.add_argument(
-        "--gpus-per-trial", type=int, metavar="K", help="GPUs that each trial has for itself (default: as they are)"
+        "--workers", type=int, metavar="N", help="trials to run at a time (default: workers of FILE, or 1)"
+    )
+    parser.add_argument(
+        "--gpus-per-trial", type=int, metavar="K", help="GPUs of each worker (default: all are visible to every trial)"
     )
 
 
 def run_verb(arguments: argparse.Namespace) -> int:
-    """Run what is left of a study, and write its report."""
+    """Run or continue a study, and write its report."""
     given = {"workers": arguments.workers, "launch.gpus_per_trial": arguments.gpus_per_trial}
     shortcuts = [f"{path}={value}" for path, value in given.items() if value is not None]
     config = load_study(arguments.config, [*arguments.overrides, *shortcuts])
@@ -96,17 +97,17 @@ def report_verb(arguments: argparse.Namespace) -> int:
 
 
 def promote_verb(arguments: argparse.Namespace) -> int:
-    """Write the best trial's configuration, or that of one picked by hand."""
+    """Write the configuration of the best trial, or of one chosen by number."""
     config = load_study(arguments.config, arguments.overrides)
     chosen, path = promote(config, arguments.out, arguments.number)
-    say(f"wrote {path}: trial {chosen.number}, {outcome(Findings(config, load_trials(config)), chosen)}")
+    say(f"wrote {path}: trial {chosen.number}, {outcome(load_findings(config), chosen)}")
     if config.set:
-        say(f"the study's own overrides are still in it ({', '.join(config.set)}); change them for a full training")
+        say(f"the study's `set` is still in it ({', '.join(config.set)}); change it for a full training")
     return 0
 
 
 VERBS = {
-    "run": Verb("run a study, or what is left of it", run_verb),
-    "report": Verb("write the report (markdown, HTML, CSV), also while the study runs", report_verb),
-    "promote": Verb("write the best trial's training configuration, or that of one picked by hand", promote_verb),
+    "run": Verb("run a study, or continue it", run_verb),
+    "report": Verb("write the report (markdown, HTML, CSV), even while the study runs", report_verb),
+    "promote": Verb("write the training configuration of the best trial, or of one chosen by number", promote_verb),
 }

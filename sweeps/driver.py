@@ -1,239 +1,569 @@
-"""Run a study: ask Optuna for values, train with them, tell it what came out; safe to stop and to start again.
+"""Run a study: Optuna's `Study.optimize` in a thread per worker, with one launched trial as its objective.
 
-One thread drives all trials of a driver and alone talks to the storage. Other drivers, here or on other machines, may
-run the same study at the same time.
+Other drivers, on this machine or others, may run the same study at the same time: the storage gives each trial its
+number, and the first `num_trials` numbers are the study. A driver that dies stops its heartbeats; then another driver,
+or its next run, retries its trials from their last checkpoint. A training never outlives its driver.
 """
 
 from __future__ import annotations
 
+import os
+import queue
+import signal
+import socket
+import threading
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
 
+import optuna
+from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, PatientPruner
+from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.backends import is_storage_fault
-from sweeps.claims import claim, num_left, num_searched, searched
-from sweeps.launch import sigterm_as_interrupt, stop_marked
-from sweeps.lease import LEASE, Watch, is_held_by, this_driver
-from sweeps.preflight import Checked, check_study
-from sweeps.recovery import take_over
-from sweeps.slots import Slots
+from sweeps.config import Checked, PrunerConfig, StudyConfig, check_study
+from sweeps.objective import Row, objective_points, stop_reason
 from sweeps.space import describe, suggest
-from sweeps.storage import REASON, Store, is_feasible, open_store, storage_name
-from sweeps.study_config import StudyConfig
-from sweeps.trial_options import plan_of
-from sweeps.trial_run import TrialRun
+from sweeps.storage import (
+    DRIVER,
+    REASON,
+    REPEAT_OF,
+    ROLE,
+    SEEDS,
+    START,
+    SURPLUS,
+    counted,
+    create_study,
+    first_number,
+    is_feasible,
+    is_storage_fault,
+    one_line,
+    open_storage,
+    retry,
+    role_of,
+    storage_name,
+    warm_start,
+)
+from sweeps.trial import StoppedError, TrialPlan, run_trial
 from sweeps.verdict import Verdict
-from sweeps.warm_start import warm_start
 from vsr_dist.core.console import Progress, format_duration, say
 from vsr_dist.core.errors import UserError
+from vsr_dist.core.rng import mix, purpose
+from vsr_dist.training.samples import SAMPLES_NAME
 
+ARTIFACTS_NAME = "artifacts"
 _INTERRUPTED = "interrupted by Ctrl-C or SIGTERM"
-_POLL_S = 0.05
-# Looking into the storage costs more than looking at a child process.
-_IDLE_S = 1.0
+_IDLE_S = 0.5
 # A database that restarts, or a network that is repaired, is waited for.
 _STORAGE_PAUSE_S, _STORAGE_PATIENCE_S = 5.0, 3600.0
+# A driver that died between the creation of a trial and its first heartbeat; clocks of machines may differ.
+_UNSTARTED_S = 120.0
+_MAX_NUMPY_SEED = 2**32
+_Result = TypeVar("_Result")
+
+
+class _TrialFailedError(Exception):
+    """The trial failed with a reason; the study goes on."""
+
+
+class _StorageAwayError(Exception):
+    """The storage has failed for longer than the driver waits."""
 
 
 def run_study(config: StudyConfig) -> FrozenTrial | None:
     """Run trials until the study has `num_trials` of them, and its repeats; returns the best one.
 
     Everything that can be checked is checked before the first trial. Trials of earlier runs and of other drivers
-    count, except those that were interrupted. None if no trial keeps every constraint; with several objectives, the
-    feasible trial that is best by the first one. Raises UserError if no trial has a result.
+    count. None if no trial keeps every constraint; with several objectives, the feasible trial that is best by the
+    first one. Raises UserError if every trial failed.
     """
     checked = check_study(config)
     config.directory.mkdir(parents=True, exist_ok=True)
-    store = open_store(config, checked.settings, train_steps=checked.train_steps, warmup_steps=checked.warmup_steps)
-    warm_start(store, checked.settings)
-    num_done = num_searched(config, store.trials())
-    if not num_left(config, store.trials()):
+    storage = open_storage(config)
+    pruner = make_pruner(config.pruner, train_steps=checked.train_steps, warmup_steps=checked.warmup_steps)
+    study = create_study(config, storage, pruner, checked.settings)
+    warm_start(config, study, checked.settings)
+    trials = counted(study.get_trials(deepcopy=False))
+    num_done = len(_ended(_searched(config, trials)))
+    if num_done >= config.num_trials and not _missing_repeats(config, checked, trials) and not _unfinished(trials):
         say(f"study {config.name} is complete: {num_done} of {config.num_trials} trials; raise num_trials for more")
     else:
-        with sigterm_as_interrupt(), Progress(config.num_trials, "trial", start=num_done) as progress:
-            _Loop(store, checked, progress).run()
-    return _conclude(store)
+        with _sigterm_as_interrupt(), Progress(config.num_trials, "trial", start=num_done) as progress:
+            _Driver(config, checked, storage, study, progress).run()
+    return _conclude(config, counted(study.get_trials(deepcopy=False)))
 
 
-class _Loop:
-    """The trials that this driver runs at the moment."""
+class _Driver:
+    """The workers of one driver process, and what they share."""
 
-    def __init__(self, store: Store, checked: Checked, progress: Progress) -> None:
-        self.store, self.config, self.checked, self.progress = store, store.config, checked, progress
-        self.driver = this_driver()
-        self.watch = Watch(self.driver, self.config.lease_s)
-        self.slots = Slots(self.config.directory, self.config.launch.gpus_per_trial)
-        self.runs: dict[int, TrialRun] = {}
-        self._begin_s = self._renewed_s = time.monotonic()
-        self._next_claim_s = 0.0
-        self._waits = False
+    def __init__(
+        self, config: StudyConfig, checked: Checked, storage: BaseStorage, study: optuna.Study, progress: Progress
+    ) -> None:
+        self.config, self.checked, self.progress = config, checked, progress
+        self.stopping = threading.Event()
+        self._storage, self._pruner = storage, study.pruner
+        self._lock = threading.RLock()
+        # Workers that are about to start a trial, which is not in the storage yet.
+        self._starting: set[int] = set()
+        # Numbers of this driver's trials; workers whose trial another driver has taken over.
+        self._own: set[int] = set()
+        self._lost: set[int] = set()
+        self._begin_s = time.monotonic()
+        self._error: BaseException | None = None
+        # Filled by the last worker that ends. Thread.join cannot be repeated after a KeyboardInterrupt (bpo-45274).
+        self._finished: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._num_working = config.workers
         self._outage_s: float | None = None
+        self._waits = False
+        self._has_heartbeats = isinstance(storage, RDBStorage)
+        # Without heartbeats nobody knows whether another driver lives: what is running now is not waited for.
+        running = [] if self._has_heartbeats else study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        self._ignored = {trial.number for trial in running}
+        if running:
+            say(
+                f"warning: trials {', '.join(str(trial.number) for trial in running)} are in state RUNNING; this "
+                "storage has no heartbeats, so they are taken for lost and replaced by new ones"
+            )
 
     def run(self) -> None:
-        """Until nothing is left to do; whatever ends this call, no trial of this driver is left running."""
+        """Until nothing is left to do. No training, and no trial in state RUNNING, is left by this driver."""
+        # Daemons: a second Ctrl-C ends this process at once, and the supervisors kill the trainings.
+        threads = [
+            threading.Thread(target=self._work, args=(worker,), daemon=True) for worker in range(self.config.workers)
+        ]
+        for thread in threads:
+            thread.start()
         try:
-            while self._turn():
-                time.sleep(_POLL_S if self.runs else _IDLE_S / 4)
-        except BaseException as error:
-            self._abandon(error)
+            self._finished.get()
+        except KeyboardInterrupt:
+            say("stopping: trainings save and end; press Ctrl-C again to kill them")
+            self.stopping.set()
+            self._finished.get()
             raise
+        if isinstance(self._error, _StorageAwayError):
+            raise UserError(str(self._error)) from self._error
+        if self._error is not None:
+            raise self._error
 
-    def _turn(self) -> bool:
-        """Do what there is to do now; False if nothing is left. A storage that fails is asked again after a pause."""
+    def _work(self, worker: int) -> None:
+        """One worker: one trial after another."""
         try:
-            self._renew()
-            if not self._has_work():
+            # A study object of its own, for the sampler is seeded for each trial.
+            study = optuna.load_study(study_name=self.config.name, storage=self._storage, pruner=self._pruner)
+            while self._wait_for_work(study, worker):
+                try:
+                    study.optimize(
+                        lambda trial: self._objective(trial, worker),
+                        n_trials=1,
+                        catch=(_TrialFailedError,),
+                        callbacks=[self._report_end],
+                    )
+                except StoppedError:
+                    continue
+                except Exception as error:
+                    if worker in self._lost:  # Optuna refuses to set the state of a trial that has ended.
+                        self._lost.discard(worker)
+                    elif is_storage_fault(error):
+                        self.note_outage(error)
+                    else:
+                        raise
+                finally:
+                    self._starting.discard(worker)
+        except BaseException as error:  # noqa: BLE001 - raised again by the main thread
+            self._error = self._error or error
+            self.stopping.set()
+        finally:
+            with self._lock:
+                self._num_working -= 1
+                if not self._num_working:
+                    self._finished.put(None)
+
+    def _wait_for_work(self, study: optuna.Study, worker: int) -> bool:
+        """True once a trial can be started or resumed; False if nothing is left, or this driver should stop."""
+        limit_s = self.config.time_limit_s
+        while not self.stopping.is_set():
+            if limit_s is not None and time.monotonic() - self._begin_s > limit_s:
                 return False
-            self._fill()
-            self._poll()
+            found = self._patiently(lambda: self._look_for_work(study, worker))
+            if found is not None:
+                return found
+            self.stopping.wait(_IDLE_S)
+        return False
+
+    def _look_for_work(self, study: optuna.Study, worker: int) -> bool | None:
+        """True if there is a trial to run, False if nothing is left; None while others run the rest."""
+        self._retry_stale(study)
+        config = self.config
+        with self._lock:
+            trials = self._counted(study)
+            for given in _missing_starts(config, self.checked, trials):
+                study.enqueue_trial(**given)
+            trials = self._counted(study)
+            waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
+            num_new = max(0, config.num_trials - len(_searched(config, trials)))
+            if len(waiting) + num_new > len(self._starting):
+                self._starting.add(worker)
+                return True
+            if missing := _missing_repeats(config, self.checked, trials):
+                for given in missing:
+                    study.enqueue_trial(**given)
+                return None
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        if not self._has_heartbeats:
+            running = [trial for trial in running if trial.number in self._own]
+        if not running and not self._starting:
+            return False
+        if not self._waits and not self._own.intersection(trial.number for trial in running):
+            self._waits = True
+            say(f"study {config.name}: other drivers run the remaining trials; waiting for them")
+        return None
+
+    def _counted(self, study: optuna.Study) -> list[FrozenTrial]:
+        trials = counted(study.get_trials(deepcopy=False))
+        return [t for t in trials if t.state != TrialState.RUNNING or t.number not in self._ignored]
+
+    def _retry_stale(self, study: optuna.Study) -> None:
+        """Queue the trials of dead drivers again: by Optuna's heartbeat, and those that never had one."""
+        if not self._has_heartbeats:
+            return
+        fail_stale_trials(study)
+        for trial in study.get_trials(states=(TrialState.RUNNING,)):
+            if DRIVER in trial.user_attrs or trial.number in self._own or trial.datetime_start is None:
+                continue
+            if datetime.now() - trial.datetime_start > timedelta(seconds=_UNSTARTED_S):
+                study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+                retry(study, trial, self.config.max_retries)
+
+    def _objective(self, trial: optuna.Trial, worker: int) -> Sequence[float]:
+        """Run one trial: the function that `Study.optimize` calls."""
+        study = trial.study
+        with self._lock:
+            self._own.add(trial.number)
+            self._starting.discard(worker)
+        try:
+            frozen = self._claim(study, trial)
+            # A sampler that is seeded once per process would repeat its first values whenever a study is continued.
+            study.sampler = make_sampler(self.config, first_number(frozen))
+            parameters = suggest(trial, self.config.space)
+            plan = self._plan(trial, frozen, parameters)
+            watch = _Watch(self, trial, plan)
+            begin_s = time.monotonic()
+            verdict = run_trial(self.config, plan, worker, watch)
+            seconds = round(time.monotonic() - begin_s, 3)
+            facts = {**verdict.facts, "seconds": seconds, "run_dirs": [str(path) for path in plan.run_dirs]}
+            self._patiently(lambda: self._record(trial, plan, verdict, facts))
+        except (_TrialFailedError, optuna.TrialPruned):
+            raise
         except Exception as error:
-            if not is_storage_fault(error):
-                raise
-            self._wait_for_storage(error)
+            if not is_storage_fault(error) and not isinstance(error, _StorageAwayError):
+                self._interrupt(study, trial, worker, error)
+            raise
+        if verdict.outcome == "pruned":
+            raise optuna.TrialPruned(verdict.reason)
+        if verdict.outcome == "failed":
+            raise _TrialFailedError(verdict.reason)
+        return verdict.values
+
+    def _claim(self, study: optuna.Study, trial: optuna.Trial) -> FrozenTrial:
+        """The trial as the storage has it; _TrialFailedError if other drivers have taken all places meanwhile."""
+        trials = self._counted(study)
+        frozen = next(found for found in trials if found.number == trial.number)
+        folder = self.config.trial_dir(trial.number)
+        if is_surplus(self.config, trials, frozen):
+            reason = "another driver had started the last trial"
+        elif first_number(frozen) == trial.number and folder.exists():
+            reason = f"{folder} exists, but the storage does not know its trial"
         else:
+            return frozen
+        trial.set_user_attr(SURPLUS, True)
+        trial.set_user_attr(REASON, reason)
+        if folder.exists() and not is_surplus(self.config, trials, frozen):
+            raise UserError(f"{reason}; move it away or set another study_dir")
+        raise _TrialFailedError(reason)
+
+    def _plan(self, trial: optuna.Trial, frozen: FrozenTrial, parameters: dict[str, Any]) -> TrialPlan:
+        config, number = self.config, first_number(frozen)
+        seeds = frozen.user_attrs.get(SEEDS)
+        if seeds is None:
+            seeds = [self.checked.base_seed + place for place in range(config.seeds_per_trial)]
+            trial.set_user_attr(SEEDS, seeds)
+            trial.set_user_attr(ROLE, role_of(frozen))
+        config.trial_dir(number).mkdir(parents=True, exist_ok=True)
+        say(f"trial {trial.number}: {describe(parameters)}; output in {config.log_path(number)}")
+        run_dirs = tuple(config.run_dirs(number, len(seeds)))
+        repeat_of = frozen.user_attrs.get(REPEAT_OF)
+        return TrialPlan(number, parameters, role_of(frozen), tuple(seeds), run_dirs, repeat_of)
+
+    def _record(self, trial: optuna.Trial, plan: TrialPlan, verdict: Verdict, facts: Mapping[str, Any]) -> None:
+        """Write a verdict's facts, constraints and pictures; may be called again if the storage fails."""
+        for key, value in facts.items():
+            trial.set_user_attr(key, value)
+        if verdict.reason:
+            trial.set_user_attr(REASON, verdict.reason)
+        known = trial.constraints
+        for name, excess in verdict.constraints.items():
+            if name not in known:
+                trial.set_constraint(name, excess)
+        store = FileSystemArtifactStore(_made(self.config.directory / ARTIFACTS_NAME))
+        if not get_all_artifact_meta(trial):
+            for picture in sorted(plan.run_dirs[0].glob(f"{SAMPLES_NAME}/step_*/*.png")):
+                upload_artifact(artifact_store=store, file_path=str(picture), study_or_trial=trial)
+
+    def _interrupt(self, study: optuna.Study, trial: optuna.Trial, worker: int, error: Exception) -> None:
+        """Queue a trial again whose training was stopped without a result; `Study.optimize` then sets it to FAIL."""
+        frozen = study.get_trials()[trial.number]
+        if frozen.state != TrialState.RUNNING:
+            self._lost.add(worker)
+        if frozen.state != TrialState.RUNNING or SURPLUS in frozen.user_attrs:
+            return
+        reason = _INTERRUPTED if isinstance(error, StoppedError) else f"its driver ended: {one_line(repr(error))}"
+        trial.set_user_attr(REASON, reason)
+        retry(study, frozen, None)
+
+    def _report_end(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Print one line about a trial that ended; a callback of `Study.optimize`."""
+        if trial.user_attrs.get(SURPLUS):
+            return
+        if trial.state == TrialState.COMPLETE:
+            outcome = f"{self.config.objective.title} {trial.values[0]:.4f}"
+            violated = [name for name, value in trial.constraints.items() if value > 0]
+            outcome += f", violates {', '.join(violated)}" if violated else ""
+        else:
+            state = "pruned" if trial.state == TrialState.PRUNED else "failed"
+            outcome = f"{state}: {trial.user_attrs.get(REASON)}"
+        with self._lock:
+            num_done = len(_ended(_searched(self.config, self._counted(study))))
+            self.progress.advance(max(0, num_done - self.progress.done))
+            self.progress.note(
+                f"trial {trial.number}: {outcome} | {format_duration(trial.user_attrs.get('seconds', 0.0))}"
+            )
+
+    def _patiently(self, call: Callable[[], _Result]) -> _Result:
+        """Repeat a call until the storage answers; _StorageAwayError once it has failed for too long."""
+        while True:
+            try:
+                result = call()
+            except Exception as error:
+                if not is_storage_fault(error):
+                    raise
+                self.note_outage(error)
+                self.stopping.wait(_STORAGE_PAUSE_S)
+            else:
+                self.note_answer()
+                return result
+
+    def note_outage(self, error: Exception) -> None:
+        """Remember since when the storage fails; _StorageAwayError once that is too long."""
+        name, now_s = storage_name(self.config), time.monotonic()
+        with self._lock:
+            if self._outage_s is None:
+                self._outage_s = now_s
+                say(f"warning: storage {name} fails, trying again; trainings go on: {one_line(error)}")
+            if now_s - self._outage_s > _STORAGE_PATIENCE_S or self.stopping.is_set():
+                raise _StorageAwayError(
+                    f"storage {name} has failed for {format_duration(now_s - self._outage_s)}; repair it and start the "
+                    "study again: its trials resume from their checkpoints"
+                ) from error
+
+    def note_answer(self) -> None:
+        """The storage works."""
+        with self._lock:
             if self._outage_s is not None:
                 say(f"study {self.config.name}: the storage answers again")
             self._outage_s = None
-        return True
 
-    def _wait_for_storage(self, error: Exception) -> None:
-        """Pause, while the trainings go on; UserError once the storage has failed for too long."""
-        now_s, name = time.monotonic(), storage_name(self.config)
-        if self._outage_s is None:
-            self._outage_s = now_s
-            say(f"warning: storage {name} fails; asking again, trainings go on: {' '.join(str(error).split())}")
-        if now_s - self._outage_s > _STORAGE_PATIENCE_S:
-            raise UserError(
-                f"storage {name} has failed for {format_duration(now_s - self._outage_s)}; mend it and start the study "
-                "again: its trials go on from their checkpoints"
-            ) from error
-        # Nobody could renew a lease meanwhile.
-        self.watch.forget()
-        time.sleep(_STORAGE_PAUSE_S)
 
-    def _has_work(self) -> bool:
-        if self.runs:
-            return True
-        return not self._is_late() and num_left(self.config, self.store.trials()) > 0
+class _Watch:
+    """Connects a running trial to Optuna; see `sweeps.trial.Watch`."""
 
-    def _is_late(self) -> bool:
-        limit_s = self.config.time_limit_s
-        return limit_s is not None and time.monotonic() - self._begin_s > limit_s
+    def __init__(self, driver: _Driver, trial: optuna.Trial, plan: TrialPlan) -> None:
+        self._driver, self._trial, self._plan = driver, trial, plan
+        self._last_step = -1
+        self._next_check_s = 0.0
 
-    def _fill(self) -> None:
-        """Begin trials while there are workers, GPUs and trials."""
-        if len(self.runs) >= self.config.workers or time.monotonic() < self._next_claim_s or self._is_late():
-            return
-        while len(self.runs) < self.config.workers and (number := self._next()) is not None:
-            parameters = suggest(self.store.open_trial(number), self.config.space)
-            run = TrialRun(self.store, plan_of(self.config, self.store.trial(number), parameters), self.slots)
-            log_path = self.config.log_path(number)
-            if not log_path.parent.exists():
-                log_path.parent.mkdir()
-                say(f"trial {number}: {describe(parameters)}; output in {log_path}")
-            self.runs[number] = run
-        self._next_claim_s = time.monotonic() + _IDLE_S
-
-    def _next(self) -> int | None:
-        """A trial that another driver has left, else a new one, else None."""
-        number = take_over(self.store, self.watch, self.runs.keys())
-        if number is not None or not self.slots.any_free():
-            return number
-        number = claim(self.store, self.checked.starts, self.checked.base_seed, self.driver)
-        if number is not None and (folder := self.config.trial_dir(number)).exists():
-            raise UserError(
-                f"{folder} is of a trial that the storage does not know; move it away or set another study_dir"
-            )
-        if number is None and not self.runs and not self._waits:
-            self._waits = True
-            say(f"study {self.config.name}: other drivers run what is left of it; waiting for them")
-        return number
-
-    def _poll(self) -> None:
-        """Look at every trial, and tell the storage of those that are over."""
-        for number, run in list(self.runs.items()):
+    def look(self, place: int, rows: Sequence[Row]) -> str | None:
+        """Report the objective so far; returns why the training should stop, or None."""
+        config = self._driver.config
+        # Repeats run to their end. Only a trial's first training is reported: the others have the same steps.
+        is_search = self._plan.role != "repeat"
+        if is_search and (reason := stop_reason(config.stop_when, rows)) is not None:
+            return reason
+        if is_search and place == 0 and not config.is_multi_objective:
             try:
-                verdict = run.poll()
-            except UserError as error:  # Such as a metrics file that cannot be read: this trial alone fails.
-                stop_marked([run.mark], self.config.grace_s)
-                verdict = Verdict("failed", reason=str(error))
-            if verdict is not None:
-                del self.runs[number]
-                self._tell(run, verdict)
-                self._next_claim_s = 0.0
+                return self._report(rows)
+            except Exception as error:
+                if not is_storage_fault(error):
+                    raise
+                self._driver.note_outage(error)
+        return None
 
-    def _tell(self, run: TrialRun, verdict: Verdict) -> None:
-        number, title = run.plan.number, self.config.objective.title
-        if not self._holds(number):
-            say(f"trial {number}: another driver has it now; left to that")
+    def check(self) -> None:
+        """StoppedError if the driver is stopping, or if another driver has taken over the trial."""
+        if self._driver.stopping.is_set():
+            raise StoppedError
+        now_s = time.monotonic()
+        if now_s < self._next_check_s:
             return
-        run_dirs = [str(path) for path in run.plan.run_dirs]
-        self.store.note(number, {**verdict.facts, "seconds": round(run.seconds, 3), "run_dirs": run_dirs})
-        self.store.constrain(number, verdict.constraints)
-        if verdict.outcome == "complete":
-            self.store.complete(number, verdict.values)
-            outcome = f"{title} {verdict.values[0]:.4f}"
-            violated = [name for name, value in verdict.constraints.items() if value > 0]
-            outcome += f", violates {', '.join(violated)}" if violated else ""
-        elif verdict.outcome == "pruned":
-            self.store.prune(number, verdict.reason)
-            outcome = f"pruned: {verdict.reason}"
-        else:
-            self.store.fail(number, verdict.reason)
-            outcome = f"failed: {verdict.reason}"
-        self.progress.advance(max(0, num_searched(self.config, self.store.trials()) - self.progress.done))
-        self.progress.note(f"trial {number}: {outcome} | {format_duration(run.seconds)}")
-
-    def _holds(self, number: int) -> bool:
-        trial = self.store.trial(number)
-        return trial.state == TrialState.RUNNING and is_held_by(trial, self.driver)
-
-    def _renew(self) -> None:
-        """Renew this driver's leases in time, and let go of trials that another driver took for left."""
-        if time.monotonic() - self._renewed_s < self.config.lease_s / 4:
-            return
-        for number in list(self.runs):
-            if self._holds(number):
-                self.store.note(number, {LEASE: self.driver.lease()})
-            else:
-                say(f"trial {number}: another driver has it now; left to that")
-                del self.runs[number]
-        self._renewed_s = time.monotonic()
-
-    def _abandon(self, error: BaseException) -> None:
-        """Stop what this driver runs, and fail it as interrupted: it is made up for by another trial."""
-        stopped = isinstance(error, KeyboardInterrupt)
-        reason = _INTERRUPTED if stopped else f"its driver ended: {type(error).__name__}: {error}"
-        stop_marked([run.mark for run in self.runs.values()], self.config.grace_s)
+        is_first, self._next_check_s = self._next_check_s == 0.0, now_s + self._driver.config.heartbeat_s
         try:
-            for trial in self.store.trials():
-                if trial.state == TrialState.RUNNING and is_held_by(trial, self.driver):
-                    self.store.fail(trial.number, reason, interrupted=True)
-        except Exception as fault:
-            if not is_storage_fault(fault):
+            if is_first:
+                self._trial.set_user_attr(DRIVER, f"{socket.gethostname()}:{os.getpid()}")
+            state = self._trial.study.get_trials(deepcopy=False)[self._trial.number].state
+            self._driver.note_answer()
+        except Exception as error:
+            if not is_storage_fault(error):
                 raise
-            say(f"warning: storage {storage_name(self.config)} fails; the next driver takes over what ran here")
+            self._driver.note_outage(error)
+            return
+        if state != TrialState.RUNNING:
+            say(f"trial {self._trial.number}: another driver has taken it over; its training is stopped here")
+            raise StoppedError
+
+    def _report(self, rows: Sequence[Row]) -> str | None:
+        config = self._driver.config
+        for step, value in objective_points(config.objective, rows):
+            if step > self._last_step:
+                self._trial.report(value, step)
+                self._last_step = step
+                if self._trial.should_prune():
+                    return f"{config.pruner.kind} pruner: {config.objective.title} {value:.4g} at step {step}"
+        return None
 
 
-def _conclude(store: Store) -> FrozenTrial | None:
-    """Say which trial is best; UserError if none has a result."""
-    config, trials = store.config, searched(store.config, store.trials())
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    title = config.objective.title
-    if not complete:
-        if not trials:
-            say(f"study {config.name}: no trial has ended yet")
-            return None
-        last = trials[-1]
-        raise UserError(
-            f"all {len(trials)} trials of study {config.name} failed; the last one: {last.user_attrs[REASON]}; "
-            f"see {config.log_path(last.number)}, mend it, and start anew with another name and study_dir"
-        )
+def is_surplus(config: StudyConfig, trials: Sequence[FrozenTrial], trial: FrozenTrial) -> bool:
+    """True if a trial has no place in the study, because drivers started more at the same moment than were left.
+
+    The storage numbers trials one after another, so all drivers agree: the first `num_trials` numbers are the search,
+    and the first trial with a given start, or with the seed of a repeat, is the one that counts.
+    """
+    number, key = first_number(trial), _given_key(trial)
+    earlier = [other for other in trials if first_number(other) < number]
+    if key is not None and any(_given_key(other) == key for other in earlier):
+        return True
+    return role_of(trial) in ("search", "start") and len(_searched(config, earlier)) >= config.num_trials
+
+
+def _given_key(trial: FrozenTrial) -> tuple[Any, ...] | None:
+    """What a queued trial was made for; None for a sampled one."""
+    role, attrs = role_of(trial), trial.user_attrs
+    if role == "start":
+        return (role, attrs[START])
+    return (role, attrs[REPEAT_OF], tuple(attrs[SEEDS])) if role == "repeat" else None
+
+
+def _searched(config: StudyConfig, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials of the search in any state: no repeats, none of other studies."""
+    return [trial for trial in trials if role_of(trial) in ("search", "start")]
+
+
+def _ended(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.state.is_finished()]
+
+
+def _unfinished(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if not trial.state.is_finished()]
+
+
+def _missing_starts(config: StudyConfig, checked: Checked, trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
+    """Arguments of `Study.enqueue_trial` for each given trial that the study does not have yet."""
+    known = {_given_key(trial) for trial in trials}
+    places = [place for place in range(len(checked.starts)) if ("start", place) not in known]
+    places = places[: max(0, config.num_trials - len(_searched(config, trials)))]
+    return [{"params": checked.starts[place], "user_attrs": {ROLE: "start", START: place}} for place in places]
+
+
+def _missing_repeats(config: StudyConfig, checked: Checked, trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
+    """The same for the repeats of the best trials; none before the search has ended."""
+    searched = _searched(config, trials)
+    if _unfinished(searched) or len(searched) < config.num_trials or not config.repeat.top:
+        return []
+    known = {_given_key(trial) for trial in trials}
+    missing = []
+    for winner in _ranked(config, searched)[: config.repeat.top]:
+        for place in range(config.repeat.seeds):
+            number, seed = first_number(winner), checked.base_seed + config.seeds_per_trial + place
+            if ("repeat", number, (seed,)) not in known:
+                attrs = {ROLE: "repeat", REPEAT_OF: number, SEEDS: [seed]}
+                missing.append({"params": winner.params, "user_attrs": attrs})
+    return missing
+
+
+def _ranked(config: StudyConfig, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The feasible complete trials, best by the first objective first."""
+    feasible = [trial for trial in trials if trial.state == TrialState.COMPLETE and is_feasible(trial)]
     sign = -1.0 if config.objective.direction == "maximize" else 1.0
-    ranked = sorted(complete, key=lambda trial: (sign * trial.values[0], trial.number))
-    best = next((trial for trial in ranked if is_feasible(trial)), None)
-    if best is None:
-        say(f"no trial of {len(complete)} with a result keeps every constraint; see vsr-dist study report")
-    else:
-        say(f"best: trial {best.number}, {title} {best.values[0]:.4f} with {describe(best.params)}")
+    return sorted(feasible, key=lambda trial: (sign * trial.values[0], trial.number))
+
+
+def _conclude(config: StudyConfig, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """Print which trial is best; UserError if every trial failed."""
+    ended = _ended(_searched(config, trials))
+    complete = [trial for trial in ended if trial.state == TrialState.COMPLETE]
+    if not ended:
+        say(f"study {config.name}: no trial has ended yet")
+        return None
+    if not complete:
+        last = ended[-1]
+        raise UserError(
+            f"all {len(ended)} trials of study {config.name} failed; the last one: {last.user_attrs.get(REASON)}; "
+            f"see {config.log_path(first_number(last))}, fix it, and start again with another name and study_dir"
+        )
+    ranked = _ranked(config, complete)
+    if not ranked:
+        say(f"none of {len(complete)} complete trials keeps every constraint; see vsr-dist study report")
+        return None
+    best = ranked[0]
+    say(f"best: trial {best.number}, {config.objective.title} {best.values[0]:.4f} with {describe(best.params)}")
     return best
+
+
+def make_sampler(config: StudyConfig, number: int) -> BaseSampler:
+    """The sampler of one trial; depends on the study's seed, the trial's number, and the trials before it."""
+    seed = mix(purpose("study"), config.seed, number) % _MAX_NUMPY_SEED
+    kind, startup = config.sampler.kind, config.sampler.startup_trials
+    if kind == "tpe":
+        return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True)
+    if kind == "gp":
+        return GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
+    if kind == "qmc":
+        # One sequence for the whole study: the storage keeps the place in it, so its scrambling must not change.
+        study_seed = mix(purpose("study"), config.seed) % _MAX_NUMPY_SEED
+        return QMCSampler(seed=study_seed, scramble=True, warn_independent_sampling=False)
+    return RandomSampler(seed=seed)
+
+
+def make_pruner(config: PrunerConfig, *, train_steps: int, warmup_steps: int) -> BasePruner:
+    """The pruner of a study. Its steps are training steps; both numbers are those of the base configuration."""
+    warmup = config.warmup_steps if config.warmup_steps is not None else warmup_steps
+    if config.kind == "none":
+        return NopPruner()
+    if config.kind == "hyperband":
+        return HyperbandPruner(max(warmup, 1), train_steps, config.reduction_factor)
+    # A trial is compared at its own validations, so every one of them is looked at (interval 1).
+    median = MedianPruner(n_startup_trials=config.startup_trials, n_warmup_steps=warmup)
+    return median if config.kind == "median" else PatientPruner(median, config.patience)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Inside, SIGTERM raises KeyboardInterrupt, so that a scheduler's stop is handled as Ctrl-C is."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

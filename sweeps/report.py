@@ -1,35 +1,60 @@
-"""`study report`: what a study found, as markdown, as one HTML page, and as a CSV file of all trials."""
+"""What a study found: `report.md`, `report.html` and `report.csv` in its folder, and a run of its own in MLflow.
+
+Plots are Optuna's; the drift curves are drawn here. Words and layout are in `templates/`.
+"""
 
 from __future__ import annotations
 
+import base64
 import csv
+import html
 import io
 import json
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import jinja2
+import matplotlib
+import optuna
+from matplotlib import pyplot
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
+from optuna.visualization import matplotlib as plots
 
 from sharding.index import write_bytes
-from sweeps.findings import Findings
-from sweeps.importance import importances
-from sweeps.report_parallel import parallel_figure
-from sweeps.report_plots import drift_figure, history_figure, importance_figure, pareto_figure
-from sweeps.report_text import best_blocks, ending_blocks, importance_blocks, labels_of, space_blocks, summary_blocks
-from sweeps.storage import load_trials
-from sweeps.study_config import StudyConfig
+from sweeps.config import StudyConfig
+from sweeps.findings import STATE_NAMES, Findings, load_findings
+from sweeps.objective import curve
+from sweeps.space import Categorical, Dimension, format_value, stored
+from sweeps.storage import REPEAT_OF, load_trials, role_of
+from vsr_dist.config import load_config
+from vsr_dist.core.console import say
 from vsr_dist.core.errors import UserError
-from vsr_dist.core.report_blocks import Block, Heading, Picture, to_html, to_markdown
+from vsr_dist.training.drift import NORMALISED_LOSS
+from vsr_dist.training.tracked_runs import log_own_run
 
+matplotlib.use("Agg")
 MARKDOWN_NAME, HTML_NAME, CSV_NAME = "report.md", "report.html", "report.csv"
-_DPI = 110
+_TEMPLATES = Path(__file__).with_name("templates")
+_DPI, _HEIGHT_INCHES = 110, 4.8
+# PED-ANOVA compares the best quarter: its own default of a tenth is a trial or two in a small study.
+_BEST_SHARE = 0.25
+_MIN_TRIALS, _MIN_TRIALS_PER_PARAMETER = 10, 2
+_MAX_PARETO_OBJECTIVES = 3
+# Okabe and Ito's colours, which people with colour blindness can distinguish.
+_BEST_COLOURS, _GIVEN_COLOURS = ("#0072b2", "#009e73", "#cc79a7"), ("#d55e00", "#e69f00")
 
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """Where the report's files lie."""
+    """Paths of the report's files."""
 
     markdown: Path
     page: Path
@@ -42,54 +67,318 @@ class ReportFiles:
         return [self.markdown, self.page, self.table, *self.pictures]
 
 
-def write_report(config: StudyConfig) -> ReportFiles:
-    """Write the report into the study's folder, also of a study that still runs.
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts under a header; `folded`: the summary of a table that is closed at first in HTML."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    folded: str | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure of the report."""
+
+    name: str
+    heading: str
+    caption: str
+    figure: Figure
+
+
+def publish_report(config: StudyConfig) -> tuple[ReportFiles, str | None]:
+    """Write the report, and log it to the study's own MLflow run if the base configuration tracks.
+
+    Returns its files, and the run's id: None without tracking, or, with a warning, if the server did not take it.
+    """
+    findings = load_findings(config)
+    files = write_report(config, findings)
+    tracking = load_config(Path(config.base), config.set).tracking
+    if not tracking.mlflow:
+        return files, None
+    best = findings.best
+    tags = {
+        **tracking.tags,
+        "study": config.name,
+        "kind": "study",
+        "trials": str(len(findings.trials)),
+        "trials_with_result": str(len(findings.in_state(TrialState.COMPLETE))),
+    }
+    if best is not None and not config.is_multi_objective:
+        tags |= {"best_trial": str(best.number), "best_value": f"{best.values[0]:.6g}"}
+    begin = load_trials(config)[0].datetime_start
+    # The same on every machine that shares the storage, and different for a later study with the same name.
+    token = f"study-{config.name}-{begin.isoformat() if begin else ''}"
+    name, source = f"study {config.name}", "vsr-dist study"
+    try:
+        run_id = log_own_run(tracking, config.directory, files.all, name=name, token=token, tags=tags, source=source)
+    except UserError as error:
+        say(f"warning: {error}")
+        return files, None
+    return files, run_id
+
+
+def write_report(config: StudyConfig, findings: Findings | None = None) -> ReportFiles:
+    """Write the report into the study's folder, also while the study runs.
 
     Each file is replaced whole, so that a reader never sees half of one.
     """
-    trials = load_trials(config)
-    if not trials:
+    findings = findings or load_findings(config)
+    if not findings.trials:
         raise UserError(f"study {config.name} has no trials yet; start it with: vsr-dist study run")
-    findings = Findings(config, trials)
-    blocks, figures = report_blocks(findings)
-    pictures = {name: _png(figure) for name, figure in figures.items()}
+    with matplotlib.rc_context():  # Optuna's plots set a style for all that follows.
+        pictures = report_pictures(findings)
+        contents = {picture.name: _png(picture.figure) for picture in pictures}
+    names = tuple(contents)
+    markdown, page = _render(findings, pictures, contents)
+    contents |= {MARKDOWN_NAME: markdown.encode(), HTML_NAME: page.encode(), CSV_NAME: report_csv(findings).encode()}
     folder = config.directory
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {
-        MARKDOWN_NAME: to_markdown(blocks).encode(),
-        HTML_NAME: to_html(blocks, f"Study {config.name}", pictures).encode(),
-        CSV_NAME: report_csv(findings).encode(),
-        **pictures,
-    }
     for name, content in contents.items():
         write_bytes(folder / name, content)  # Several drivers may end at the same time.
     return ReportFiles(
-        folder / MARKDOWN_NAME, folder / HTML_NAME, folder / CSV_NAME, tuple(folder / name for name in pictures)
+        folder / MARKDOWN_NAME, folder / HTML_NAME, folder / CSV_NAME, tuple(folder / name for name in names)
     )
 
 
-def report_blocks(findings: Findings) -> tuple[list[Block], dict[str, Figure]]:
-    """The whole report, and the pictures that it names, by file name."""
+def _render(findings: Findings, pictures: Sequence[Picture], pngs: dict[str, bytes]) -> tuple[str, str]:
+    """(Markdown, HTML) from the templates."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES), undefined=jinja2.StrictUndefined, autoescape=False
+    )
+    environment.filters |= {"inline": inline_html, "code": lambda text: f"`{text}`"}
+    tables, refusals = importance_tables(findings)
+    endings = []
+    for state, heading in ((TrialState.FAIL, "Failed trials"), (TrialState.PRUNED, "Pruned trials")):
+        found = findings.in_state(state)
+        if found:
+            reasons = [f"Trial {trial.number}: {' '.join(findings.why_not(trial).split())}" for trial in found]
+            endings.append((heading, reasons))
+    context: dict[str, Any] = {
+        "config": findings.config,
+        "findings": findings,
+        "best": best_table(findings),
+        "constraints": constraint_table(findings),
+        "settings": settings_table(findings),
+        "figures": [(picture.name, picture.heading, picture.caption) for picture in pictures],
+        "importances": tables,
+        "no_importances": refusals,
+        "endings": endings,
+        "everything": all_trials_table(findings),
+        "pictures": {name: base64.b64encode(content).decode("ascii") for name, content in pngs.items()},
+    }
+    report = environment.get_template("report.j2")
+    markdown = report.render(context, macros="markdown.j2").rstrip() + "\n"
+    body = report.render(context, macros="html.j2")
+    page = environment.get_template("page.html.j2").render(title=f"Study {findings.config.name}", body=body)
+    return markdown, page
+
+
+def inline_html(text: str) -> str:
+    """Escaped text, with `code` and **bold** as HTML."""
+    escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    return re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", escaped)
+
+
+def best_table(findings: Findings) -> Table | None:
+    """The best trials and the given ones, with their values; None without a complete trial."""
+    config, shown = findings.config, findings.shown
+    if not shown:
+        return None
+    header = ["trial", "role", *(objective.title for objective in config.objectives)]
+    header += ["new seeds, mean +/- s.d."] if findings.has_repeats else []
+    header += ["feasible"] if config.constraints else []
+    rows = []
+    for trial in shown:
+        repeats = findings.repeats(trial)
+        row = [str(trial.number), role_of(trial), *(f"{value:.4f}" for value in trial.values)]
+        row += [repeats.describe() if repeats else ""] if findings.has_repeats else []
+        if config.constraints:
+            word = "yes" if findings.is_feasible(trial) else "no"
+            row.append(f"{word}; {repeats.num_feasible} of {len(repeats.values)} repeats" if repeats else word)
+        rows.append(row)
+    return Table(header, rows)
+
+
+def constraint_table(findings: Findings) -> Table | None:
+    """A row per constraint: how many settings keep it, and its value in the best and the given ones."""
+    columns = findings.compared
+    if not findings.config.constraints or not columns:
+        return None
+    rows = []
+    for constraint in findings.config.constraints:
+        excess = [findings.excess(trial).get(constraint.name) for trial in findings.searched]
+        num_met = sum(value is not None and value <= 0 for value in excess)
+        row = [constraint.name, f"`{constraint.describe()}`", f"{num_met} of {len(excess)}"]
+        for trial in columns:
+            value = findings.excess(trial).get(constraint.name)
+            word = "met" if value is not None and value <= 0 else "violated"
+            row.append("not measured" if value is None else f"{constraint.measured(value):.4g} {word}")
+        rows.append(row)
+    return Table(["constraint", "rule", "met by", *map(_column_heading, columns)], rows)
+
+
+def settings_table(findings: Findings) -> Table:
+    """The space, and the values of the best and the given settings."""
+    columns = findings.compared
+    rows = [
+        [f"`{path}`", _describe_dimension(dimension), *(format_value(trial.params.get(path, "")) for trial in columns)]
+        for path, dimension in findings.config.space.items()
+    ]
+    return Table(["parameter", "range", *map(_column_heading, columns)], rows)
+
+
+def all_trials_table(findings: Findings) -> Table:
+    """Every trial that counts, by number."""
     config = findings.config
-    labels = labels_of(list(config.space))
-    found = [importances(findings, place) for place in range(len(config.objectives))]
-    titles = [objective.title for objective in config.objectives]
-    figures: dict[str, Figure] = {}
-    bars = []
-    for place, (one, title) in enumerate(zip(found, titles, strict=True)):
-        if one.shares:
-            bars.append(f"report_importance{'' if len(found) == 1 else f'_{place}'}.png")
-            figures[bars[-1]] = importance_figure(one, labels, title)
-    blocks = [*summary_blocks(findings), *best_blocks(findings), *space_blocks(findings)]
-    for heading, name, caption, figure in _pictures(findings, labels):
-        figures[name] = figure
-        blocks += [Heading(heading), Picture(name, caption)]
-    blocks += [*importance_blocks(found, titles, labels, bars), *ending_blocks(findings)]
-    return blocks, figures
+    header = ["trial", "role", "state", *(objective.title for objective in config.objectives), "feasible", "seconds"]
+    rows = []
+    for trial in findings.trials:
+        values = [f"{value:.4f}" for value in trial.values] if trial.values else [""] * len(config.objectives)
+        feasible = ("yes" if findings.is_feasible(trial) else "no") if trial.state == TrialState.COMPLETE else ""
+        seconds = "" if trial.duration is None else f"{trial.duration.total_seconds():.0f}"
+        of = trial.user_attrs.get(REPEAT_OF)
+        role = role_of(trial) if of is None else f"{role_of(trial)} of {of}"
+        rows.append([str(trial.number), role, STATE_NAMES[trial.state], *values, feasible, seconds])
+    return Table(header, rows, folded=f"{len(rows)} trials")
+
+
+def importance_tables(findings: Findings) -> tuple[list[Table], list[str]]:
+    """By objective, a table of importances with the number of trials, or the reason why there is none."""
+    tables, refusals = [], []
+    for place, objective in enumerate(findings.config.objectives):
+        found = importances(findings, place)
+        if isinstance(found, str):
+            refusals.append(f"`{objective.title}`: {found}.")
+        else:
+            labels, num = labels_of(list(findings.config.space)), len(_comparable(findings))
+            rows = [[labels[path], f"{share:.2f}"] for path, share in found.items()]
+            tables.append(Table([f"{objective.title} (n = {num})", "PED-ANOVA"], rows))
+    return tables, refusals
+
+
+def importances(findings: Findings, place: int = 0) -> dict[str, float] | str:
+    """Parameter -> share (0 to 1) of the importance for an objective, largest first; or why there is none.
+
+    Optuna's PED-ANOVA over the complete settings without repeats, which are no new settings.
+    """
+    trials, space = _comparable(findings), findings.config.space
+    needed = max(_MIN_TRIALS, _MIN_TRIALS_PER_PARAMETER * len(space))
+    if len(trials) < needed:
+        return f"{len(trials)} complete trials are too few for importances of {len(space)} parameters; {needed} needed"
+    values = [trial.values[place] for trial in trials]
+    if min(values) == max(values) or not all(map(math.isfinite, values)):
+        return "the objective is the same in all trials, so no parameter had an effect"
+    study = _study_of(findings, place)
+    return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=_BEST_SHARE))
+
+
+def _comparable(findings: Findings) -> list[FrozenTrial]:
+    """Complete settings that have a value for every path of the space."""
+    return [trial for trial in findings.searched if set(trial.params) >= set(findings.config.space)]
+
+
+def _study_of(findings: Findings, *places: int) -> optuna.Study:
+    """A copy in memory with some of the objectives, for Optuna's plots: settings only, under their own numbers."""
+    directions = [findings.config.objectives[place].direction for place in places]
+    study = optuna.create_study(directions=directions)
+    trials = {trial.number: trial for trial in _comparable(findings)}
+    for number in range(max(trials, default=-1) + 1):
+        trial = trials.get(number)
+        if trial is None:
+            study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+            continue
+        copied = optuna.trial.create_trial(
+            values=[trial.values[place] for place in places],
+            params=trial.params,
+            distributions=trial.distributions,
+            constraints=trial.constraints or None,
+        )
+        study.add_trial(copied)
+    return study
+
+
+def report_pictures(findings: Findings) -> list[Picture]:
+    """The figures of the report; none that would be empty."""
+    config, found = findings.config, []
+    drift = drift_figure(findings)
+    if drift is not None:
+        caption = "Held-out discriminator loss over its chance value, by step; thin lines are repeats with new seeds"
+        found.append(Picture("report_drift.png", "Drift of the best and of the given settings", caption, drift))
+    if not _comparable(findings):
+        return found
+    for place, objective in enumerate(config.objectives):
+        suffix, title = f"_{place}" if config.is_multi_objective else "", objective.title
+        study, width = _study_of(findings, place), max(8.0, 1.6 * len(config.space) + 2.0)
+        figure = _figure(partial(plots.plot_optimization_history, study, target_name=title))
+        found.append(Picture(f"report_history{suffix}.png", f"History of {title}", "The objective by trial", figure))
+        if len(config.space) > 1:
+            figure = _figure(partial(plots.plot_parallel_coordinate, study, target_name=title), width)
+            caption = "Every complete setting is a line; dotted ones are not feasible"
+            found.append(Picture(f"report_parallel{suffix}.png", f"Settings and {title}", caption, figure))
+        if not isinstance(importances(findings, place), str):
+            evaluator = PedAnovaImportanceEvaluator(target_quantile=_BEST_SHARE)
+            figure = _figure(partial(plots.plot_param_importances, study, evaluator, target_name=title))
+            caption = "Share of each parameter by PED-ANOVA"
+            found.append(Picture(f"report_importance{suffix}.png", f"Importances for {title}", caption, figure))
+    if config.is_multi_objective and len(config.objectives) <= _MAX_PARETO_OBJECTIVES:
+        study, titles = _study_of(findings, *range(len(config.objectives))), [one.title for one in config.objectives]
+        figure = _figure(partial(plots.plot_pareto_front, study, target_names=titles))
+        found.append(Picture("report_pareto.png", "Pareto front", "Settings and the Pareto front", figure))
+    return found
+
+
+def _figure(plot: Callable[[], Axes], width_inches: float = 9.0) -> Figure:
+    """The figure of one of Optuna's plots, which are made by pyplot."""
+    figure = plot().get_figure()
+    assert isinstance(figure, Figure)
+    pyplot.close(figure)
+    figure.set_size_inches(width_inches, _HEIGHT_INCHES)
+    return figure
+
+
+def drift_figure(findings: Findings) -> Figure | None:
+    """Normalised discriminator loss by step of the best settings and of the given ones; None without such a metric.
+
+    Repeats are thin lines in the colour of the setting that they repeat.
+    """
+    figure = Figure(figsize=(9.0, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    best = [trial for trial in findings.ranked if role_of(trial) != "start"]
+    for trial, colour, place in zip(best, _BEST_COLOURS, ("best", "second", "third"), strict=False):
+        kind = place if findings.is_good(trial) else f"{place}, not feasible"
+        _draw_drift(axes, findings, trial, colour, f"trial {trial.number} ({kind})")
+    for trial, colour in zip(findings.starts, _GIVEN_COLOURS, strict=False):
+        _draw_drift(axes, findings, trial, colour, f"trial {trial.number} (given setting)", "--")
+    if not axes.lines:
+        return None
+    axes.axhline(1.0, color="0.55", linewidth=0.9, zorder=0)
+    for constraint in findings.config.constraints:
+        bound = constraint.at_most if constraint.at_most is not None else constraint.at_least
+        if constraint.metric == NORMALISED_LOSS and constraint.reduce in ("last", "tail_median") and bound is not None:
+            axes.axhline(bound, color="#009e73", linewidth=1.0, linestyle=":", zorder=0, label=constraint.name)
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    axes.set_xlabel("step")
+    axes.set_ylabel("held-out discriminator loss / chance")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+    return figure
+
+
+def _draw_drift(
+    axes: Axes, findings: Findings, trial: FrozenTrial, colour: str, label: str, linestyle: str = "-"
+) -> None:
+    for other in (trial, *findings.repeats_of(trial)):
+        for rows in findings.rows(other):
+            if any(NORMALISED_LOSS in row for _, row in rows):
+                steps, values = zip(*curve(rows, NORMALISED_LOSS), strict=True)
+                width, alpha = (1.8, 1.0) if other is trial else (0.8, 0.55)
+                axes.plot(steps, values, linestyle, color=colour, linewidth=width, alpha=alpha, label=label)
+                label = ""
 
 
 def report_csv(findings: Findings) -> str:
-    """All trials by number: values, constraints in their own units, parameters, and what was noted of each."""
+    """All trials by number: values, constraints in their own units, parameters, and the trial's attributes."""
     config = findings.config
     notes = sorted({key for trial in findings.trials for key in trial.user_attrs} - {"role"})
     objectives = [objective.title for objective in config.objectives]
@@ -99,46 +388,47 @@ def report_csv(findings: Findings) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     for trial in findings.trials:
-        writer.writerow(_csv_row(findings, trial, notes))
+        excess = findings.excess(trial)
+        noted = [trial.user_attrs.get(key, "") for key in notes]
+        cells: list[object] = [trial.number, trial.state.name, role_of(trial)]
+        cells += trial.values or [""] * len(config.objectives)
+        cells.append(findings.is_feasible(trial) if trial.state == TrialState.COMPLETE else "")
+        cells += [c.measured(excess[c.name]) if c.name in excess else "" for c in config.constraints]
+        cells += [trial.params.get(path, "") for path in config.space]
+        cells.append("" if trial.duration is None else trial.duration.total_seconds())
+        cells += [value if isinstance(value, str | int | float) else json.dumps(value) for value in noted]
+        writer.writerow(cells)
     return text.getvalue()
 
 
-def _csv_row(findings: Findings, trial: FrozenTrial, notes: list[str]) -> list[object]:
-    config, excess = findings.config, findings.excess(trial)
-    values = trial.values or [""] * len(config.objectives)
-    is_complete = trial.state == TrialState.COMPLETE
-    measured = [c.measured(excess[c.name]) if c.name in excess else "" for c in config.constraints]
-    parameters = [trial.params.get(path, "") for path in config.space]
-    duration = "" if trial.duration is None else trial.duration.total_seconds()
-    noted = [trial.user_attrs.get(key, "") for key in notes]
-    return [
-        *(trial.number, trial.state.name, findings.role(trial)),
-        *values,
-        findings.is_feasible(trial) if is_complete else "",
-        *measured,
-        *parameters,
-        duration,
-        *(value if isinstance(value, str | int | float) else json.dumps(value) for value in noted),
-    ]
+def labels_of(paths: Sequence[str]) -> dict[str, str]:
+    """Configuration path -> its shortest unique end of two parts or more.
+
+    `discriminator_optimizer.schedule.learning_rate` -> `schedule.learning_rate`; one part alone says too little.
+    """
+    labels = {}
+    for path in paths:
+        parts = path.split(".")
+        ends = [".".join(parts[first:]) for first in reversed(range(max(len(parts) - 1, 1)))]
+        labels[path] = next(
+            end for end in ends if all(other == path or not f".{other}".endswith(f".{end}") for other in paths)
+        )
+    return labels
 
 
-def _pictures(findings: Findings, labels: dict[str, str]) -> Iterator[tuple[str, str, str, Figure]]:
-    """(Heading, file name, caption, picture) of each that there is something to draw for."""
-    drift = drift_figure(findings)
-    if drift is not None:
-        caption = "Held-out discriminator loss over its chance value, by step; thin lines are repeats with fresh seeds"
-        yield "Drift: the best settings against the given ones", "report_drift.png", caption, drift
-    yield "History", "report_history.png", "The objective by trial", history_figure(findings)
-    if findings.config.is_multi_objective:
-        yield "Pareto front", "report_pareto.png", "Feasible settings that no other one beats", pareto_figure(findings)
-    parallel = parallel_figure(findings, labels)
-    if parallel is not None:
-        caption = "Every setting with a result is a line; the best one is thick, a given one is dashed"
-        yield "All settings", "report_parallel.png", caption, parallel
+def _describe_dimension(dimension: Dimension) -> str:
+    if isinstance(dimension, Categorical):
+        return ", ".join(format_value(stored(choice)) for choice in dimension.choices)
+    scale = " (logarithmic)" if dimension.log else ""
+    return f"{format_value(dimension.low)} to {format_value(dimension.high)}{scale}"
+
+
+def _column_heading(trial: FrozenTrial) -> str:
+    return f"trial {trial.number}{' (given)' if role_of(trial) == 'start' else ''}"
 
 
 def _png(figure: Figure) -> bytes:
     data = io.BytesIO()
     # Without matplotlib's version in it: the same trials give the same bytes.
-    figure.savefig(data, format="png", dpi=_DPI, metadata={"Software": None})
+    figure.savefig(data, format="png", dpi=_DPI, metadata={"Software": None}, bbox_inches="tight")
     return data.getvalue()

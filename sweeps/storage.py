@@ -1,143 +1,188 @@
-"""A study in its storage, and everything that is written to it. Only the driver holds a `Store`."""
+"""The Optuna storage of a study: opening it, what is written to its trials, and which trials count.
+
+Optuna's heartbeat, which databases have, finds trials whose driver died. `retry` adds such a trial to the queue again
+under a new number. It then has the values, the run directory and the checkpoints of the first attempt.
+"""
 
 from __future__ import annotations
 
-import datetime
+import importlib.util
 import json
+import sys
+import time
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.pruners import BasePruner
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
-from sweeps.backends import open_storage, storage_file, storage_name, study_lock
-from sweeps.lease import Driver
-from sweeps.samplers import make_pruner, make_sampler
-from sweeps.study_config import StudyConfig
-from vsr_dist.core.errors import BadConfigError, UserError
+from sweeps.config import StudyConfig, load_study
+from sweeps.space import Space
+from vsr_dist.core.console import say
+from vsr_dist.core.errors import BadConfigError, MissingExtraError, UserError
 
+# User attributes of a study and of its trials.
 SETTINGS = "settings"
-REASON = "reason"
-INTERRUPTED = "interrupted"
-ROLE, SLOT, REPEAT_OF, SEEDS = "role", "slot", "repeat_of", "seeds"
-# What Optuna's own `enqueue_trial` writes: values that the trial gets instead of sampled ones.
-_FIXED = "fixed_params"
+REASON, ROLE, SEEDS, REPEAT_OF, START, WARM_OF = "reason", "role", "seeds", "repeat_of", "start", "warm_of"
+# Host and process of the driver, set once the training has started.
+DRIVER = "driver"
+# Of a trial that is not part of the study, because another driver had claimed the last place.
+SURPLUS = "surplus"
+# What a retried trial keeps of its first attempt.
+_KEPT_BY_RETRY = (ROLE, SEEDS, REPEAT_OF, START)
+_KEPT_SYSTEM_ATTRS = ("fixed_params", "failed_trial", "retry_history")
+_DATABASE_NAME = "study.db"
+_JOURNAL, _SQLITE, _GRPC = "journal:", "sqlite:///", "grpc://"
+# Drivers that write to one SQLite file at the same time wait for each other.
+_SQLITE_WAIT_S = 60
+_GRPC_READY_S = 20.0
+_MISSED_HEARTBEATS = 3
+_NUM_TRIES = 3
 
 
-@dataclass(frozen=True)
-class Store:
-    """One study of one storage."""
+class _Database(RDBStorage):
+    """Optuna's database storage whose heartbeat survives a database that restarts.
 
-    storage: BaseStorage
-    study: optuna.Study
-    config: StudyConfig
-
-    def trials(self) -> list[FrozenTrial]:
-        """All trials, by number; not to be changed."""
-        return self.study.get_trials(deepcopy=False)
-
-    def trial(self, number: int) -> FrozenTrial:
-        """One trial as the storage has it now."""
-        return self.storage.get_trial(self._id(number))
-
-    def create(self, attributes: Mapping[str, Any], fixed: Mapping[str, Any]) -> int:
-        """Make a trial in state RUNNING that has its attributes from the first moment on; returns its number.
-
-        fixed: values, by path, that its sampler must not choose.
-        """
-        template = FrozenTrial(
-            number=-1,  # Given by the storage.
-            trial_id=-1,
-            state=TrialState.RUNNING,
-            value=None,
-            datetime_start=datetime.datetime.now(),
-            datetime_complete=None,
-            params={},
-            distributions={},
-            user_attrs=dict(attributes),
-            system_attrs={_FIXED: dict(fixed)} if fixed else {},
-            intermediate_values={},
-        )
-        study_id = self.storage.get_study_id_from_name(self.study.study_name)
-        trial_id = self.storage.create_new_trial(study_id, template_trial=template)
-        return self.storage.get_trial(trial_id).number
-
-    def open_trial(self, number: int) -> optuna.Trial:
-        """A running trial for suggestions, with a sampler whose seed is the study's and the trial's number only.
-
-        A sampler seeded once per process would draw the first trials' values again whenever a study goes on.
-        """
-        self.study.sampler = make_sampler(self.config, number)
-        return optuna.Trial(self.study, self._id(number))
-
-    def report(self, number: int, step: int, value: float) -> bool:
-        """Tell an intermediate value; returns True if the pruner would end the trial. One objective only."""
-        trial_id = self._id(number)
-        self.storage.set_trial_intermediate_value(trial_id, step, value)
-        return self.study.pruner.prune(self.study, self.storage.get_trial(trial_id))
-
-    def note(self, number: int, attributes: Mapping[str, Any]) -> None:
-        """Set user attributes (JSON values) of a running trial."""
-        trial_id = self._id(number)
-        for key, value in attributes.items():
-            self.storage.set_trial_user_attr(trial_id, key, value)
-
-    def constrain(self, number: int, values: Mapping[str, float]) -> None:
-        """Set constraints of a running trial; feasible at 0 and below."""
-        trial = optuna.Trial(self.study, self._id(number))
-        for name, value in values.items():
-            if name not in trial.constraints:
-                trial.set_constraint(name, value)
-
-    def complete(self, number: int, values: Sequence[float]) -> None:
-        """End a running trial with its objectives."""
-        self.study.tell(number, list(values))
-
-    def prune(self, number: int, reason: str) -> None:
-        """End a running trial that was stopped because it was hopeless."""
-        self.note(number, {REASON: reason})
-        self.study.tell(number, state=TrialState.PRUNED)
-
-    def fail(self, number: int, reason: str, *, interrupted: bool = False) -> None:
-        """End a running trial without a result. An interrupted one is run anew under another number."""
-        self.note(number, {REASON: reason, INTERRUPTED: interrupted})
-        self.study.tell(number, state=TrialState.FAIL)
-
-    def _id(self, number: int) -> int:
-        study_id = self.storage.get_study_id_from_name(self.study.study_name)
-        return self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
-
-
-def open_store(config: StudyConfig, settings: Mapping[str, Any], *, train_steps: int, warmup_steps: int) -> Store:
-    """Make the study, or go on with it.
-
-    settings: JSON values, by dotted key, that decide what a trial's objective means. Raises BadConfigError if the
-    study was begun with others: its values could not be compared with new ones.
+    Optuna records the heartbeat in a thread that would end at the first error, and with it all further heartbeats.
     """
-    config.directory.mkdir(parents=True, exist_ok=True)
-    with study_lock(config):  # Two drivers that begin at once would both make the tables.
-        storage = open_storage(config)
-        study = optuna.create_study(
-            storage=storage,
-            study_name=config.name,
-            directions=[objective.direction for objective in config.objectives],
-            pruner=make_pruner(config.pruner, train_steps=train_steps, warmup_steps=warmup_steps),
-            load_if_exists=True,
-        )
-        wanted = json.loads(json.dumps(settings))
-        saved = study.user_attrs.get(SETTINGS)
-        if saved is None:
-            study.set_user_attr(SETTINGS, wanted)
-        elif saved != wanted:
-            changed = [key for key in sorted(saved.keys() | wanted.keys()) if saved.get(key) != wanted.get(key)]
-            listed = ", ".join(f"{key} {saved.get(key)!r} -> {wanted.get(key)!r}" for key in changed)
-            raise BadConfigError(
-                f"study {config.name} in {config.study_dir} was begun with other settings ({listed}), so old and new "
-                "trials could not be compared; undo the change, or set another name and study_dir"
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        try:
+            super().record_heartbeat(trial_id)
+        except (StorageInternalError, SQLAlchemyError) as error:
+            say(f"warning: no heartbeat recorded: {one_line(error)}")
+
+
+def storage_file(config: StudyConfig) -> Path | None:
+    """The file that holds the study; None for a server."""
+    if config.storage is None:
+        return config.directory / _DATABASE_NAME
+    for kind in (_JOURNAL, _SQLITE):
+        if config.storage.startswith(kind):
+            return Path(config.storage.removeprefix(kind))
+    return None
+
+
+def storage_name(config: StudyConfig) -> str:
+    """The storage for messages: its file, or its address without the password."""
+    file = storage_file(config)
+    if file is not None:
+        return str(file)
+    return make_url(str(config.storage)).render_as_string(hide_password=True)
+
+
+def open_storage(config: StudyConfig) -> BaseStorage:
+    """Connect, and create missing tables; BadConfigError or MissingExtraError if that fails."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # The driver writes its own messages.
+    warnings.simplefilter("ignore", ExperimentalWarning)
+    file = storage_file(config)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    url = config.storage or f"{_SQLITE}{file}"
+    if url.startswith(_JOURNAL):
+        return JournalStorage(JournalFileBackend(str(file)))
+    if url.startswith(_GRPC):
+        return _open_proxy(url)
+    if url.startswith(_SQLITE):
+        return _open_database(config, url, {"connect_args": {"timeout": _SQLITE_WAIT_S}})
+    if importlib.util.find_spec("psycopg") is None:
+        raise MissingExtraError(f"storage {storage_name(config)} needs psycopg; pip install 'vsr-dist[postgres]'")
+    # A connection that the server or a firewall has closed is replaced before use.
+    return _open_database(config, url, {"pool_pre_ping": True})
+
+
+def _open_database(config: StudyConfig, url: str, engine: dict[str, Any]) -> BaseStorage:
+    for attempt in range(_NUM_TRIES):
+        try:
+            return _Database(
+                url,
+                engine_kwargs=engine,
+                heartbeat_interval=config.heartbeat_s,
+                grace_period=_MISSED_HEARTBEATS * config.heartbeat_s,
+                heartbeat_stale_trial_callback=lambda study, trial: retry(study, trial, config.max_retries),
             )
-    return Store(storage, study, config)
+        except (SQLAlchemyError, ArgumentError) as error:
+            # Two drivers that start together may both create the tables.
+            if isinstance(error, IntegrityError | ProgrammingError) and attempt + 1 < _NUM_TRIES:
+                time.sleep(1.0)
+                continue
+            reason = one_line(getattr(error, "orig", None) or error)
+            raise BadConfigError(f"storage {storage_name(config)} cannot be opened: {reason}") from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _open_proxy(url: str) -> BaseStorage:
+    host, _, port = url.removeprefix(_GRPC).rpartition(":")
+    if not host or not port.isdigit():
+        raise BadConfigError(f"storage {url}: expected grpc://HOST:PORT, e.g. grpc://head-node:13000")
+    if importlib.util.find_spec("grpc") is None:
+        raise MissingExtraError(f"storage {url} needs grpcio; pip install 'vsr-dist[grpc]'")
+    proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
+    try:
+        proxy.wait_server_ready(timeout=_GRPC_READY_S)
+    except Exception as error:
+        raise BadConfigError(
+            f"storage {url}: no answer within {_GRPC_READY_S:.0f} s ({type(error).__name__}); start the proxy with "
+            "optuna.storages.run_grpc_proxy_server, or check host and port"
+        ) from error
+    return proxy
+
+
+def is_storage_fault(error: BaseException | None) -> bool:
+    """True for an error of an open storage that may pass, such as a server that restarts.
+
+    `Study.optimize` raises an AssertionError while it handles such an error, so the context is looked at too.
+    """
+    kinds = [StorageInternalError, SQLAlchemyError]
+    if "grpc" in sys.modules:
+        kinds.append(sys.modules["grpc"].RpcError)
+    while error is not None:
+        if isinstance(error, tuple(kinds)):
+            return True
+        error = error.__context__
+    return False
+
+
+def one_line(error: object) -> str:
+    """The first line of an error's text."""
+    return " ".join(str(error).partition("\n")[0].split())
+
+
+def create_study(
+    config: StudyConfig, storage: BaseStorage, pruner: BasePruner, settings: Mapping[str, Any]
+) -> optuna.Study:
+    """Create the study, or continue it.
+
+    settings: JSON values, by dotted key, that all trials must share. Raises BadConfigError if the study was begun with
+    others: its values could not be compared with new ones.
+    """
+    study = optuna.create_study(
+        storage=storage,
+        study_name=config.name,
+        directions=[objective.direction for objective in config.objectives],
+        pruner=pruner,
+        load_if_exists=True,
+    )
+    wanted = json.loads(json.dumps(settings))
+    saved = study.user_attrs.get(SETTINGS)
+    if saved is None:
+        study.set_user_attr(SETTINGS, wanted)
+    elif saved != wanted:
+        changed = [key for key in sorted(saved.keys() | wanted.keys()) if saved.get(key) != wanted.get(key)]
+        listed = ", ".join(f"{key} {saved.get(key)!r} -> {wanted.get(key)!r}" for key in changed)
+        raise BadConfigError(
+            f"study {config.name} in {config.study_dir} was begun with other settings ({listed}), so old and new "
+            "trials could not be compared; undo the change, or set another name and study_dir"
+        )
+    return study
 
 
 def open_study(config: StudyConfig) -> optuna.Study:
@@ -157,14 +202,37 @@ def load_trials(config: StudyConfig) -> list[FrozenTrial]:
     return open_study(config).get_trials()
 
 
-def is_void(trial: FrozenTrial) -> bool:
-    """True for a trial that ended without its own doing and does not count."""
-    return trial.state == TrialState.FAIL and bool(trial.user_attrs.get(INTERRUPTED, False))
+def retry(study: optuna.Study, trial: FrozenTrial, max_retries: int | None) -> None:
+    """Queue a trial that ended without a result again, under a new number; not more than `max_retries` times."""
+    history = RetryHeartbeatStaleTrialCallback.retry_history
+    if any(trial.number in history(other) for other in study.get_trials(deepcopy=False)):
+        return  # Its driver queued it before it died.
+    trial.user_attrs = {key: value for key, value in trial.user_attrs.items() if key in _KEPT_BY_RETRY}
+    kept = {key: value for key, value in trial.system_attrs.items() if key in _KEPT_SYSTEM_ATTRS}
+    trial.system_attrs = kept
+    num_retries = len(history(trial))
+    if max_retries is not None and num_retries >= max_retries:
+        say(f"trial {trial.number}: its driver died, as it did in {num_retries} retries before; not retried again")
+        return
+    RetryHeartbeatStaleTrialCallback(max_retries)(study, trial)
+    say(f"trial {trial.number}: interrupted; it is queued again and resumes from its last checkpoint")
+
+
+def first_number(trial: FrozenTrial) -> int:
+    """The number of the first attempt: its run directory is the one of every retry."""
+    found = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
+    return trial.number if found is None else found
 
 
 def role_of(trial: FrozenTrial) -> str:
-    """`search`, `start`, `repeat` or `warm`."""
+    """`search`, `start` (given values), `repeat` (of another trial, with a new seed) or `warm` (of another study)."""
     return str(trial.user_attrs.get(ROLE, "search"))
+
+
+def counted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that count: not those that were retried under another number, and no surplus ones."""
+    retried = {number for trial in trials for number in RetryHeartbeatStaleTrialCallback.retry_history(trial)}
+    return [trial for trial in trials if trial.number not in retried and not trial.user_attrs.get(SURPLUS)]
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
@@ -172,26 +240,52 @@ def is_feasible(trial: FrozenTrial) -> bool:
     return all(value <= 0 for value in trial.constraints.values())
 
 
-def by(driver: Driver) -> dict[str, Any]:
-    """The attribute that says who runs a trial."""
-    return {"lease": driver.lease()}
+def warm_start(config: StudyConfig, study: optuna.Study, settings: Mapping[str, Any]) -> None:
+    """Add the completed trials of the studies that `warm_start` names, each once.
+
+    They must have the same objectives, and a value for every path of the space that lies in the space; others are left
+    out, and their number is printed. BadConfigError for a study with other objectives.
+    """
+    for file in config.warm_start:
+        source = open_study(load_study(Path(file)))
+        theirs = source.user_attrs.get(SETTINGS, {})
+        keys = sorted(key for key in theirs.keys() | settings.keys() if key.startswith("study.objective"))
+        if other := [key for key in keys if theirs.get(key) != settings.get(key)]:
+            listed = "; ".join(f"{key} {theirs.get(key)!r} there, {settings.get(key)!r} here" for key in other)
+            raise BadConfigError(f"warm_start {file}: its objectives differ ({listed}); remove it from warm_start")
+        known = {trial.user_attrs.get(WARM_OF) for trial in study.get_trials(deepcopy=False)}
+        completed = [t for t in source.get_trials(states=(TrialState.COMPLETE,)) if role_of(t) != "warm"]
+        fitting = [trial for trial in completed if _is_in_space(trial, config.space)]
+        new = {f"{source.study_name}:{trial.number}": trial for trial in fitting}
+        new = {origin: trial for origin, trial in new.items() if origin not in known}
+        study.add_trials(_copy(trial, config.space, origin) for origin, trial in new.items())
+        if new:
+            left_out = len(completed) - len(fitting)
+            ending = f"; {left_out} do not fit the space" if left_out else ""
+            say(f"warm start: {len(new)} trial(s) of study {source.study_name}{ending}")
 
 
-__all__ = [
-    "INTERRUPTED",
-    "REASON",
-    "REPEAT_OF",
-    "ROLE",
-    "SEEDS",
-    "SETTINGS",
-    "SLOT",
-    "Store",
-    "is_feasible",
-    "is_void",
-    "load_trials",
-    "open_store",
-    "open_study",
-    "role_of",
-    "storage_file",
-    "storage_name",
-]
+def _is_in_space(trial: FrozenTrial, space: Space) -> bool:
+    for path, dimension in space.items():
+        if path not in trial.params:
+            return False
+        distribution = dimension.distribution()
+        try:
+            inside = distribution._contains(distribution.to_internal_repr(trial.params[path]))
+        except ValueError:  # A choice that the space does not have.
+            return False
+        if not inside:
+            return False
+    return True
+
+
+def _copy(trial: FrozenTrial, space: Space, origin: str) -> FrozenTrial:
+    """The same values and constraints under this study's distributions."""
+    return optuna.trial.create_trial(
+        state=TrialState.COMPLETE,
+        values=trial.values,
+        params={path: trial.params[path] for path in space},
+        distributions={path: dimension.distribution() for path, dimension in space.items()},
+        user_attrs={ROLE: "warm", WARM_OF: origin},
+        constraints=trial.constraints or None,
+    )

@@ -1,4 +1,4 @@
-"""A study with constructed trials in a real journal and real run directories: no driver, no training."""
+"""A study with constructed trials in a real database and real run directories: no driver, no training."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sweeps_stub import make_study
 
+from sweeps.config import StudyConfig
 from sweeps.objective import constraint_values, objective_value
-from sweeps.study_config import StudyConfig
+from sweeps.storage import open_storage
 from vsr_dist.config import dump_config, load_config
 
 BEGIN = datetime.datetime(2026, 1, 2, 3, 4, 5)
@@ -51,7 +50,7 @@ class Results:
             del tree["objective"]
         self.config: StudyConfig = make_study(folder, **tree)
         self.config.directory.mkdir(parents=True, exist_ok=True)
-        storage = JournalStorage(JournalFileBackend(str(self.config.directory / "journal.log")))
+        storage = open_storage(self.config)
         directions = [objective.direction for objective in self.config.objectives]
         self.study = optuna.create_study(storage=storage, study_name=self.config.name, directions=directions)
 
@@ -151,7 +150,7 @@ def full_study(folder: Path, **changes: object) -> Results:
     for number in range(1, 12):
         level = (0.5, 0.95, 0.6, 0.2, 0.55, 0.9, 0.68, 0.45, 0.97, 0.62, 0.4)[number - 1]
         results.add(settling(level), psnr=28.8 + 0.05 * (number % 5), tof=0.7 + 0.03 * ((number * 5) % 7))
-    reason = "drift/dead_fraction 0.8, above 0.5 at 3 evaluations in succession, step 700"
+    reason = "drift/dead_fraction 0.8, above 0.5 at 3 consecutive evaluations, step 700"
     results.add(settling(0.98, 7), state=TrialState.PRUNED, reason=reason)
     results.add(
         settling(0.9, 3), state=TrialState.FAIL, reason="RuntimeError: out of memory on rank 1 (exit status 17)"

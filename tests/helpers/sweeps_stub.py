@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from sweeps.study_config import StudyConfig, parse_study
+from sweeps.config import StudyConfig, parse_study
 
 BASE = """
 name: base
@@ -21,6 +21,7 @@ tracking: {mlflow: false, tags: {team: pixels}}
 # hundredth of itself. Steps and summary are written as a training writes them.
 TRAINER = r'''
 import json, math, os, signal, subprocess, sys, time
+import psutil
 from pathlib import Path
 
 here = Path(__file__).parent
@@ -32,8 +33,7 @@ number = int(trial_dir.name.removeprefix("trial_"))
 behaviours = json.loads((here / "behaviours.json").read_text())
 behaviour = behaviours[number] if number < len(behaviours) else "finish"
 (run_dir / "options.json").write_text(json.dumps(options))
-visible = {name: os.environ.get(name, "") for name in ("CUDA_VISIBLE_DEVICES", "VSR_DIST_TRIAL")}
-(run_dir / "environment.json").write_text(json.dumps(visible))
+(run_dir / "environment.json").write_text(json.dumps(dict(os.environ)))
 with (run_dir / "starts").open("a") as starts:
     starts.write(f"{os.getpid()} {time.time()}\n")
 num_starts = len((run_dir / "starts").read_text().splitlines())
@@ -79,6 +79,11 @@ def wait_for(name):
         time.sleep(0.01)
 
 
+def signal_driver(name):
+    # The parent of this process is the supervisor, and the driver is that one's parent.
+    os.kill(psutil.Process(os.getppid()).ppid(), getattr(signal, name))
+
+
 if behaviour == "crash":
     sys.stderr.write("step 3\n[rank1]: RuntimeError: wrong shape on rank 1\nsomething else\n")
     sys.exit(17)
@@ -103,24 +108,27 @@ elif behaviour == "garbage":
 elif behaviour == "hang":
     start_worker()
     time.sleep(600)
-elif behaviour in ("SIGINT", "SIGTERM", "SIGKILL"):
+elif behaviour in ("SIGINT", "SIGTERM", "SIGKILL") and num_starts == 1:
     start_worker()
-    os.kill(os.getppid(), getattr(signal, behaviour))
+    signal_driver(behaviour)
     time.sleep(600)
+elif behaviour == "hold":
+    # Saves when it is stopped, and goes on from there where the test allows it.
+    signal.signal(signal.SIGTERM, save_and_stop)
+    wait_for("go_on")
+elif behaviour == "kills its driver":
+    signal_driver("SIGKILL")
+    time.sleep(600)
+elif behaviour == "meet":
+    # Goes on once two trainings are here at the same time.
+    (here / f"arrived_{number}").touch()
+    while len(list(here.glob("arrived_*"))) < 2:
+        time.sleep(0.01)
 elif behaviour == "hopeless":
     signal.signal(signal.SIGTERM, save_and_stop)
     for step in range(1, 600):
         log(step, {"val/psnr_y": 10.0, "drift/dead_fraction": 0.9, "drift/normalized_loss": 1.0})
         time.sleep(0.05)
-elif behaviour == "slow":
-    # Goes on where the test allows it, whatever happens to its driver.
-    wait_for("go_on")
-elif behaviour == "dies_once" and num_starts == 1:
-    # The driver first, then its own training: nothing is left of either.
-    os.kill(os.getppid(), signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)
-elif behaviour.startswith("sleep "):
-    time.sleep(float(behaviour.removeprefix("sleep ")))
 
 for step in (5, 10):
     log(step, metrics)
@@ -128,6 +136,7 @@ for step in (5, 10):
     json.dumps({"exit_reason": "finished", "metrics": metrics, "clips_per_s": 4.0, "mlflow_run_id": f"run{number}"})
 )
 end("finished")
+(run_dir / "end_s").write_text(str(time.time()))
 '''
 
 SPACE = {

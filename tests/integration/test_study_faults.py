@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from forked import Forked
 
+from sweeps.config import load_study
 from sweeps.driver import run_study
-from sweeps.launch import mark_of, marked
-from sweeps.storage import load_trials
-from sweeps.study_config import load_study
+from sweeps.storage import counted, first_number, load_trials
+from vsr_dist.core.locks import exclusive
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU_2 = ROOT / "configs" / "accelerate" / "cpu-2.yaml"
@@ -85,29 +85,43 @@ def test_a_faulty_training_fails_alone(study_file, monkeypatch, processes, expec
     assert best.number == num_faults
     for trial, reason in zip(trials, expected.values(), strict=False):
         assert trial.user_attrs["reason"].startswith(reason)
-    assert not any(marked(mark_of(study.trial_dir(trial.number))) for trial in trials)
+    for trial in trials:
+        with exclusive(study.trial_dir(trial.number) / "trial.lock", wait=False):
+            pass  # No process of the trial is left: the supervisor holds the lock until then.
 
 
 @pytest.mark.slow
-def test_a_driver_that_is_killed_loses_nothing(study_file):
-    file = study_file(num_trials=2, set=["train.steps=150", "train.validate_every=50", "train.checkpoint_every=10"])
+def test_a_killed_drivers_training_saves_and_the_next_driver_resumes_it(study_file):
+    """kill -9 of the driver ends the real training, which resumes from its checkpoint and counts once."""
+    steps = ["train.steps=400", "train.validate_every=200", "train.checkpoint_every=400"]
+    file = study_file(num_trials=2, set=steps, heartbeat_s=1, max_retries=9, grace_s=120)
     study = load_study(file)
     driver = Forked("sweeps", ["run", "--config", str(file)], file.parent)
-    metrics = study.trial_dir(0) / "metrics.jsonl"
-    end_s = time.monotonic() + 120
-    while not (metrics.is_file() and metrics.stat().st_size):
-        assert time.monotonic() < end_s
-        time.sleep(0.1)
+    run_dir = study.trial_dir(0)
+    wait_until(lambda: (run_dir / "metrics.jsonl").is_file() and (run_dir / "metrics.jsonl").stat().st_size)
     driver.kill()
     driver.wait()
-    left = marked(mark_of(study.trial_dir(0)))
-    assert left and load_trials(study)[0].state.name == "RUNNING"
+    with exclusive(run_dir / "trial.lock"):  # Once no process of the trial is left.
+        assert json.loads((run_dir / "ended.json").read_text())["exit_reason"] == "stopped"
+        (checkpoint,) = (run_dir / "checkpoints").glob("step_*")
+    stopped_at = int(checkpoint.name.removeprefix("step_"))
+    assert 0 < stopped_at < 400
     run_study(study)
     trials = load_trials(study)
-    assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE"]
-    assert "retries" not in trials[0].user_attrs
-    assert sorted(trials[0].intermediate_values) == [50, 100, 150]
-    assert not any(psutil.pid_exists(process.pid) and process.is_running() for process in left)
+    assert not [trial for trial in trials if not trial.state.is_finished()]
+    assert [trial.state.name for trial in counted(trials)] == ["COMPLETE", "COMPLETE"]
+    resumed = next(trial for trial in counted(trials) if first_number(trial) == 0)
+    assert resumed.params == trials[0].params and sorted(resumed.intermediate_values) == [200, 400]
+    steps = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps) and steps[-1] == 400
+    assert f"step_{stopped_at:08d}" in (run_dir / "output.log").read_text()
+
+
+def wait_until(condition, limit_s=240.0):
+    end_s = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end_s, "it did not happen in time"
+        time.sleep(0.1)
 
 
 @pytest.mark.slow

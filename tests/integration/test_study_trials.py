@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from sweeps.cli import main
+from sweeps.config import load_study
 from sweeps.storage import load_trials
-from sweeps.study_config import load_study
 from vsr_dist.config import load_config
 from vsr_dist.core.errors import run_cli
 

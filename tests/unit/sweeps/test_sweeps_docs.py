@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from sweeps.study_config import parse_study
+from sweeps.config import parse_study
 
 PAGE = Path(__file__).parents[3] / "docs" / "studies.md"
 

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from sweeps_stub import SPACE, make_study
 
 from sweeps.driver import run_study
-from sweeps.storage import load_trials
+from sweeps.storage import counted, load_trials
 from vsr_dist.config import load_config
 from vsr_dist.core.errors import BadConfigError, UserError
 
@@ -114,11 +114,14 @@ def test_an_interruption_fails_the_trial_and_a_rerun_goes_on(tmp_path, name):
     finally:
         signal.signal(signal.SIGINT, found)
     assert signal.getsignal(signal.SIGTERM) == before
-    assert states(study) == ["COMPLETE", "FAIL"]
+    assert states(study) == ["COMPLETE", "FAIL", "WAITING"]
     assert reason(study, 1) == "interrupted by Ctrl-C or SIGTERM"
     assert worker_is_gone(tmp_path)
-    run_study(study)  # The interrupted trial is made up for, the finished one counts.
+    run_study(study)  # The interrupted trial resumes under another number, and counts once.
     assert states(study) == ["COMPLETE", "FAIL", "COMPLETE"]
+    trials = load_trials(study)
+    assert [trial.number for trial in counted(trials)] == [0, 2] and trials[2].params == trials[1].params
+    assert trials[2].user_attrs["run_dirs"] == [str(study.trial_dir(1))]
 
 
 def test_a_complete_study_says_so_and_starts_nothing(tmp_path, capsys):
@@ -188,14 +191,14 @@ def test_a_changed_study_is_not_mixed_with_the_old_one(tmp_path):
     ("changes", "expected"),
     [
         ({"space": {"adversarial.wieght": SPACE["adversarial.weight"]}}, "did you mean 'adversarial.weight'"),
-        ({"objective": {"metric": "val/psnr"}}, "val/psnr is not computed by a validation"),
+        ({"objective": {"metric": "val/psnr"}}, "no training logs val/psnr "),
         (
             {"constraints": [{"name": "c", "metric": "drift/normalised_loss", "at_most": 0.9}]},
-            "drift/normalised_loss is not computed by a validation.*drift/normalized_loss",
+            "no training logs drift/normalised_loss.*drift/normalized_loss",
         ),
         (
             {"stop_when": [{"metric": "perf/clip_per_s", "below": 1.0}]},
-            "stop_when: perf/clip_per_s is not logged by a training.*perf/clips_per_s",
+            "stop_when: no training logs perf/clip_per_s.*perf/clips_per_s",
         ),
         (
             {
@@ -203,7 +206,7 @@ def test_a_changed_study_is_not_mixed_with_the_old_one(tmp_path):
                 "set": ["adversarial.weight=0"],
                 "space": {"discriminator.filters": SPACE["discriminator.filters"]},
             },
-            "constraint c: drift/auc needs a discriminator that plays",
+            "constraint c: drift/auc needs adversarial training",
         ),
         (
             {
@@ -231,6 +234,7 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path, changes, expect
 def test_a_folder_that_the_storage_does_not_know_is_not_taken_for_a_result(tmp_path):
     study = make_study(tmp_path, num_trials=1)
     run_study(study)
-    (study.directory / "journal.log").unlink()
-    with pytest.raises(UserError, match="trial_0000 is of a trial that the storage does not know"):
+    (study.directory / "study.db").unlink()
+    with pytest.raises(UserError, match="trial_0000 exists, but the storage does not know its trial; move it away"):
         run_study(study)
+    assert not counted(load_trials(study))

@@ -8,16 +8,21 @@ import numpy as np
 import pytest
 from scipy.stats import theilslopes
 
-from sweeps.curves import MissingMetricError, NoValueError, adversarial_start, read_rows, reduce_curve, tail
 from sweeps.objective import (
     Constraint,
+    MissingMetricError,
+    NoValueError,
     ObjectiveConfig,
     StopRule,
     Term,
+    adversarial_start,
     constraint_values,
     objective_points,
     objective_value,
+    read_rows,
+    reduce_curve,
     stop_reason,
+    tail,
     used_metrics,
 )
 from vsr_dist.core.errors import BadConfigError, UserError
@@ -83,7 +88,7 @@ def test_ratio_hinge_and_weight():
     assert both == pytest.approx(2.0 - 3.0)
     zero = [(1, {"val/tof": 1.0, "val_bicubic/tof": 0.0})]
     ratio = ObjectiveConfig(direction="minimize", terms=(Term("val/tof", relative_to="val_bicubic/tof"),))
-    with pytest.raises(NoValueError, match="the latter is 0 at step 1"):
+    with pytest.raises(NoValueError, match="the divisor is 0 at step 1"):
         objective_value(ratio, zero)
 
 
@@ -161,7 +166,7 @@ def test_a_constraint_that_cannot_be_told_names_itself_or_is_left_out():
 def test_a_stop_rule_needs_evaluations_in_succession():
     rule = StopRule("drift/normalized_loss", above=0.63, times=2)
     reason = stop_reason([rule], rows())
-    assert reason == "drift/normalized_loss 0.9, above 0.63 at 2 evaluations in succession, step 400"
+    assert reason == "drift/normalized_loss 0.9, above 0.63 at 2 consecutive evaluations, step 400"
     assert stop_reason([StopRule("drift/normalized_loss", above=0.63, times=5)], rows()) is None
     assert stop_reason([StopRule("drift/normalized_loss", above=0.63, times=2, after_step=400)], rows()).endswith("600")
     assert stop_reason([StopRule("drift/normalized_loss", above=0.63, times=2, after_step=600)], rows()) is None
@@ -174,7 +179,7 @@ def test_a_stop_rule_needs_evaluations_in_succession():
 @pytest.mark.parametrize("metric", ["loss_g/total", "loss_d/total", "drift/gradient_ratio", "drift/verdict_code"])
 def test_what_contains_the_tuned_weights_is_no_objective(metric):
     for make in (lambda: Term(metric), lambda: ObjectiveConfig(metric), lambda: Term("val/tof", relative_to=metric)):
-        with pytest.raises(BadConfigError, match="contains the weights that a study tunes"):
+        with pytest.raises(BadConfigError, match="contains the loss weights that a study tunes"):
             make()
 
 
@@ -182,16 +187,16 @@ def test_what_contains_the_tuned_weights_is_no_objective(metric):
     ("make", "message"),
     [
         (lambda: ObjectiveConfig("val/psnr_y", terms=(Term("val/tof"),)), "give metric or terms"),
-        (lambda: ObjectiveConfig("val/psnr_y", "minimize"), "one wants to maximize"),
-        (lambda: ObjectiveConfig(terms=(Term("val/tof"),)), "one wants to minimize"),
-        (lambda: ObjectiveConfig(direction="minimize", terms=(Term("val/psnr_y"),)), "other sign"),
-        (lambda: ObjectiveConfig(terms=(Term("val/psnr_y", below=30.0),)), "one wants to minimize"),
+        (lambda: ObjectiveConfig("val/psnr_y", "minimize"), "improves if you maximize it"),
+        (lambda: ObjectiveConfig(terms=(Term("val/tof"),)), "improves if you minimize it"),
+        (lambda: ObjectiveConfig(direction="minimize", terms=(Term("val/psnr_y"),)), "the sign of its weight"),
+        (lambda: ObjectiveConfig(terms=(Term("val/psnr_y", below=30.0),)), "improves if you minimize it"),
         (lambda: Term("val/tof", weight=0.0), "weight 0"),
         (lambda: Term("val/tof", above=1.0, below=2.0), "a term of its own"),
-        (lambda: Term("learning_rate/generator"), "no family"),
+        (lambda: Term("learning_rate/generator"), "does not measure a trial"),
         (lambda: Constraint("c", "val/tof"), "give at_most or at_least"),
         (lambda: Constraint("c", "val/tof", at_most=1.0, at_least=0.0), "not both"),
-        (lambda: Constraint("c", "loss_d/total", at_most=1.0), "constraint c: loss_d/total is of no family"),
+        (lambda: Constraint("c", "loss_d/total", at_most=1.0), "constraint c: loss_d/total does not measure"),
         (lambda: StopRule("val/tof"), "give above or below"),
         (lambda: StopRule("val/tof", above=1.0, times=0), "times of at least 1"),
     ],

@@ -7,26 +7,25 @@ from collections import Counter
 import psutil
 import pytest
 from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
 from sweeps_stub import make_study
 
 from sweeps import driver
 from sweeps.driver import run_study
-from sweeps.storage import Store, load_trials
+from sweeps.storage import counted, load_trials
 from vsr_dist.core.errors import UserError
 
 BOUND = {"name": "sharp", "metric": "val/psnr_y", "relative_to": "val_bicubic/psnr_y", "at_least": -9.0}
-
-
 # (Method, number of the call): whether it fails after it has done what it was asked for, which no driver can know.
 FAULTS = {
-    ("create", 2): True,
-    ("create", 4): False,
-    ("trials", 9): False,
-    ("report", 1): False,
-    ("note", 2): False,
-    ("constrain", 3): True,
-    ("complete", 1): True,
-    ("complete", 3): False,
+    ("_create_new_trial", 3): False,
+    ("_get_trials", 9): False,
+    ("set_trial_intermediate_value", 1): False,
+    ("set_trial_user_attr", 2): False,
+    ("set_trial_user_attr", 9): True,
+    ("set_trial_system_attr", 3): True,
+    ("set_trial_state_values", 1): False,
+    ("record_heartbeat", 2): False,
 }
 
 
@@ -34,7 +33,7 @@ def test_a_storage_that_fails_now_and_then_costs_nothing(tmp_path, monkeypatch, 
     calls = Counter()
 
     def flaky(method):
-        real = getattr(Store, method)
+        real = getattr(RDBStorage, method)
 
         def call(self, *arguments, **options):
             calls[method] += 1
@@ -47,34 +46,40 @@ def test_a_storage_that_fails_now_and_then_costs_nothing(tmp_path, monkeypatch, 
         return call
 
     for method in {method for method, _ in FAULTS}:
-        monkeypatch.setattr(Store, method, flaky(method))
+        monkeypatch.setattr(RDBStorage, method, flaky(method))
     monkeypatch.setattr(driver, "_STORAGE_PAUSE_S", 0.0)
-    study = make_study(tmp_path, num_trials=4, constraints=[BOUND])
+    study = make_study(tmp_path, num_trials=4, constraints=[BOUND], heartbeat_s=1, max_retries=9)
     run_study(study)
     output = capsys.readouterr().out
-    assert "asking again, trainings go on: server closed the connection unexpectedly" in output
+    assert "fails, trying again; trainings go on: server closed the connection" in output
+    assert "warning: no heartbeat recorded: server closed the connection" in output
     assert "the storage answers again" in output
     assert all(calls[method] >= number for method, number in FAULTS)
-    assert [trial.state.name for trial in load_trials(study)] == ["COMPLETE"] * 4
+    trials = load_trials(study)
+    assert [trial.state.name for trial in counted(trials)] == ["COMPLETE"] * 4
+    assert not [trial for trial in trials if not trial.state.is_finished()]
 
 
 def test_a_storage_that_stays_away_ends_the_driver_with_one_line(tmp_path, monkeypatch):
-    def gone(self):
-        if (tmp_path / "worker.pid").exists():
-            raise StorageInternalError("gone")
-        return trials(self)
+    def gone(method):
+        real = getattr(RDBStorage, method)
 
-    trial, trials = Store.trial, Store.trials
-    monkeypatch.setattr(Store, "trial", lambda self, number: gone(self) and trial(self, number))
-    monkeypatch.setattr(Store, "trials", gone)
-    monkeypatch.setattr(driver, "_STORAGE_PAUSE_S", 0.01)
-    monkeypatch.setattr(driver, "_STORAGE_PATIENCE_S", 0.1)
-    study = make_study(tmp_path, "hang", num_trials=2, lease_s=0.2)
-    with pytest.raises(UserError, match=r"has failed for .* mend it and start the study again"):
-        run_study(study)
+        def call(self, *arguments, **options):
+            if (tmp_path / "worker.pid").exists():
+                raise StorageInternalError("gone")
+            return real(self, *arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for method in ("record_heartbeat", "set_trial_state_values", "set_trial_user_attr", "_get_trials"):
+            patched.setattr(RDBStorage, method, gone(method))
+        patched.setattr(driver, "_STORAGE_PAUSE_S", 0.01)
+        patched.setattr(driver, "_STORAGE_PATIENCE_S", 0.1)
+        study = make_study(tmp_path, "hang", num_trials=2, trial_timeout_s=1.0)
+        with pytest.raises(UserError, match=r"has failed for .* repair it and start the study again"):
+            run_study(study)
     worker = int((tmp_path / "worker.pid").read_text())
     assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE
-    monkeypatch.setattr(Store, "trial", trial)
-    monkeypatch.setattr(Store, "trials", trials)
     # Left to the next driver, as if this one had been killed.
     assert [trial.state.name for trial in load_trials(study)] == ["RUNNING"]

@@ -30,8 +30,8 @@ def test_the_best_feasible_trial_becomes_a_configuration_of_its_own(tmp_path):
     assert config.adversarial.weight == best.params["adversarial.weight"]
     assert config.discriminator.filters == best.params["discriminator.filters"]
     head = path.read_text().splitlines()
-    assert head[0] == "# Best trial of study stub: trial 3, quality 0.7550, with fresh seeds 0.7650 +/- 0.0000 (n = 3)."
-    assert head[2] == "# The study's own overrides are still in it: train.steps=10."
+    assert head[0] == "# Best trial of study stub: trial 3, quality 0.7550, with new seeds 0.7650 +/- 0.0000 (n = 3)."
+    assert head[2] == "# The study's `set` is still in it: train.steps=10."
     _, elsewhere = promote(results.config, tmp_path / "new" / "gan.yaml")
     assert load_config(elsewhere) == config
 
@@ -41,23 +41,23 @@ def test_a_trial_can_be_picked_by_hand(tmp_path):
     picked, path = promote(results.config, None, 2)
     assert picked.number == 2 and load_config(path).adversarial.weight == picked.params["adversarial.weight"]
     text = path.read_text()
-    assert text.startswith("# Picked trial of study stub: trial 2, quality 0.8150.")
+    assert text.startswith("# Chosen trial of study stub: trial 2, quality 0.8150.")
     level = statistics.median(settling(0.95)[-5:])
-    assert f"# It misses constraints: not weak (tail_median(drift/normalized_loss) <= 0.75) is {level:.4g}" in text
-    with pytest.raises(UserError, match="has no trial 99; its numbers are 0 to 15"):
+    assert f"# It violates constraints: not weak (tail_median(drift/normalized_loss) <= 0.75) is {level:.4g}" in text
+    with pytest.raises(UserError, match=r"has no trial 99, .* the last number is 15"):
         promote(results.config, None, 99)
-    with pytest.raises(UserError, match=r"trial 13 has no result \(fail\)"):
+    with pytest.raises(UserError, match=r"trial 13 is not complete \(fail\)"):
         promote(results.config, None, 13)
 
 
 def test_without_a_feasible_trial_the_error_names_the_constraint(tmp_path):
     results = Results(tmp_path)
     results.add(settling(0.5), state=TrialState.FAIL, reason="NaN")
-    with pytest.raises(UserError, match=r"no trial of study stub has a result \(1 trials\)"):
+    with pytest.raises(UserError, match=r"study stub has no complete trial \(1 trials\)"):
         promote(results.config, None)
     for level in (0.95, 0.97, 0.2):
         results.add(settling(level))
-    message = "No trial is feasible. Of 3 settings with a result, 2 miss the constraint not weak"
+    message = "No trial is feasible. Of 3 complete settings, 2 violate the constraint not weak"
     with pytest.raises(UserError, match=message) as caught:
         promote(results.config, None)
     assert "--number" in str(caught.value) and "\n" not in str(caught.value)
@@ -69,14 +69,14 @@ def test_promotion_needs_the_trials_folder(tmp_path):
     results = Results(tmp_path)
     results.add(settling(0.5), params=parameters(4))
     (results.config.trial_dir(0) / "config.yaml").unlink()
-    with pytest.raises(UserError, match=r"trial 0 is to be promoted, but .*config.yaml is gone"):
+    with pytest.raises(UserError, match=r"trial 0 cannot be promoted: .*config.yaml is missing"):
         promote(results.config, None)
 
 
 def test_without_a_study_there_is_nothing_to_report_or_promote(tmp_path):
     config = make_study(tmp_path)
     for action in (lambda: write_report(config), lambda: promote(config, None)):
-        with pytest.raises(UserError, match=r"no study stub in .*journal.log; start it with"):
+        with pytest.raises(UserError, match=r"no study stub in .*study.db; start it with"):
             action()
     assert not config.directory.exists()
 

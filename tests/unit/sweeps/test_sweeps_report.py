@@ -1,4 +1,4 @@
-"""The report: facts, words, tables, pictures and page, on constructed trials in a real journal."""
+"""The report: facts, words, tables, pictures and page, on constructed trials in a real database."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ import pytest
 from optuna.trial import TrialState
 from sweeps_results import CONSTRAINTS, Results, climbing, full_study, parameters, settling
 
-from sweeps.findings import Findings
-from sweeps.importance import importances
-from sweeps.report import write_report
-from sweeps.report_text import answer, labels_of
-from sweeps.storage import load_trials
+from sweeps.findings import load_findings
+from sweeps.report import importances, inline_html, labels_of, write_report
+from sweeps.storage import load_trials, open_storage
 from vsr_dist.core.errors import UserError
-from vsr_dist.core.report_blocks import Items, Paragraph, Table, to_html, to_markdown
 
 TWO = [
     {"metric": "val/psnr_y"},
@@ -40,7 +37,7 @@ def study(tmp_path_factory):
 
 
 def findings_of(results):
-    return Findings(results.config, load_trials(results.config))
+    return load_findings(results.config)
 
 
 def tables(text):
@@ -53,17 +50,17 @@ def tables(text):
 def test_the_head_says_what_was_found(study):
     _, files = study
     text = files.markdown.read_text()
-    assert "16 trials of" in text and ": 13 with a result, 1 pruned, 1 failed, 1 running." in text
+    assert "16 trials of" in text and ": 13 complete, 1 pruned, 1 failed, 1 running." in text
     assert "minimize `val/tof / val_bicubic/tof + 0.5 * max(val/tdiff / val_bicubic/tdiff - 1, 0)`" in text
-    assert "7 of 12 settings are feasible. Best: **trial 3**, quality 0.7550; repeated with fresh seeds: 0.7650" in text
+    assert "7 of 12 settings are feasible. Best: **trial 3**, quality 0.7550; repeated with new seeds: 0.7650" in text
     assert "- Trial 13: RuntimeError: out of memory on rank 1 (exit status 17)" in text
-    assert "- Trial 12: drift/dead_fraction 0.8, above 0.5 at 3 evaluations" in text
+    assert "- Trial 12: drift/dead_fraction 0.8, above 0.5 at 3 consecutive evaluations" in text
 
 
 def test_the_best_trials_are_feasible_first_and_repeated_first(study):
     _, files = study
     header, rows = tables(files.markdown.read_text())[0]
-    assert header[:5] == ["trial", "role", "quality", "fresh seeds, mean +/- s.d.", "feasible"]
+    assert header[:5] == ["trial", "role", "quality", "new seeds, mean +/- s.d.", "feasible"]
     feasible = [row[4].startswith("yes") for row in rows]
     assert feasible == sorted(feasible, reverse=True)
     assert rows[0][0] == "3" and rows[0][3] == "0.7650 +/- 0.0000 (n = 3)" and rows[0][4] == "yes; 3 of 3 repeats"
@@ -75,7 +72,7 @@ def test_the_best_trials_are_feasible_first_and_repeated_first(study):
 def test_the_settings_of_the_best_stand_beside_the_given_one(study):
     results, files = study
     header, rows = tables(files.markdown.read_text())[2]
-    assert header == ["parameter", "tried", "trial 0 (given)", "trial 3", "trial 7", "trial 10", "trial 5"]
+    assert header == ["parameter", "range", "trial 0 (given)", "trial 3", "trial 7", "trial 10", "trial 5"]
     cells = {row[0]: row[1:] for row in rows}
     assert set(cells) == {f"`{path}`" for path in results.config.space}
     trials = load_trials(results.config)
@@ -94,7 +91,7 @@ def test_constraints_are_shown_one_by_one(study):
     assert by_name["not weak"][1:4] == [
         "`tail_median(drift/normalized_loss) <= 0.75`",
         "8 of 12",
-        f"{level:.4g} missed",
+        f"{level:.4g} violated",
     ]
     assert by_name["not weak"][4] == f"{np.median(settling(0.6)[-5:]):.4g} met"
     assert by_name["keeps fidelity"][4].endswith(" met")
@@ -206,12 +203,12 @@ def test_when_nothing_is_feasible_the_report_says_what_fails_most(tmp_path):
     found = findings_of(results)
     assert found.best is None and found.most_failed() == ("not weak", 2)
     expected = (
-        "**No trial is feasible.** Of 3 settings with a result, 2 miss the constraint `not weak`, more than any other."
+        "**No trial is feasible.** Of 3 complete settings, 2 violate the constraint `not weak`, more than any other."
     )
-    assert answer(found) == expected
+    assert found.answer == expected
     text = write_report(results.config).markdown.read_text()
     assert expected in text
-    assert "3 trials with a result are too few to say which of 5 parameters matter; from 10 on" in text
+    assert "3 complete trials are too few for importances of 5 parameters; 10 needed" in text
     assert "report_importance" not in text
 
 
@@ -221,7 +218,7 @@ def test_a_study_that_has_only_begun_has_a_report(tmp_path):
         write_report(results.config)
     results.add(settling(0.5, 3), state=TrialState.RUNNING)
     text = write_report(results.config).markdown.read_text()
-    assert "1 trials of" in text and "1 running" in text and "No trial has a result yet." in text
+    assert "1 trials of" in text and "1 running" in text and "No trial is complete yet." in text
 
 
 def test_importances_find_what_matters_and_state_n(tmp_path):
@@ -231,12 +228,10 @@ def test_importances_find_what_matters_and_state_n(tmp_path):
         results.add(settling(0.5), tof=0.5 + share)
         results.add(settling(0.5), tof=9.0, role="repeat", repeat_of=number) if number < 2 else None
     found = importances(findings_of(results))
-    assert found.num_trials == 24
-    assert set(found.shares) == {"PED-ANOVA", "fANOVA"}
-    for shares in found.shares.values():
-        assert max(shares, key=shares.get) == "discriminator.dropout"
-        assert sum(shares.values()) == pytest.approx(1.0)
+    assert max(found, key=found.get) == "discriminator.dropout"
+    assert sum(found.values()) == pytest.approx(1.0)
     assert importances(findings_of(results)) == found
+    assert "quality (n = 24)" in write_report(results.config).markdown.read_text()
 
 
 def test_importances_look_at_the_best_trials_in_either_direction(tmp_path):
@@ -249,7 +244,7 @@ def test_importances_look_at_the_best_trials_in_either_direction(tmp_path):
             values = parameters(number)
             badness = values["discriminator.dropout"] if values["discriminator.filters"] < 32 else 0.4
             results.add(settling(0.5, 2), tof=1.0 + badness + number / 1e4, psnr=29.0 - badness - number / 1e4)
-        found.append(importances(findings_of(results)).shares["PED-ANOVA"])
+        found.append(importances(findings_of(results)))
     assert found[0] == pytest.approx(found[1])
 
 
@@ -261,9 +256,28 @@ def test_names_are_short_and_different():
     ]
 
 
-def test_texts_from_outside_do_no_harm():
-    blocks = [Paragraph("a <b> `c|d` ** e"), Items(("one `odd",)), Table(("x|y",), (("1 | 2",),))]
-    assert to_markdown(blocks) == "a <b> `c|d` ** e\n\n- one `odd\n\n| x\\|y |\n| --- |\n| 1 \\| 2 |\n"
-    page = to_html(blocks, "<t>", {})
-    assert "<title>&lt;t&gt;</title>" in page and "a &lt;b&gt; <code>c|d</code> ** e" in page
-    assert "<li>one `odd</li>" in page
+def test_texts_from_outside_do_no_harm(tmp_path):
+    assert inline_html("a <b> `c|d` ** e") == "a &lt;b&gt; <code>c|d</code> ** e"
+    results = Results(tmp_path)
+    results.add(settling(0.5), state=TrialState.FAIL, reason="<script> `odd | **")
+    files = write_report(results.config)
+    assert "- Trial 0: <script> `odd | **" in files.markdown.read_text()
+    assert "<li>Trial 0: &lt;script&gt; `odd | **</li>" in files.page.read_text()
+
+
+def test_a_trial_that_was_retried_is_reported_once(tmp_path):
+    results = Results(tmp_path, constraints=[])
+    results.add(settling(0.5), state=TrialState.FAIL, reason="interrupted")
+    results.add(settling(0.5), params=parameters(0))
+    lost = optuna.load_study(study_name="stub", storage=open_storage(results.config))
+    trial = lost.trials[1]
+    copy = optuna.trial.create_trial(
+        values=trial.values,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs=trial.user_attrs,
+        system_attrs={"failed_trial": 1, "retry_history": [0, 1]},
+    )
+    lost.add_trial(copy)
+    assert [found.number for found in findings_of(results).trials] == [2]
+    assert "1 trials of" in write_report(results.config).markdown.read_text()

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sweeps.config import LaunchConfig, ObjectiveConfig, load_study, parse_study
 from sweeps.space import Categorical, FloatRange
-from sweeps.study_config import LaunchConfig, ObjectiveConfig, load_study, parse_study
 from vsr_dist.core.errors import BadConfigError
 
 MINIMAL = """
@@ -58,6 +58,12 @@ def test_the_demo_study_says_what_it_should():
         ({"workers": 0}, "workers is 0; expected at least 1"),
         ({"stall_timeout_s": 0}, "stall_timeout_s is 0"),
         ({"max_retries": -1}, "max_retries is -1"),
+        ({"heartbeat_s": 0}, "heartbeat_s is 0"),
+        ({"objective": {"metric": "val/stlpips"}}, "val/stlpips improves if you minimize it"),
+        (
+            {"objective": {"metric": "val/psnr_rgb", "direction": "minimize"}},
+            "val/psnr_rgb improves if you maximize it",
+        ),
         ({"sampler": {"kind": "tpee"}}, "tpee"),
         ({"pruner": {"kind": "median", "startup_trials": -1}}, "startup_trials is -1"),
         ({"repeat": {"top": -1}}, "expected top of at least 0"),
@@ -66,16 +72,15 @@ def test_the_demo_study_says_what_it_should():
         ({"objective": {}, "objectives": [{}]}, "give one of the two"),
         ({"objectives": []}, "objectives: expected at least one"),
         ({"objectives": [{}, {}], "pruner": {"kind": "median"}}, "pruner.kind median needs one objective"),
-        ({"objectives": [{}, {}], "sampler": {"kind": "gp"}}, "sampler.kind gp needs one objective"),
         ({"objectives": [{}, {}], "repeat": {"top": 1}}, "repeat.top needs one objective"),
         ({"name": "my study"}, "expected letters, digits"),
         ({"set": ["run_dir=x"]}, "the driver sets run_dir"),
         ({"set": ["loss.tv=1"]}, "loss.tv is in the space as well"),
         ({"storage": "mysql://host/db"}, "expected sqlite:///FILE, postgresql+psycopg://"),
-        ({"objective": {"metric": "loss_g/total"}}, "contains the weights that a study tunes"),
-        ({"objective": {"metric": "learning_rate/generator"}}, "use a validation metric such as val/psnr_y"),
-        ({"objective": {"metric": "val/tof"}}, "of val/tof one wants to minimize"),
-        ({"objective": {"metric": "val/ssim_y", "direction": "minimize"}}, "one wants to maximize"),
+        ({"objective": {"metric": "loss_g/total"}}, "contains the loss weights that a study tunes"),
+        ({"objective": {"metric": "learning_rate/generator"}}, "does not measure a trial's quality"),
+        ({"objective": {"metric": "val/tof"}}, "val/tof improves if you minimize it"),
+        ({"objective": {"metric": "val/ssim_y", "direction": "minimize"}}, "improves if you maximize it"),
         ({"objective": {"direction": "upwards"}}, "upwards"),
         ({"launch": {}}, "give config_file (an accelerate configuration) or command"),
         ({"launch": {"config_file": "a", "command": ["b"]}}, "and not both"),

@@ -17,9 +17,9 @@ from mlflow_server import free_port
 from optuna.trial import TrialState
 from sweeps_results import Results, full_study, settling
 
-from sweeps.publish import publish_report
-from sweeps.study_config import StudyConfig
-from sweeps.tracking_overrides import tracking_overrides
+from sweeps.config import StudyConfig
+from sweeps.report import publish_report
+from sweeps.trial import TrialPlan, training_options
 from vsr_dist.config import Config, check_config, load_config, parse_config
 from vsr_dist.core.config_io import apply_overrides
 from vsr_dist.core.errors import BadConfigError, run_cli
@@ -40,9 +40,8 @@ def track_base(config: StudyConfig, uri: str, **more: object) -> None:
 def track_trial(config: StudyConfig, number: int, parameters: dict[str, object]) -> Config:
     """A run as the trial's training would make it, with one value of the objective."""
     tree = yaml.safe_load(Path(config.base).read_text())
-    overrides = tracking_overrides(config, number, parameters)
-    own = [f"{path}={value!r}" for path, value in parameters.items()]
-    tree = apply_overrides(tree, [*own, *overrides, f"run_dir={config.directory / f'tracked_{number}'}"])
+    plan = TrialPlan(number, parameters, "search", (0,), (config.directory / f"tracked_{number}",))
+    tree = apply_overrides(tree, training_options(config, plan, 0)[3:-2:2])
     resolved = parse_config(tree, "trial")
     Path(resolved.run_dir).mkdir(parents=True)
     tracker = open_tracker(resolved.tracking, resolved.name, Path(resolved.run_dir), resume_step=0)
@@ -127,14 +126,14 @@ def test_a_further_parameter_may_not_take_the_name_of_a_setting(tmp_path):
         check_config(load_config(Path(results.config.base), overrides))
 
 
-def test_optuna_dashboard_reads_the_journal(tmp_path):
+def test_optuna_dashboard_reads_the_study(tmp_path):
     results = full_study(tmp_path)
     port = free_port()
-    journal = results.config.directory / "journal.log"
+    database = f"sqlite:///{results.config.directory}/study.db"
     program = Path(sys.executable).parent / "optuna-dashboard"
     with (tmp_path / "dashboard.log").open("wb") as log:
         process = subprocess.Popen(
-            [str(program), str(journal), "--host", "127.0.0.1", "--port", str(port)],
+            [str(program), database, "--host", "127.0.0.1", "--port", str(port)],
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},

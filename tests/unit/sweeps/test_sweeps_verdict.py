@@ -7,9 +7,7 @@ import json
 import pytest
 from sweeps_stub import make_study
 
-from sweeps.blame import last_error, why_no_summary
-from sweeps.training_process import Ending
-from sweeps.verdict import Verdict, combine, judge
+from sweeps.verdict import Ending, Verdict, combine, judge, last_error, why_no_summary
 
 TORCHRUN_LOG = """\
 Traceback (most recent call last):
@@ -68,7 +66,7 @@ def test_a_finite_objective_is_the_result_whatever_the_exit_status(tmp_path):
         (None, Ending(-9, 5.0), "the training was killed (exit status -9)"),
         (None, Ending(-6, 5.0), "the training was ended by SIGABRT (exit status -6)"),
         (None, Ending(0, 5.0), "RuntimeError: late (exit status 0)"),
-        (None, Ending(None, 5.0), "RuntimeError: late (exit status unknown, for an earlier driver started it)"),
+        (None, Ending(None, 5.0), "RuntimeError: late (exit status unknown)"),
         (None, Ending(None, 61.0, "time_limit"), "stopped after 61 s, the study's trial_timeout_s"),
         (None, Ending(-15, 61.0, "stall"), "nothing new in its metrics or output for stall_timeout_s"),
         ("{", Ending(0, 5.0), "summary.json is not what a training run writes"),
