@@ -25,10 +25,9 @@ from pathlib import Path
 
 from machine import describe_machine
 
+from sweeps.config import StudyConfig, check_study, parse_study
 from sweeps.driver import run_study
-from sweeps.preflight import check_study
 from sweeps.storage import load_trials
-from sweeps.study_config import StudyConfig, parse_study
 
 RESULT = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "study_overhead.json"
 WANTED_OVERHEAD_S, WANTED_RATIO, NUM_ALONE = 1.0, 0.6, 5
@@ -64,8 +63,8 @@ def make_study(folder: Path, seconds: float, *, trials: int, workers: int, stora
         "launch": {"command": [sys.executable, str(folder / "trainer.py"), str(seconds)]},
         "space": {"adversarial.weight": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}},
     }
-    if storage == "sqlite":
-        tree["storage"] = f"sqlite:///{folder}/study.db"
+    if storage == "journal":
+        tree["storage"] = f"journal:{folder}/journal.log"
     return parse_study(tree, "study_overhead")
 
 

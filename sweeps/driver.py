@@ -14,13 +14,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
 import optuna
+import psutil
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, PatientPruner
 from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
@@ -133,23 +134,29 @@ class _Driver:
 
     def run(self) -> None:
         """Until nothing is left to do. No training, and no trial in state RUNNING, is left by this driver."""
-        # Daemons: a second Ctrl-C ends this process at once, and the supervisors kill the trainings.
-        threads = [
-            threading.Thread(target=self._work, args=(worker,), daemon=True) for worker in range(self.config.workers)
-        ]
-        for thread in threads:
-            thread.start()
+        for worker in range(self.config.workers):
+            threading.Thread(target=self._work, args=(worker,)).start()
         try:
             self._finished.get()
         except KeyboardInterrupt:
             say("stopping: trainings save and end; press Ctrl-C again to kill them")
             self.stopping.set()
-            self._finished.get()
+            self._wait_or_kill()
             raise
         if isinstance(self._error, _StorageAwayError):
             raise UserError(str(self._error)) from self._error
         if self._error is not None:
             raise self._error
+
+    def _wait_or_kill(self) -> None:
+        """Wait for the workers; a further Ctrl-C asks the supervisors to kill the trainings."""
+        while True:
+            try:
+                return self._finished.get()
+            except KeyboardInterrupt:
+                for child in psutil.Process().children():
+                    with suppress(psutil.NoSuchProcess):
+                        child.terminate()
 
     def _work(self, worker: int) -> None:
         """One worker: one trial after another."""

@@ -155,7 +155,7 @@ _LOSSES = ("loss_", "loss/")
 _NOT_IN_OBJECTIVE = ("drift/gradient_ratio", "drift/verdict_code")
 # Which direction is better. Image metrics have it in the table of `vsr_dist.metrics`.
 _BETTER: dict[str, Direction] = {
-    **{f"val/{metric.name}": "maximize" if metric.direction > 0 else "minimize" for metric in TABLE},
+    **{f"val/{m.name}": "maximize" if m.direction > 0 else "minimize" for m in TABLE if m.direction},
     "drift/normalized_loss": "minimize",
     "drift/dead_fraction": "minimize",
     "drift/paired_accuracy": "maximize",

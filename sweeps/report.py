@@ -1,24 +1,19 @@
 """What a study found: `report.md`, `report.html` and `report.csv` in its folder, and a run of its own in MLflow.
 
-Plots are Optuna's; the drift curves are drawn here. Words and layout are in `templates/`.
+Plots are Optuna's; the drift curves are drawn here.
 """
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
 import io
 import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import matplotlib
 import optuna
 from matplotlib import pyplot
@@ -37,12 +32,12 @@ from sweeps.storage import REPEAT_OF, load_trials, role_of
 from vsr_dist.config import load_config
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import UserError
+from vsr_dist.core.report_blocks import Block, Heading, Items, Paragraph, Picture, Table, to_html, to_markdown
 from vsr_dist.training.drift import NORMALISED_LOSS
 from vsr_dist.training.tracked_runs import log_own_run
 
 matplotlib.use("Agg")
 MARKDOWN_NAME, HTML_NAME, CSV_NAME = "report.md", "report.html", "report.csv"
-_TEMPLATES = Path(__file__).with_name("templates")
 _DPI, _HEIGHT_INCHES = 110, 4.8
 # PED-ANOVA compares the best quarter: its own default of a tenth is a trial or two in a small study.
 _BEST_SHARE = 0.25
@@ -68,16 +63,7 @@ class ReportFiles:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows of texts under a header; `folded`: the summary of a table that is closed at first in HTML."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    folded: str | None = None
-
-
-@dataclass(frozen=True)
-class Picture:
+class ReportPicture:
     """One figure of the report."""
 
     name: str
@@ -130,8 +116,13 @@ def write_report(config: StudyConfig, findings: Findings | None = None) -> Repor
         pictures = report_pictures(findings)
         contents = {picture.name: _png(picture.figure) for picture in pictures}
     names = tuple(contents)
-    markdown, page = _render(findings, pictures, contents)
-    contents |= {MARKDOWN_NAME: markdown.encode(), HTML_NAME: page.encode(), CSV_NAME: report_csv(findings).encode()}
+    blocks = report_blocks(findings, pictures)
+    page = to_html(blocks, f"Study {config.name}", contents)
+    contents |= {
+        MARKDOWN_NAME: to_markdown(blocks).encode(),
+        HTML_NAME: page.encode(),
+        CSV_NAME: report_csv(findings).encode(),
+    }
     folder = config.directory
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
@@ -141,43 +132,30 @@ def write_report(config: StudyConfig, findings: Findings | None = None) -> Repor
     )
 
 
-def _render(findings: Findings, pictures: Sequence[Picture], pngs: dict[str, bytes]) -> tuple[str, str]:
-    """(Markdown, HTML) from the templates."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES), undefined=jinja2.StrictUndefined, autoescape=False
-    )
-    environment.filters |= {"inline": inline_html, "code": lambda text: f"`{text}`"}
-    tables, refusals = importance_tables(findings)
-    endings = []
+def report_blocks(findings: Findings, pictures: Sequence[ReportPicture]) -> list[Block]:
+    """The report from top to bottom."""
+    config, best = findings.config, best_table(findings)
+    blocks: list[Block] = [Heading(f"Study {config.name}", 1), Paragraph(findings.summary), Paragraph(findings.answer)]
+    if config.set:
+        blocks.append(Paragraph(f"Every trial was trained with {', '.join(f'`{item}`' for item in config.set)}."))
+    if best is not None:
+        blocks.append(Heading("Best trials"))
+        if findings.has_repeats:
+            blocks.append(Paragraph("Feasible settings first; among them repeated ones first, by their mean."))
+        blocks.append(best)
+    constraints = constraint_table(findings)
+    if constraints is not None:
+        blocks += [Heading("Constraints"), constraints]
+    blocks += [Heading("Settings"), settings_table(findings)]
+    for picture in pictures:
+        blocks += [Heading(picture.heading), Picture(picture.name, picture.caption)]
+    blocks += [Heading("Parameter importances"), *importance_blocks(findings)]
     for state, heading in ((TrialState.FAIL, "Failed trials"), (TrialState.PRUNED, "Pruned trials")):
         found = findings.in_state(state)
         if found:
-            reasons = [f"Trial {trial.number}: {' '.join(findings.why_not(trial).split())}" for trial in found]
-            endings.append((heading, reasons))
-    context: dict[str, Any] = {
-        "config": findings.config,
-        "findings": findings,
-        "best": best_table(findings),
-        "constraints": constraint_table(findings),
-        "settings": settings_table(findings),
-        "figures": [(picture.name, picture.heading, picture.caption) for picture in pictures],
-        "importances": tables,
-        "no_importances": refusals,
-        "endings": endings,
-        "everything": all_trials_table(findings),
-        "pictures": {name: base64.b64encode(content).decode("ascii") for name, content in pngs.items()},
-    }
-    report = environment.get_template("report.j2")
-    markdown = report.render(context, macros="markdown.j2").rstrip() + "\n"
-    body = report.render(context, macros="html.j2")
-    page = environment.get_template("page.html.j2").render(title=f"Study {findings.config.name}", body=body)
-    return markdown, page
-
-
-def inline_html(text: str) -> str:
-    """Escaped text, with `code` and **bold** as HTML."""
-    escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
-    return re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", escaped)
+            reasons = (f"Trial {trial.number}: {' '.join(findings.why_not(trial).split())}" for trial in found)
+            blocks += [Heading(heading), Items(tuple(reasons))]
+    return [*blocks, Heading("All trials"), all_trials_table(findings), Paragraph("All values are in `report.csv`.")]
 
 
 def best_table(findings: Findings) -> Table | None:
@@ -196,8 +174,8 @@ def best_table(findings: Findings) -> Table | None:
         if config.constraints:
             word = "yes" if findings.is_feasible(trial) else "no"
             row.append(f"{word}; {repeats.num_feasible} of {len(repeats.values)} repeats" if repeats else word)
-        rows.append(row)
-    return Table(header, rows)
+        rows.append(tuple(row))
+    return Table(tuple(header), tuple(rows))
 
 
 def constraint_table(findings: Findings) -> Table | None:
@@ -212,26 +190,26 @@ def constraint_table(findings: Findings) -> Table | None:
         row = [constraint.name, f"`{constraint.describe()}`", f"{num_met} of {len(excess)}"]
         for trial in columns:
             value = findings.excess(trial).get(constraint.name)
-            word = "met" if value is not None and value <= 0 else "violated"
+            word = "met" if value is not None and value <= 0 else "missed"
             row.append("not measured" if value is None else f"{constraint.measured(value):.4g} {word}")
-        rows.append(row)
-    return Table(["constraint", "rule", "met by", *map(_column_heading, columns)], rows)
+        rows.append(tuple(row))
+    return Table(("constraint", "rule", "met by", *map(_column_heading, columns)), tuple(rows))
 
 
 def settings_table(findings: Findings) -> Table:
     """The space, and the values of the best and the given settings."""
     columns = findings.compared
-    rows = [
-        [f"`{path}`", _describe_dimension(dimension), *(format_value(trial.params.get(path, "")) for trial in columns)]
+    rows = tuple(
+        (f"`{path}`", _describe_dimension(dimension), *(format_value(trial.params.get(path, "")) for trial in columns))
         for path, dimension in findings.config.space.items()
-    ]
-    return Table(["parameter", "range", *map(_column_heading, columns)], rows)
+    )
+    return Table(("parameter", "range", *map(_column_heading, columns)), rows)
 
 
 def all_trials_table(findings: Findings) -> Table:
     """Every trial that counts, by number."""
     config = findings.config
-    header = ["trial", "role", "state", *(objective.title for objective in config.objectives), "feasible", "seconds"]
+    header = ("trial", "role", "state", *(objective.title for objective in config.objectives), "feasible", "seconds")
     rows = []
     for trial in findings.trials:
         values = [f"{value:.4f}" for value in trial.values] if trial.values else [""] * len(config.objectives)
@@ -239,22 +217,29 @@ def all_trials_table(findings: Findings) -> Table:
         seconds = "" if trial.duration is None else f"{trial.duration.total_seconds():.0f}"
         of = trial.user_attrs.get(REPEAT_OF)
         role = role_of(trial) if of is None else f"{role_of(trial)} of {of}"
-        rows.append([str(trial.number), role, STATE_NAMES[trial.state], *values, feasible, seconds])
-    return Table(header, rows, folded=f"{len(rows)} trials")
+        rows.append((str(trial.number), role, STATE_NAMES[trial.state], *values, feasible, seconds))
+    return Table(header, tuple(rows), folded=f"{len(rows)} trials")
 
 
-def importance_tables(findings: Findings) -> tuple[list[Table], list[str]]:
+def importance_blocks(findings: Findings) -> list[Block]:
     """By objective, a table of importances with the number of trials, or the reason why there is none."""
-    tables, refusals = [], []
+    labels, num = labels_of(list(findings.config.space)), len(_comparable(findings))
+    blocks: list[Block] = []
     for place, objective in enumerate(findings.config.objectives):
         found = importances(findings, place)
         if isinstance(found, str):
-            refusals.append(f"`{objective.title}`: {found}.")
+            blocks.append(Paragraph(f"`{objective.title}`: {found}."))
         else:
-            labels, num = labels_of(list(findings.config.space)), len(_comparable(findings))
-            rows = [[labels[path], f"{share:.2f}"] for path, share in found.items()]
-            tables.append(Table([f"{objective.title} (n = {num})", "PED-ANOVA"], rows))
-    return tables, refusals
+            rows = tuple((labels[path], f"{share:.2f}") for path, share in found.items())
+            blocks.append(Table((f"{objective.title} (n = {num})", "PED-ANOVA"), rows))
+    if any(isinstance(block, Table) for block in blocks):
+        blocks.append(
+            Paragraph(
+                "PED-ANOVA compares the best quarter of the trials with all of them. With few trials the shares are "
+                "rough: a small share does not mean that a parameter has no effect."
+            )
+        )
+    return blocks
 
 
 def importances(findings: Findings, place: int = 0) -> dict[str, float] | str:
@@ -298,33 +283,35 @@ def _study_of(findings: Findings, *places: int) -> optuna.Study:
     return study
 
 
-def report_pictures(findings: Findings) -> list[Picture]:
+def report_pictures(findings: Findings) -> list[ReportPicture]:
     """The figures of the report; none that would be empty."""
     config, found = findings.config, []
     drift = drift_figure(findings)
     if drift is not None:
         caption = "Held-out discriminator loss over its chance value, by step; thin lines are repeats with new seeds"
-        found.append(Picture("report_drift.png", "Drift of the best and of the given settings", caption, drift))
+        found.append(ReportPicture("report_drift.png", "Drift of the best and of the given settings", caption, drift))
     if not _comparable(findings):
         return found
     for place, objective in enumerate(config.objectives):
         suffix, title = f"_{place}" if config.is_multi_objective else "", objective.title
         study, width = _study_of(findings, place), max(8.0, 1.6 * len(config.space) + 2.0)
         figure = _figure(partial(plots.plot_optimization_history, study, target_name=title))
-        found.append(Picture(f"report_history{suffix}.png", f"History of {title}", "The objective by trial", figure))
+        found.append(
+            ReportPicture(f"report_history{suffix}.png", f"History of {title}", "The objective by trial", figure)
+        )
         if len(config.space) > 1:
             figure = _figure(partial(plots.plot_parallel_coordinate, study, target_name=title), width)
             caption = "Every complete setting is a line; dotted ones are not feasible"
-            found.append(Picture(f"report_parallel{suffix}.png", f"Settings and {title}", caption, figure))
+            found.append(ReportPicture(f"report_parallel{suffix}.png", f"Settings and {title}", caption, figure))
         if not isinstance(importances(findings, place), str):
             evaluator = PedAnovaImportanceEvaluator(target_quantile=_BEST_SHARE)
             figure = _figure(partial(plots.plot_param_importances, study, evaluator, target_name=title))
             caption = "Share of each parameter by PED-ANOVA"
-            found.append(Picture(f"report_importance{suffix}.png", f"Importances for {title}", caption, figure))
+            found.append(ReportPicture(f"report_importance{suffix}.png", f"Importances for {title}", caption, figure))
     if config.is_multi_objective and len(config.objectives) <= _MAX_PARETO_OBJECTIVES:
         study, titles = _study_of(findings, *range(len(config.objectives))), [one.title for one in config.objectives]
         figure = _figure(partial(plots.plot_pareto_front, study, target_names=titles))
-        found.append(Picture("report_pareto.png", "Pareto front", "Settings and the Pareto front", figure))
+        found.append(ReportPicture("report_pareto.png", "Pareto front", "Settings and the Pareto front", figure))
     return found
 
 

@@ -31,12 +31,16 @@ _CANNOT_START = 127
 
 
 class _StopRequests:
-    """How many SIGTERMs came; the death of the parent counts as one."""
+    """How many SIGTERMs came, and whether the parent lives."""
 
     def __init__(self, parent_pid: int) -> None:
         self._parent_pid = parent_pid
         self.count = 0
         signal.signal(signal.SIGTERM, self._on_sigterm)
+        # Only wakes this process up. It may come several times: the kernel sends it whenever a thread of a dying parent
+        # hands its children over to another thread.
+        signal.signal(signal.SIGHUP, lambda number, frame: None)
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGHUP)
 
     def _on_sigterm(self, number: int, frame: object) -> None:
         self.count += 1
@@ -50,7 +54,6 @@ def main(argv: Sequence[str]) -> int:
     """See the module's text; returns the exit status, or ends by the signal that ended the command."""
     lock_path, grace_s, parent_pid, *command = argv
     requests = _StopRequests(int(parent_pid))
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     with open(lock_path, "a", encoding="ascii") as lock:
         while not _try_lock(lock.fileno()):

@@ -132,6 +132,9 @@ elif behaviour == "hopeless":
 
 for step in (5, 10):
     log(step, metrics)
+pictures = run_dir / "samples" / "step_00000010"
+pictures.mkdir(parents=True, exist_ok=True)
+(pictures / "clip.png").write_bytes(b"a picture")
 (run_dir / "summary.json").write_text(
     json.dumps({"exit_reason": "finished", "metrics": metrics, "clips_per_s": 4.0, "mlflow_run_id": f"run{number}"})
 )

@@ -12,11 +12,12 @@ from pathlib import Path
 import optuna
 import psutil
 import pytest
+from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
 from sweeps_stub import SPACE, make_study
 
 from sweeps.driver import run_study
-from sweeps.storage import counted, load_trials
+from sweeps.storage import counted, load_trials, open_storage
 from vsr_dist.config import load_config
 from vsr_dist.core.errors import BadConfigError, UserError
 
@@ -51,6 +52,9 @@ def test_a_study_runs_all_its_trials_and_finds_the_best(tmp_path, capsys):
     assert (facts["clips_per_s"], facts["role"], facts["seeds"]) == (4.0, "search", [0])
     assert facts["run_dirs"] == [str(study.trial_dir(2))]
     assert trials[2].intermediate_values == {5: trials[2].value, 10: trials[2].value}
+    (picture,) = get_all_artifact_meta(trials[2], storage=open_storage(study))
+    assert picture.filename == "clip.png" and picture.mimetype == "image/png"
+    assert (study.directory / "artifacts" / picture.artifact_id).read_bytes() == b"a picture"
     printed = capsys.readouterr().out
     assert "trial 3: val/psnr_y" in printed
     assert f"best: trial {best.number}, val/psnr_y" in printed
