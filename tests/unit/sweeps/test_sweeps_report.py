@@ -78,7 +78,7 @@ def test_the_settings_of_the_best_stand_beside_the_given_one(study):
     trials = load_trials(results.config)
     assert cells["`adversarial.weight`"][:2] == ["0.0001 to 0.1 (logarithmic)", "0.001"]
     assert float(cells["`adversarial.weight`"][2]) == pytest.approx(trials[3].params["adversarial.weight"], rel=1e-3)
-    assert cells["`objective`"][1:] == [trials[n].params["objective"] for n in (0, 3, 7, 10, 5)]
+    assert cells["`adversarial.loss`"][1:] == [trials[n].params["adversarial.loss"] for n in (0, 3, 7, 10, 5)]
 
 
 def test_constraints_are_shown_one_by_one(study):
