@@ -34,6 +34,7 @@ from sweeps.space import (
 )
 from vsr_dist.build import open_inputs
 from vsr_dist.config import Config, check_config, config_tree, parse_config
+from vsr_dist.core.collectives import World
 from vsr_dist.core.config_io import (
     Tree,
     apply_overrides,
@@ -47,7 +48,6 @@ from vsr_dist.core.config_io import (
 )
 from vsr_dist.core.errors import BadConfigError, nearest_hint
 from vsr_dist.core.fields import effects
-from vsr_dist.core.collectives import World
 from vsr_dist.training.console import PERFORMANCE
 from vsr_dist.training.drift import MEASURES
 from vsr_dist.training.validation import clip_scores

@@ -14,7 +14,7 @@ from forked import Forked
 from sweeps.config import load_study
 from sweeps.driver import run_study
 from sweeps.storage import counted, first_number, load_trials
-from vsr_dist.core.locks import exclusive
+from vsr_dist.core.files import exclusive
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU_2 = ROOT / "configs" / "accelerate" / "cpu-2.yaml"

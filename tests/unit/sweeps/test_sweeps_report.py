@@ -252,7 +252,7 @@ def test_names_are_short_and_different():
     paths = ["loss.tv", "objective", "a.schedule.rate", "b.schedule.rate", "adversarial.gamma_control.target"]
     assert list(labels_of(paths).values()) == [
         *("loss.tv", "objective", "a.schedule.rate", "b.schedule.rate"),
-        "gamma.target",
+        "gamma_control.target",
     ]
 
 
