@@ -104,7 +104,7 @@ def test_the_logged_model_loads_and_enlarges_other_sizes(tracked):
 
 def test_the_best_checkpoint_is_a_model_with_its_metrics_and_data(tracked):
     launcher, overrides, uri = tracked
-    options = ("train.best_metric=val/tdiff", "train.best_mode=min")
+    options = ("train.best_metric=val/tdiff",)
     run_dir = launcher.run("run", *overrides, *options)
     best = json.loads((run_dir / "checkpoints" / "best" / "state.json").read_text())
     (run,) = runs(uri)

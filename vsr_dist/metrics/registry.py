@@ -167,6 +167,12 @@ def find_metric(name: str) -> Metric:
     return METRICS.get(name) or Metric(name, name, "", 4, 0, "")
 
 
+def direction_of(scalar: str) -> int:
+    """+1 if a higher value of a scalar of training (`val/psnr_y`) is better, -1 if a lower one is, 0 if unknown."""
+    group, _, name = scalar.rpartition("/")
+    return find_metric(name).direction if group == "val" else 0
+
+
 def best_places(values: Sequence[float | None], direction: int) -> set[int]:
     """Places of the best value, of all that share it; none without a direction, or with fewer than two values."""
     known = [value for value in values if value is not None and math.isfinite(value)]

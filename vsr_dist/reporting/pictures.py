@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 
 from vsr_dist.core.report_blocks import Block, Heading, Paragraph, Picture
 from vsr_dist.metrics.drift import TOO_STRONG_LOSS, WEAK_LOSS
+from vsr_dist.metrics.registry import METRICS
 from vsr_dist.ops.picture import Picture as Pixels
 from vsr_dist.ops.picture import four_of, side_by_side, with_titles
 from vsr_dist.reporting.runs import Compared, Evaluation, TrainingRun
@@ -71,8 +72,9 @@ class Panel:
     has_band: bool = False
 
 
+_PSNR_Y = METRICS["psnr_y"]
 PANELS = (
-    Panel("val/psnr_y", "held-out PSNR-Y, dB (higher is better)", bicubic="val_bicubic/psnr_y"),
+    Panel("val/psnr_y", f"held-out {_PSNR_Y.heading} ({_PSNR_Y.better} is better)", bicubic="val_bicubic/psnr_y"),
     Panel(NORMALISED_LOSS, "held-out discriminator loss / chance", has_band=True),
     Panel("perf/clips_per_s", "training speed, clips/s"),
     Panel("loss_g/total", "generator loss, weighted total"),

@@ -247,7 +247,7 @@ class CheckpointKeeper:
         if done == 0 or not better:
             return
         self._best = value
-        measured = {"metric": name, "mode": self.config.best_mode, "value": value}
+        measured = {"metric": name, "mode": self._mode, "value": value}
         full = {**state(), "best": measured}
         if self.world.is_main:
             _save_best(self.folder, done, self.live, full)
@@ -274,8 +274,12 @@ class CheckpointKeeper:
         if path is None:
             return None
         measured = read_state(path)["best"]
-        same = (measured["metric"], measured["mode"]) == (self.config.best_metric, self.config.best_mode)
+        same = (measured["metric"], measured["mode"]) == (self.config.best_metric, self._mode)
         return float(measured["value"]) if same else None
 
     def _gain(self, value: float, over: float) -> float:
-        return value - over if self.config.best_mode == "max" else over - value
+        return value - over if self.config.is_highest_best else over - value
+
+    @property
+    def _mode(self) -> str:
+        return "max" if self.config.is_highest_best else "min"

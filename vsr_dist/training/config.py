@@ -12,10 +12,11 @@ from typing import Literal
 
 import torch
 
-from vsr_dist.core.errors import BadConfigError
+from vsr_dist.core.errors import BadConfigError, nearest_hint
 from vsr_dist.core.fields import io, speed
 from vsr_dist.losses.adversarial import AdversarialName
 from vsr_dist.losses.regularise import PenaltyName
+from vsr_dist.metrics.registry import METRICS, direction_of
 
 # Fused: one pass over memory per step, on CPUs as on GPUs.
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -279,7 +280,7 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints; the last step is always saved.
         keep_checkpoints: newest checkpoints that are kept.
         best_metric: metric of the validation whose best checkpoint is kept as `checkpoints/best`; empty keeps none.
-        best_mode: whether the highest or the lowest value of it is the best.
+        best_mode: whether its highest or its lowest value is the best; empty for the direction of the metric.
         pictures: number of held-out windows shown in MLflow at each validation.
         perceptual_metric: `stlpips` adds `val/stlpips` (`vsr_dist.metrics.perceptual`) of the middle frame of each
             held-out window to the validation, at the cost of an AlexNet forward for each; `none` leaves it out.
@@ -309,7 +310,7 @@ class TrainConfig:
     checkpoint_every: int = io(1000)
     keep_checkpoints: int = io(2)
     best_metric: str | None = io("val/psnr_y")
-    best_mode: Literal["max", "min"] = io("max")
+    best_mode: Literal["max", "min"] | None = io(None)
     pictures: int = io(4)
     perceptual_metric: Literal["none", "stlpips"] = io("none")
 
@@ -326,8 +327,18 @@ class TrainConfig:
             faults.append(f"ema_decay is {self.ema_decay}, expected at least 0 and below 1")
         if not 0 < self.rollback_factor < 1:
             faults.append(f"rollback_factor is {self.rollback_factor}, expected above 0 and below 1")
+        if self.best_metric and self.best_mode is None and not direction_of(self.best_metric):
+            hint = nearest_hint(self.best_metric, [f"val/{name}" for name in METRICS])
+            faults.append(
+                f"best_metric is {self.best_metric}{hint}, whose better direction is not known: set best_mode"
+            )
         if faults:
             raise BadConfigError(f"train: {'; '.join(faults)}")
+
+    @property
+    def is_highest_best(self) -> bool:
+        """True if the best checkpoint is that with the highest `best_metric`."""
+        return self.best_mode == "max" if self.best_mode else direction_of(self.best_metric or "") > 0
 
 
 def _check(name: str, rules: dict[str, bool], config: object) -> None:

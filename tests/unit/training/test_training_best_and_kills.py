@@ -81,8 +81,18 @@ def test_a_resumed_run_remembers_the_best(tmp_path):
     keeper_of(tmp_path).keep_best(6, {"val/psnr_y": 29.0}, state)
     assert checkpoint.read_state(checkpoint.best(tmp_path / "checkpoints"))["step"] == 5
     # By another measure the value says nothing.
-    keeper_of(tmp_path, best_metric="val/tof", best_mode="min").keep_best(7, {"val/tof": 99.0}, state)
+    keeper_of(tmp_path, best_metric="val/tof").keep_best(7, {"val/tof": 99.0}, state)
     assert checkpoint.read_state(checkpoint.best(tmp_path / "checkpoints"))["step"] == 7
+
+
+def test_the_direction_is_that_of_the_metric(tmp_path):
+    for step, value in enumerate((3.0, 1.0, 2.0), start=1):
+        keeper_of(tmp_path, best_metric="val/tof").keep_best(step, {"val/tof": value}, state)
+    found = checkpoint.read_state(checkpoint.best(tmp_path / "checkpoints"))
+    assert (found["step"], found["best"]["mode"]) == (2, "min")
+    with pytest.raises(BadConfigError, match=r"drift/auc.*, whose better direction is not known: set best_mode"):
+        TrainConfig(best_metric="drift/auc")
+    assert TrainConfig(best_metric="drift/auc", best_mode="max").is_highest_best
 
 
 def test_no_candidates(tmp_path):
@@ -92,12 +102,16 @@ def test_no_candidates(tmp_path):
     keeper_of(tmp_path, best_metric=None).keep_best(2, {}, state)
     assert not (tmp_path / "checkpoints").exists()
     with pytest.raises(BadConfigError, match=r"no metric val/psnr_x \(did you mean 'val/psnr_y'\?\)"):
-        keeper_of(tmp_path, best_metric="val/psnr_x").keep_best(0, {"val/psnr_y": 1.0}, state)
+        keeper_of(tmp_path, best_metric="val/psnr_x", best_mode="max").keep_best(0, {"val/psnr_y": 1.0}, state)
+    with pytest.raises(
+        BadConfigError, match=r"best_metric is val/psnr_x \(did you mean 'val/psnr_y'\?\), whose better"
+    ):
+        TrainConfig(best_metric="val/psnr_x")
 
 
 def test_between_the_two_renames_of_the_best_its_predecessor_is_found(tmp_path, monkeypatch):
     folder = tmp_path / "checkpoints"
-    checkpoint.save_best(folder, 1, make_live(), {})
+    checkpoint._save_best(folder, 1, make_live(), {})
     renames = []
 
     def once(source, target):
@@ -109,10 +123,10 @@ def test_between_the_two_renames_of_the_best_its_predecessor_is_found(tmp_path, 
     real = os.replace
     monkeypatch.setattr(os, "replace", once)
     with pytest.raises(OSError, match="killed here"):
-        checkpoint.save_best(folder, 2, make_live(), {})
+        checkpoint._save_best(folder, 2, make_live(), {})
     monkeypatch.undo()
     assert checkpoint.read_state(checkpoint.best(folder))["step"] == 1
-    checkpoint.save_best(folder, 3, make_live(), {})
+    checkpoint._save_best(folder, 3, make_live(), {})
     assert checkpoint.read_state(checkpoint.best(folder))["step"] == 3
     assert [path.name for path in folder.iterdir()] == ["best"]
 
@@ -135,7 +149,7 @@ def save_for_ever(folder, first):
     while True:
         live = make_live(float(step))
         checkpoint.save(folder, step, live, {}, keep=2)
-        checkpoint.save_best(folder, step, live, {})
+        checkpoint._save_best(folder, step, live, {})
         step += 1
 
 
