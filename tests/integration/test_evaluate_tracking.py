@@ -8,8 +8,8 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from engine_streams import GRU, make
 from evaluate_films import evaluate, small, truth, write_frames
-from streaming import GRU, make
 
 from vsr_dist.inference.generator_io import save_generator
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from engine_streams import WINDOWED, make
 from evaluate_films import evaluate, write_frames
-from streaming import WINDOWED, make
 from upscale_media import make_generator, moving, write_video
 
 from vsr_dist.cli import main

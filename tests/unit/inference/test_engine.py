@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from engine_streams import ALL, CPU, GRU, PACKED, STEPWISE, WINDOWED, difference, make, run, stream_of
 from safetensors.torch import load, save
-from streaming import ALL, CPU, GRU, PACKED, STEPWISE, WINDOWED, difference, make, run, stream_of
 
 from vsr_dist.core.errors import BadConfigError, BadInputError
 from vsr_dist.inference.engine import StreamOptions

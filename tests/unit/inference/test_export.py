@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from streaming import GRU, LEARNED, PACKED, SMALL, WINDOWED, make
+from engine_streams import GRU, LEARNED, PACKED, SMALL, WINDOWED, make
 
 from vsr_dist.cli import main
 from vsr_dist.inference import exported

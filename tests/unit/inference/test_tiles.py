@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from engine_streams import CPU, GRU, LEARNED, PACKED, WINDOWED, difference, make, run, stream_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streaming import CPU, GRU, LEARNED, PACKED, WINDOWED, difference, make, run, stream_of
 
 from sharding.samples import find_samples
 from sharding.video import iter_frames

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from engine_streams import GRU, make, run, stream_of
 from mlflow_server import MlflowServer
-from streaming import GRU, make, run, stream_of
 
 import vsr_dist
 import vsr_dist.upscaler as upscaler_module

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from streaming import make as make_active
+from engine_streams import make as make_active
 
 from vsr_dist.core.errors import BadConfigError, BadInputError
 from vsr_dist.models import RecurrentGenerator, build_generator
