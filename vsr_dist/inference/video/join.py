@@ -171,8 +171,14 @@ def join(job: JoinJob, segments: Sequence[Path], last_duration: int, path: Path)
             output.set_chapters(_chapters(source, begin_s, end_s, float(shift * time_base)))  # type: ignore[arg-type]
             converted = {track.index for track in job.tracks if track.action == "convert"}
             others = _track_packets(source, streams, converted, (begin_s, end_s), shift * time_base)
-        for packet in heapq.merge(others, _video_packets(segments, times_N3, time_base, video), key=_decoding_time):
-            output.mux(packet)
+        packets = heapq.merge(others, _video_packets(segments, times_N3, time_base, video), key=_decoding_time)
+        try:
+            output.mux(packets)
+        except av.error.ArgumentError as error:
+            raise BadInputError(
+                f"{job.facts.path} has times that {job.target} cannot hold, as after a jump of its clock; cut it there "
+                "and upscale each part"
+            ) from error
     return len(shown), shift
 
 
