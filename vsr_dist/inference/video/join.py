@@ -78,12 +78,12 @@ def plan_tracks(container: InputContainer, target: str, *, audio: bool, subtitle
 
     Raises BadConfigError for sound and subtitles that the container cannot hold, naming one that can.
     """
-    film, has_chapters = video_stream(container).index, bool(container.chapters())
+    video, has_chapters = video_stream(container).index, bool(container.chapters())
     return [
         _plan_track(stream, target, {"audio": audio, "subtitle": subtitles}.get(stream.type, False))
         for stream in container.streams
         # The muxer itself writes the text track in which a mov has its chapters.
-        if stream.index != film and not (stream.type == "data" and has_chapters and _codec_of(stream) == "bin_data")
+        if stream.index != video and not (stream.type == "data" and has_chapters and _codec_of(stream) == "bin_data")
     ]
 
 
@@ -159,7 +159,7 @@ def join(job: JoinJob, segments: Sequence[Path], last_duration: int, path: Path)
         source = stack.enter_context(open_source(job.facts.path)) if job.facts.is_video else None
         if source is not None and not job.cut_end:
             last_duration = _last_duration(source, shown, last_duration, time_base)
-        times_N3 = packet_times(shown, last_duration)
+        times_N3 = packet_timing(shown, last_duration)
         first, end = int(times_N3[:, 0].min()), int((times_N3[:, 0] + times_N3[:, 2]).max())
         shift = first if job.cut_start else _ticks_before_first(source, first, time_base)
         times_N3[:, :2] -= shift
@@ -173,8 +173,9 @@ def join(job: JoinJob, segments: Sequence[Path], last_duration: int, path: Path)
             others = _track_packets(source, streams, converted, (begin_s, end_s), shift * time_base)
         packets = heapq.merge(others, _video_packets(segments, times_N3, time_base, video), key=_decoding_time)
         try:
-            output.mux(packets)
-        except av.error.ArgumentError as error:
+            for packet in packets:
+                output.mux(packet)
+        except (av.error.ArgumentError, av.error.PatchWelcomeError) as error:
             raise BadInputError(
                 f"{job.facts.path} has times that {job.target} cannot hold, as after a jump of its clock; cut it there "
                 "and upscale each part"
@@ -266,7 +267,7 @@ def _presentation_times(job: JoinJob, settings: EncoderSettings, segments: Seque
     return shown
 
 
-def packet_times(pts: Sequence[int], last_duration: int) -> NDArray[np.int64]:
+def packet_timing(pts: Sequence[int], last_duration: int) -> NDArray[np.int64]:
     """(N, 3): presentation time, decoding time and duration of packets, from the first, given in decoding order.
 
     Each encoder counts from its own beginning, so with uneven times its decoding times may lie before the end of the
