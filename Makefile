@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo experiment test test-full lint quick constraints clean
+.PHONY: help venv demo experiment test test-full lint quick docs constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,9 @@ quick: $(DEV)  ## ruff and the quick tests, stopping at the first failure
 
 venv: $(DEV)  ## make .venv with everything needed to develop
 
+docs: $(DEV)  ## build the documentation site into site/, links and pictures checked
+	$(BIN)/mkdocs build --strict --quiet
+
 constraints: $(DEV)  ## upgrade .venv within pyproject's ranges and write its versions to constraints.txt
 	$(BIN)/python -m pip install --upgrade --upgrade-strategy eager -e ".[dev]"
 	@{ grep '^#' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable --exclude vsr-dist \
@@ -51,7 +54,7 @@ constraints: $(DEV)  ## upgrade .venv within pyproject's ranges and write its ve
 	@mv constraints.new constraints.txt
 
 clean:  ## remove caches, build products and demo/ (keeps .venv and runs/)
-	rm -rf demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf demo build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(MADE):
