@@ -157,7 +157,8 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 DRIFT_COLUMNS = (
     ("loss", "paper's loss, tail", 2),
-    ("trend_high", "upper end of its trend", 2),
+    ("trend", "its trend", 2),
+    ("trend_high", "upper end of the trend", 2),
     ("dead", "dead logits", 3),
     ("auc", "AUC", 2),
     ("ks", "KS", 2),
@@ -533,7 +534,7 @@ def write_page(experiment: Experiment, arms: Sequence[Arm], runs: Sequence[Run],
         "stories": "\n".join(story_sentences(main_arms, titles)) or "No run is finished yet.",
         "picture_table": arm_table(main_arms, titles, PICTURE_COLUMNS),
         "sequence_table": by_sequence,
-        "trade_off_table": arm_table(trade_off, titles, (*PICTURE_COLUMNS[:5], *DRIFT_COLUMNS[:3])),
+        "trade_off_table": arm_table(trade_off, titles, (*PICTURE_COLUMNS[:5], *DRIFT_COLUMNS[:4])),
         "passing": f"That holds for {'; '.join(passing)}." if passing else "That holds for no ratio that was run.",
         "study": study_section(experiment),
         "provenance": provenance(results) if results else "No run is finished yet.",
