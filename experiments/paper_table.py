@@ -22,8 +22,10 @@ SRResNet. At most 4.4 CPU-hours of training, and 0.4 for the evaluations.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,10 +35,15 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from runner import ROOT, Experiment, Row, Run, Runner, main, python, rounded
+from paper_table_report import Row, document, draw, read_controls
+from runner import ROOT, Experiment, Run, Runner, main, python, rounded
+from runner import Row as Validation
 
 from sharding.schema import parse_sequence
+from vsr_dist.config import load_config
+from vsr_dist.core.errors import BadConfigError
 from vsr_dist.data.stream import SplitStream
+from vsr_dist.models import build_generator
 
 NAME = "paper_table"
 WORK = f"runs/{NAME}"
@@ -54,6 +61,7 @@ SETTINGS = (
     "train.pictures=0",
     "train.best_metric=null",
 )
+COLUMNS = ("val/psnr_y", "val/ssim_y", "val_bicubic/psnr_y")
 NO_PICTURES = "--no-pictures"
 ON_SHARDS = ("--data", DATA, NO_PICTURES)
 # The linear codes: name -> (side of the LR crop, components). The second is that of the paper's own sizes.
@@ -95,7 +103,7 @@ MODELS = (
 )
 
 
-def recent_gain_db(rows: Sequence[Row]) -> float:
+def recent_gain_db(rows: Sequence[Validation]) -> float:
     """Mean held-out PSNR-Y of the validations in the last fifth of the steps minus that in the fifth before.
 
     Means, because single validations of a GAN differ by more than the threshold. NaN if either fifth has none.
@@ -109,7 +117,7 @@ def recent_gain_db(rows: Sequence[Row]) -> float:
     return after - before
 
 
-def is_trained(rows: Sequence[Row], cpu_s: float) -> bool:
+def is_trained(rows: Sequence[Validation], cpu_s: float) -> bool:
     """True when the budget is used up, or when a run of some length has stopped gaining."""
     if cpu_s >= 60.0 * CPU_MINUTES:
         return True
@@ -128,7 +136,7 @@ def make_runs(models: Sequence[Model] = MODELS) -> list[Run]:
                 evaluations |= {REDUCED_CODE: on_code(REDUCED_CODE)}
             settings = (*SETTINGS, *model.settings)
             name = f"{model.key}-seed{seed}"
-            runs.append(Run(name, model.config, settings, seed=seed, evaluations=evaluations, stop_when=is_trained))
+            runs.append(Run(name, model.config, settings, seed, COLUMNS, evaluations, is_trained))
     return runs
 
 
@@ -139,7 +147,7 @@ def on_code(code: str) -> tuple[str, ...]:
 
 def prepare(experiment: Experiment, runner: Runner) -> None:
     """Pack the data, write the held-out frames coded and uncoded, and measure what needs no training."""
-    pack_demo(runner)
+    pack_demo(WORK, runner)
     controls = {"mean-colour", "bicubic", *CODES}
     if all(experiment.result_path(name).exists() for name in controls) and (ROOT / HELD_OUT / "done").exists():
         return
@@ -153,13 +161,13 @@ def prepare(experiment: Experiment, runner: Runner) -> None:
     (ROOT / HELD_OUT / "done").touch()
 
 
-def pack_demo(runner: Runner) -> None:
-    """The demo's shards; a finished set is found finished by the packer."""
-    clips, log = f"{WORK}/clips", ROOT / WORK / "pack.log"
+def pack_demo(work: str, runner: Runner) -> None:
+    """The demo's shards in `work`/data; a finished set is found finished by the packer."""
+    clips, log = f"{work}/clips", ROOT / work / "pack.log"
     runner.run(python("samples", clips), log)
     sources = [f"{clips}/{name}.mp4" for name in CLIPS]
     held_out = ["--holdout-tail", "0.2", "--holdout", "carphone_pristine"]
-    runner.run(python("pack", *sources, "--out", DATA, *held_out), log)
+    runner.run(python("pack", *sources, "--out", f"{work}/data", *held_out), log)
 
 
 def measure_control(
@@ -177,7 +185,8 @@ def measure_control(
         frames[clip.sequence] = frames.get(clip.sequence, 0) + clip.num_frames
     path.parent.mkdir(parents=True, exist_ok=True)
     table = {scope: next(iter(methods.values())) for scope, methods in found["table"].items()}
-    result = {"name": name, **facts, "frames": frames, "protocol": found["protocol"], "table": rounded(table)}
+    result = {"name": name, "command": shlex.join(["vsr-dist", "evaluate", *options]), **rounded(facts)}
+    result |= {"frames": frames, "protocol": found["protocol"], "table": rounded(table)}
     runner.publish(path, result)
     runner.say(f"{name}: measured")
 
@@ -293,5 +302,84 @@ def overall_of_sequences(table: Mapping[str, Mapping[str, float]], frames: Mappi
     return {name: sum(mean[name] for mean in means) / len(means) for name in metrics}
 
 
+def trained_rows(results: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """A row per model that has a finished run."""
+    rows = []
+    for model in MODELS:
+        found = [results[name] for seed in model.seeds if (name := f"{model.key}-seed{seed}") in results]
+        if not found:
+            continue
+        config = load_config(ROOT / model.config)
+        with torch.device("meta"):
+            generator = build_generator(config.generator, config.scale)
+        rows.append(
+            Row(
+                model.key,
+                model.title,
+                tuple(one["evaluations"]["held_out"]["table"]["overall"]["ours"] for one in found),
+                sum(parameter.numel() for parameter in generator.parameters()),
+                tuple(one["steps"] for one in found),
+                tuple(one["cpu_s"] for one in found),
+                tuple(one["cpu_s"] < 60.0 * CPU_MINUTES for one in found),
+            )
+        )
+    return rows
+
+
+def all_rows(
+    results: Mapping[str, Mapping[str, Any]], controls: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[Row], str | None]:
+    """(Rows in the page's order, the title of the network that enlarges the code best)."""
+    trained = trained_rows(results)
+    rows = [Row("mean-colour", "mean colour of the training set", (_overall(controls["mean-colour"]),))]
+    rows += trained
+    rows.append(Row("bicubic", "bicubic", (controls["bicubic"]["table"]["overall"],)))
+    for code, (crop_px, components) in CODES.items():
+        if code in controls:
+            title = f"linear code, {components} of {crop_px} x {crop_px} px, bicubic"
+            rows.append(Row(code, title, (_overall(controls[code]),)))
+    networks = [row for row in trained if not next(model for model in MODELS if model.key == row.key).has_lstm]
+    if not networks:
+        return rows, None
+    best = max(networks, key=lambda row: row.mean("psnr_y"))
+    frames = controls[REDUCED_CODE]["frames"]
+    scores = []
+    for name, result in results.items():
+        if name.rsplit("-seed", 1)[0] == best.key:
+            scopes = result["evaluations"][REDUCED_CODE]["table"]
+            scores.append(overall_of_sequences({scope: scopes[scope]["ours"] for scope in frames}, frames))
+    crop_px, components = CODES[REDUCED_CODE]
+    title = f"linear code, {components} of {crop_px} x {crop_px} px, {best.title}"
+    return [*rows, Row("code-best", title, tuple(scores))], best.title
+
+
+def _overall(control: Mapping[str, Any]) -> dict[str, float]:
+    return overall_of_sequences({name: control["table"][name] for name in control["frames"]}, control["frames"])
+
+
+def write_page(experiment: Experiment, arguments: argparse.Namespace) -> None:
+    """docs/paper_table.md and its picture, from what is finished; nothing before the controls are measured."""
+    runs = make_runs()
+    results = experiment.load(runs)
+    names = ("mean-colour", "bicubic", *CODES)
+    controls = read_controls({name: experiment.result_path(name) for name in names})
+    if missing := [name for name in names if name not in controls]:
+        raise BadConfigError(
+            f"not measured yet: {', '.join(missing)}; run experiments/{NAME}.py without --report first"
+        )
+    rows, best_title = all_rows(results, controls)
+    key_of = {name: name.rsplit("-seed", 1)[0] for name in results}
+    codes = {name: controls[name] for name in CODES}
+    options = {"num_runs": len(runs), "cpu_minutes": CPU_MINUTES, "best_title": best_title}
+    arguments.page.write_text(document(rows, results, codes, **options))
+    draw(rows, results, key_of, arguments.picture)
+    print(f"written: {arguments.page}, {arguments.picture} ({len(results)} of {len(runs)} runs)")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/paper_table.md")
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs/images/paper_table.png")
+
+
 if __name__ == "__main__":
-    sys.exit(main(NAME, __doc__, make_runs(), prepare=prepare))
+    sys.exit(main(NAME, __doc__, make_runs(), prepare=prepare, report=write_page, extra_options=add_options))

@@ -1,7 +1,6 @@
-"""What the perceptual loss weighs: its scale against the MSE, and its share of the gradient, on training crops.
+"""What the perceptual loss weighs: its scale against the MSE, its share of the gradient, and 60 steps with it.
 
-    vsr-dist samples demo/clips; vsr-dist pack ... (as `demo.sh` does)
-    python experiments/perceptual_scale.py --data demo/data
+    make experiment NAME=perceptual_scale         about 10 CPU-minutes
 
 SRGAN (Ledig et al. 2017, section 3.2) multiplies VGG's feature maps by 1/12.75, "to obtain VGG losses of a scale that
 is comparable to the MSE loss", and says that this is a factor of about 0.006 on the loss. The paper takes over the
@@ -14,15 +13,15 @@ for two reconstructions: bicubic enlargement and the shipped generator's. (SRGAN
 generator trained on the MSE, so its scales were compared there.) The factor is the geometric mean over both and over
 the crop sizes of the reduced and the full configurations. Beside it: the same for an untrained generator, the ratio of
 the gradients' norms at the image, and each shipped configuration's share at its first step, the norm of the weighted
-perceptual gradient at the generator's output over the image term's.
+perceptual gradient at the generator's output over the image term's. All on training crops of the demo's clips;
+`experiments/results/perceptual_scale/scales.json`.
 
-Writes experiments/results/perceptual_scale.json; about 3 CPU-minutes.
+Then the paper's base is trained for 60 steps with the term as it was first configured (standardised inputs, no factor),
+as printed (no factor), calibrated, without it, and on the MSE alone: one result file each.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -30,27 +29,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from paper_table import pack_demo
+from runner import ROOT, Experiment, Run, Runner, describe_machine, main, rounded
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
-from machine import describe_machine  # noqa: E402 - benchmarks/machine.py, shared by both folders
+from vsr_dist.build import build_networks
+from vsr_dist.config import Config, load_config
+from vsr_dist.core.collectives import World
+from vsr_dist.data.loader import TrainLoader
+from vsr_dist.data.shards import open_shard_set
+from vsr_dist.inference.generator_io import load_generator
+from vsr_dist.losses.perceptual import perceptual
+from vsr_dist.losses.pixel import PIXEL
+from vsr_dist.models.features import PerceptualConfig, PerceptualTrunk
+from vsr_dist.ops.color import from_uint8
+from vsr_dist.ops.resample import bicubic_upsample
+from vsr_dist.training.gan_step import spread_frames
 
-from vsr_dist.build import build_networks  # noqa: E402
-from vsr_dist.config import Config, load_config  # noqa: E402
-from vsr_dist.core.collectives import World  # noqa: E402
-from vsr_dist.core.errors import run_cli  # noqa: E402
-from vsr_dist.data.loader import TrainLoader  # noqa: E402
-from vsr_dist.data.shards import open_shard_set  # noqa: E402
-from vsr_dist.inference.generator_io import load_generator  # noqa: E402
-from vsr_dist.losses.perceptual import perceptual  # noqa: E402
-from vsr_dist.losses.pixel import PIXEL  # noqa: E402
-from vsr_dist.models.features import PerceptualConfig, PerceptualTrunk  # noqa: E402
-from vsr_dist.ops.color import from_uint8  # noqa: E402
-from vsr_dist.ops.resample import bicubic_upsample  # noqa: E402
-from vsr_dist.training.gan_step import spread_frames  # noqa: E402
-
-RESULT = ROOT / "experiments/results/perceptual_scale.json"
+NAME = "perceptual_scale"
+WORK = f"runs/{NAME}"
+DATA = f"{WORK}/data"
 SHIPPED = ROOT / "vsr_dist/inference/default"
 BASE = ROOT / "configs/paper/base.yaml"
 SRGAN_WEIGHT = 0.006
@@ -63,7 +61,15 @@ TRUNKS = (
     PerceptualConfig(layer=31, normalise=True),
     PerceptualConfig(layer=30, normalise=False),
 )
-CONFIGS = ("paper/base", "paper/lstm", "paper/improved")
+CONFIGS = ("base", "lstm", "improved", "full/base")
+# Name of a run of 60 steps -> what it changes in configs/paper/base.yaml.
+VARIANTS = {
+    "first-configured": ("perceptual.normalise=true", "perceptual.rescale=1"),
+    "as-printed": ("perceptual.rescale=1",),
+    "calibrated": (),
+    "no-perceptual": ("loss.perceptual=0",),
+    "mse-only": ("loss.perceptual=0", "adversarial.weight=0"),
+}
 
 
 @dataclass(frozen=True)
@@ -175,18 +181,22 @@ def first_step_share(config: Config) -> dict[str, float]:
     }
 
 
-def run(arguments: argparse.Namespace) -> int:
+def measure(experiment: Experiment, runner: Runner) -> None:
+    """Write scales.json, unless it is there."""
+    pack_demo(WORK, runner)
+    path = experiment.result_path("scales")
+    if path.exists():
+        return
     torch.set_num_threads(1)
-    scales = measure_scales(arguments.data)
+    scales = measure_scales(ROOT / DATA)
     factors = {
         f"layer {trunk.layer}, normalise {str(trunk.normalise).lower()}": factor_of(scales, trunk) for trunk in TRUNKS
     }
     shares = {}
     for name in CONFIGS:
-        shares[name] = first_step_share(load_config(ROOT / f"configs/{name}.yaml", [f"data.root={arguments.data}"]))
-        print(name, shares[name], flush=True)
+        shares[name] = first_step_share(load_config(ROOT / f"configs/paper/{name}.yaml", [f"data.root={ROOT / DATA}"]))
+        runner.say(f"{name}: {shares[name]}")
     result = {
-        "command": "python experiments/perceptual_scale.py --data demo/data",
         "rule": "0.006 * rescale * perceptual = MSE of a reconstruction (Ledig et al. 2017, section 3.2)",
         "windows": {f"{crop_px} px": num for crop_px, num in CROPS_PX.items()},
         "rescale": factors,
@@ -194,26 +204,17 @@ def run(arguments: argparse.Namespace) -> int:
         "scales": [{**asdict(scale), "rescale": scale.rescale} for scale in scales],
         "machine": describe_machine(),
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(_short(result), indent=1) + "\n")
-    print(f"written: {RESULT.relative_to(ROOT)}: {factors}")
-    return 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runner.publish(path, rounded(result))
+    runner.say(f"scales: {factors}")
 
 
-def _short(value: object) -> object:
-    """Floats to 4 significant digits."""
-    if isinstance(value, dict):
-        return {key: _short(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_short(item) for item in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="the demo's shard set; only its training part is read")
-    return run_cli(lambda argv: run(parser.parse_args(argv)), None)
+def make_runs() -> list[Run]:
+    """60 steps of the paper's base under each variant."""
+    fixed = (f"data.root={DATA}", "train.steps=60", "train.validate_every=20", "train.log_every=10", "train.pictures=0")
+    columns = ("val/psnr_y", "val/ssim_y")
+    return [Run(name, "configs/paper/base.yaml", (*fixed, *changed), 0, columns) for name, changed in VARIANTS.items()]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(NAME, __doc__, make_runs(), prepare=measure))

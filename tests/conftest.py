@@ -44,7 +44,7 @@ LONGEST = (
     "test_study_faults.py",
     "test_launchers.py",
     "test_parity.py",
-    "test_paper_table.py",
+    "test_paper_configs.py",
     "test_study_trials.py",
     "test_tracking_outage.py",
 )
