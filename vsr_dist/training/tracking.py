@@ -379,11 +379,13 @@ class MlflowRun:
         if found is None:
             # Beside the database: MLflow's own default is relative to the folder that a command was started in.
             folder = Path(state.uri.removeprefix(_SQLITE)).absolute().parent / "mlartifacts"
+            location = folder.as_uri() if state.uri.startswith(_SQLITE) else None
             try:
-                location = folder.as_uri() if state.uri.startswith(_SQLITE) else None
                 client.create_experiment(state.experiment, artifact_location=location)
-            finally:  # Another process may have created it.
-                found = client.get_experiment_by_name(state.experiment)
+            except self._mlflow.exceptions.MlflowException:
+                if client.get_experiment_by_name(state.experiment) is None:
+                    raise  # Otherwise another process has created it meanwhile.
+            found = client.get_experiment_by_name(state.experiment)
         runs = client.search_runs([found.experiment_id], f"tags.`{_TOKEN_TAG}` = '{state.token}'")
         tags = {**state.tags, "mlflow.runName": state.name, _TOKEN_TAG: state.token}
         run = runs[0] if runs else client.create_run(found.experiment_id, state.begin_ms, tags)
@@ -463,6 +465,8 @@ class MlflowRun:
         self, run_id: str, name: str, folder: str, requirements: list[str], line: Line, dataset: list[str]
     ) -> None:
         """A LoggedModel of the generator in `folder`, with the scalars `line` of its step."""
+        if not (self.run_dir / folder / "generator.safetensors").is_file():
+            raise Rejected(f"{self.run_dir / folder} holds no generator any more")
         for known in self._models(run_id, line["step"]):
             if known.name == name and str(known.status) == "READY":
                 return

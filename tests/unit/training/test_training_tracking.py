@@ -197,6 +197,7 @@ def test_a_rejected_event_holds_nothing_up(tmp_path, uri, capsys):
     run.put("parameters", values={"a": "1"})
     run.put("parameters", values={"a": "2"})
     run.put("file", path="absent.json", folder=None)
+    run.put("model", name="best", folder="best", requirements=[], line={"step": 1}, dataset=[])
     run.put("tags", values={"good": "1"})
     run.put_status("FINISHED")
     run.send_all()
@@ -206,6 +207,23 @@ def test_a_rejected_event_holds_nothing_up(tmp_path, uri, capsys):
     out = capsys.readouterr().out
     assert "MLflow refuses the parameters" in out
     assert "absent.json is no longer in" in out
+    assert "best holds no generator any more" in out
+
+
+def test_an_experiment_that_another_process_creates_meanwhile_is_used(tmp_path, uri, monkeypatch):
+    """Between the question for it and its creation, as when a study starts several trainings at once."""
+    find, create = mlflow.MlflowClient.get_experiment_by_name, mlflow.MlflowClient.create_experiment
+    other = mlflow.MlflowClient(uri)
+
+    def find_and_lose_the_race(self: mlflow.MlflowClient, name: str) -> object:
+        found = find(self, name)
+        if found is None:
+            create(other, name)
+        return found
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", find_and_lose_the_race)
+    run, _ = open_run(tmp_path / "run", uri)
+    assert other.get_run(run.state.run_id).info.experiment_id == find(other, "experiment").experiment_id
 
 
 def test_points_go_in_batches(tmp_path, uri):
