@@ -29,7 +29,7 @@ from vsr_dist.evaluation.sources import EvaluationSource, Piece, SequenceInfo
 from vsr_dist.evaluation.subjects import OURS, Subject
 from vsr_dist.inference.frames import to_8_bits
 from vsr_dist.inference.pictures import FrameSet, SequenceShow
-from vsr_dist.metrics.fidelity import FIDELITY, batch_fidelity, frame_fidelity
+from vsr_dist.metrics.fidelity import FIDELITY, batch_fidelity, check_against_scikit_image, frame_fidelity
 from vsr_dist.metrics.perceptual import Dists, Features, Lpips, ShiftTolerantLpips, VmafStream, load_vmaf
 from vsr_dist.metrics.registry import METRICS, Region, RegionName, in_order
 from vsr_dist.metrics.registry import Protocol as Preset
@@ -170,7 +170,10 @@ class Scorer:
             region = self._region("fidelity", frame.real.shape)
             for method, fake_YXC in frame.fakes.items():
                 pair = (fake_YXC[region], frame.real[region])
-                scores[method] |= frame_fidelity(*pair, self._fidelity, self._preset.round_luma)
+                measured = frame_fidelity(*pair, self._fidelity, self._preset.round_luma)
+                if frame.real_before is None:  # the first frame of a sequence stands for the others
+                    check_against_scikit_image(*pair, measured, self._preset.round_luma)
+                scores[method] |= measured
         if frame.real_before is not None:
             self._over_time(frame, frame.real_before, scores)
         return scores

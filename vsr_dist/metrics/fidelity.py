@@ -29,7 +29,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vsr_dist.core.errors import BadInputError
+from vsr_dist.core.errors import BadInputError, UserError
 from vsr_dist.ops.color import BT601_BLACK, BT601_BLUE, BT601_GREEN, BT601_RED, ByteArray
 
 FIDELITY = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
@@ -261,3 +261,35 @@ def _blur(planes: Tensor) -> Tensor:
             blurred.add_(planes.narrow(axis, place, size), alpha=weight)
         planes = blurred
     return planes
+
+
+def check_against_scikit_image(fake_YXC: ByteArray, real_YXC: ByteArray, found: Scores, round_luma: bool) -> None:
+    """Raise UserError unless scikit-image measures the same on this machine, within 1e-4 dB of PSNR and 1e-5 of SSIM.
+
+    `found`: what `frame_fidelity` or `batch_fidelity` returned for the frame. Our own code is several times as fast;
+    this guards published numbers against a build of OpenCV, NumPy or torch that computes wrongly on a processor.
+    """
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity  # noqa: PLC0415 - half a second
+
+    options: dict[str, Any] = {"data_range": PEAK, "gaussian_weights": True, "sigma": _SIGMA}
+    options["use_sample_covariance"] = False
+    for name, value in found.items():
+        pair: tuple[Any, Any] = (real_YXC.astype(np.float64), fake_YXC.astype(np.float64))
+        if name.endswith("_y"):
+            pair = (_luma_float64(real_YXC, round_luma), _luma_float64(fake_YXC, round_luma))
+        if name.startswith("psnr"):
+            with np.errstate(divide="ignore"):
+                expected, allowed = min(PSNR_CAP_DB, peak_signal_noise_ratio(*pair, data_range=PEAK)), 1e-4
+        else:
+            axis = None if name.endswith("_y") else -1
+            expected, allowed = structural_similarity(*pair, channel_axis=axis, **options), 1e-5
+        if not abs(value - expected) <= allowed:
+            raise UserError(
+                f"{name} is {value:.6f}, but scikit-image measures {expected:.6f} on the same frame: a package "
+                "computes wrongly on this machine; reinstall opencv-python-headless, numpy and torch"
+            )
+
+
+def _luma_float64(image_YXC: ByteArray, rounded: bool) -> Float64Array:
+    luma: Float64Array = image_YXC.astype(np.float64) @ _LUMA + BT601_BLACK
+    return np.rint(luma) if rounded else luma

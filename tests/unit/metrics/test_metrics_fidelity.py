@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from metric_references import scikit_fidelity
 
-from vsr_dist.core.errors import BadInputError
-from vsr_dist.metrics.fidelity import FIDELITY, PSNR_CAP_DB, batch_fidelity, frame_fidelity
+from vsr_dist.core.errors import BadInputError, UserError
+from vsr_dist.metrics.fidelity import (
+    FIDELITY,
+    PSNR_CAP_DB,
+    batch_fidelity,
+    check_against_scikit_image,
+    frame_fidelity,
+)
 
 HEIGHT, WIDTH = 61, 83
 
@@ -108,3 +116,15 @@ def test_ssim_equals_its_definition():
             cov = (window * (x - mx) * (y - my)).sum((0, 1))
             values.append((2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2)))
     assert frame_fidelity(second, first)["ssim_rgb"] == pytest.approx(np.mean(values), abs=1e-6)
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_evaluation_is_checked_against_scikit_image(rounded):
+    real = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    fake = (real.astype(int) + np.random.default_rng(1).integers(-9, 10, real.shape)).clip(0, 255).astype(np.uint8)
+    found = frame_fidelity(fake, real, FIDELITY, rounded)
+    check_against_scikit_image(fake, real, found, rounded)
+    check_against_scikit_image(real, real, frame_fidelity(real, real, FIDELITY, rounded), rounded)
+    for name, moved in (("psnr_y", 0.001), ("ssim_rgb", 0.0001), ("psnr_rgb", math.nan)):
+        with pytest.raises(UserError, match=f"^{name} is .*, but scikit-image measures"):
+            check_against_scikit_image(fake, real, {name: found[name] + moved}, rounded)
