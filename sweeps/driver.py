@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
-from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -58,7 +57,8 @@ from vsr_dist.core.errors import UserError
 from vsr_dist.core.rng import mix, purpose
 from vsr_dist.training.samples import SAMPLES_NAME
 
-ARTIFACTS_NAME = "artifacts"
+# Of the study's folder: pictures for optuna-dashboard.
+_ARTIFACTS_NAME = "artifacts"
 _INTERRUPTED = "interrupted by Ctrl-C or SIGTERM"
 _IDLE_S = 0.5
 # A database that restarts, or a network that is repaired, is waited for.
@@ -112,8 +112,8 @@ class _Driver:
         self._lock = threading.RLock()
         # Workers that are about to start a trial, which is not in the storage yet.
         self._starting: set[int] = set()
-        # Numbers of this driver's trials; workers whose trial another driver has taken over.
-        self._own: set[int] = set()
+        # Worker -> number of its trial; workers whose trial another driver has taken over.
+        self._running: dict[int, int] = {}
         self._lost: set[int] = set()
         self._begin_s = time.monotonic()
         self._error: BaseException | None = None
@@ -181,7 +181,9 @@ class _Driver:
                     else:
                         raise
                 finally:
-                    self._starting.discard(worker)
+                    with self._lock:
+                        self._starting.discard(worker)
+                        self._running.pop(worker, None)
         except BaseException as error:  # noqa: BLE001 - raised again by the main thread
             self._error = self._error or error
             self.stopping.set()
@@ -223,10 +225,10 @@ class _Driver:
                 return None
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         if not self._has_heartbeats:
-            running = [trial for trial in running if trial.number in self._own]
+            running = [trial for trial in running if trial.number in self._running.values()]
         if not running and not self._starting:
             return False
-        if not self._waits and not self._own.intersection(trial.number for trial in running):
+        if not self._waits and not self._running:
             self._waits = True
             say(f"study {config.name}: other drivers run the remaining trials; waiting for them")
         return None
@@ -241,8 +243,9 @@ class _Driver:
             return
         fail_stale_trials(study)
         for trial in study.get_trials(states=(TrialState.RUNNING,)):
-            if DRIVER in trial.user_attrs or trial.number in self._own or trial.datetime_start is None:
+            if DRIVER in trial.user_attrs or trial.number in self._running.values():
                 continue
+            assert trial.datetime_start is not None  # Set together with the state.
             if datetime.now() - trial.datetime_start > timedelta(seconds=_UNSTARTED_S):
                 study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
                 retry(study, trial, self.config.max_retries)
@@ -251,7 +254,7 @@ class _Driver:
         """Run one trial: the function that `Study.optimize` calls."""
         study = trial.study
         with self._lock:
-            self._own.add(trial.number)
+            self._running[worker] = trial.number
             self._starting.discard(worker)
         try:
             frozen = self._claim(study, trial)
@@ -278,21 +281,25 @@ class _Driver:
         return verdict.values
 
     def _claim(self, study: optuna.Study, trial: optuna.Trial) -> FrozenTrial:
-        """The trial as the storage has it; _TrialFailedError if other drivers have taken all places meanwhile."""
+        """The trial as the storage has it.
+
+        _TrialFailedError if other drivers started the last trials at the same moment; UserError if its folder exists.
+        """
         trials = self._counted(study)
         frozen = next(found for found in trials if found.number == trial.number)
         folder = self.config.trial_dir(trial.number)
+        error: Exception | None = None
         if is_surplus(self.config, trials, frozen):
-            reason = "another driver had started the last trial"
+            error = _TrialFailedError("another driver has started the last trial")
         elif first_number(frozen) == trial.number and folder.exists():
-            reason = f"{folder} exists, but the storage does not know its trial"
-        else:
-            return frozen
-        trial.set_user_attr(SURPLUS, True)
-        trial.set_user_attr(REASON, reason)
-        if folder.exists() and not is_surplus(self.config, trials, frozen):
-            raise UserError(f"{reason}; move it away or set another study_dir")
-        raise _TrialFailedError(reason)
+            error = UserError(
+                f"{folder} exists, but the storage does not know its trial; move it away or set another study_dir"
+            )
+        if error is not None:
+            trial.set_user_attr(SURPLUS, True)
+            trial.set_user_attr(REASON, str(error))
+            raise error
+        return frozen
 
     def _plan(self, trial: optuna.Trial, frozen: FrozenTrial, parameters: dict[str, Any]) -> TrialPlan:
         config, number = self.config, first_number(frozen)
@@ -317,7 +324,9 @@ class _Driver:
         for name, excess in verdict.constraints.items():
             if name not in known:
                 trial.set_constraint(name, excess)
-        store = FileSystemArtifactStore(_made(self.config.directory / ARTIFACTS_NAME))
+        folder = self.config.directory / _ARTIFACTS_NAME
+        folder.mkdir(exist_ok=True)
+        store = FileSystemArtifactStore(folder)
         if not get_all_artifact_meta(trial):
             for picture in sorted(plan.run_dirs[0].glob(f"{SAMPLES_NAME}/step_*/*.png")):
                 upload_artifact(artifact_store=store, file_path=str(picture), study_or_trial=trial)
@@ -555,11 +564,6 @@ def make_pruner(config: PrunerConfig, *, train_steps: int, warmup_steps: int) ->
     # A trial is compared at its own validations, so every one of them is looked at (interval 1).
     median = MedianPruner(n_startup_trials=config.startup_trials, n_warmup_steps=warmup)
     return median if config.kind == "median" else PatientPruner(median, config.patience)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 @contextmanager

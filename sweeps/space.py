@@ -1,4 +1,4 @@
-"""The search space of a study: dotted configuration paths, each with what may be tried for it."""
+"""The search space of a study: dotted configuration paths, each with the values to try."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vsr_dist.core.errors import BadConfigError, nearest_hint
 Value = bool | int | float | str | list[Any] | dict[str, Any]
 Stored = bool | int | float | str
 Parameters = dict[str, Value]
-# The driver gives every trial its own name, folder and tags.
+# The driver sets these for every trial.
 DRIVER_KEYS = ("name", "run_dir", "tracking.tags", "tracking.extra_params")
 
 
@@ -39,15 +39,15 @@ class FloatRange:
         _check_range(self.low, self.high, log=self.log, step=self.step)
 
     def suggest(self, trial: optuna.Trial, path: str) -> Value:
-        """Let the trial's sampler choose a value for `path`."""
+        """A value for `path`, chosen by the trial's sampler."""
         return trial.suggest_float(path, self.low, self.high, log=self.log, step=self.step)
 
     def distribution(self) -> BaseDistribution:
-        """What the storage knows of it."""
+        """The distribution in Optuna's storage."""
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
     def value_of(self, kept: Stored) -> Value:
-        """The value that Optuna keeps as `kept`."""
+        """The value that Optuna stores as `kept`."""
         return kept
 
     def extremes(self) -> tuple[Value, ...]:
@@ -69,15 +69,15 @@ class IntRange:
         _check_range(self.low, self.high, log=self.log, step=None if self.log and self.step == 1 else self.step)
 
     def suggest(self, trial: optuna.Trial, path: str) -> Value:
-        """Let the trial's sampler choose a value for `path`."""
+        """A value for `path`, chosen by the trial's sampler."""
         return trial.suggest_int(path, self.low, self.high, log=self.log, step=self.step)
 
     def distribution(self) -> BaseDistribution:
-        """What the storage knows of it."""
+        """The distribution in Optuna's storage."""
         return IntDistribution(self.low, self.high, log=self.log, step=self.step)
 
     def value_of(self, kept: Stored) -> Value:
-        """The value that Optuna keeps as `kept`."""
+        """The value that Optuna stores as `kept`."""
         return kept
 
     def extremes(self) -> tuple[Value, ...]:
@@ -89,8 +89,8 @@ class IntRange:
 class Categorical:
     """One of the listed values; no order among them is assumed.
 
-    A value may also be a list or a mapping (a whole section, so that settings which belong together are chosen
-    together); storages and tables show it as YAML on one line.
+    A value may also be a list or a mapping (a whole section, for settings that belong together); storages and tables
+    show it as YAML on one line.
     """
 
     choices: tuple[Value, ...]
@@ -101,21 +101,21 @@ class Categorical:
             raise BadConfigError(f"choices: expected at least 2 different values, found {list(self.choices)}")
 
     def suggest(self, trial: optuna.Trial, path: str) -> Value:
-        """Let the trial's sampler choose a value for `path`."""
+        """A value for `path`, chosen by the trial's sampler."""
         kept = trial.suggest_categorical(path, [stored(choice) for choice in self.choices])
         assert kept is not None  # None is no choice: `Value` does not hold it
         return self.value_of(kept)
 
     def distribution(self) -> BaseDistribution:
-        """What the storage knows of it."""
+        """The distribution in Optuna's storage."""
         return CategoricalDistribution([stored(choice) for choice in self.choices])
 
     def value_of(self, kept: Stored) -> Value:
-        """The choice that Optuna keeps as `kept`."""
+        """The choice that Optuna stores as `kept`."""
         return next(choice for choice in self.choices if stored(choice) == kept)
 
     def extremes(self) -> tuple[Value, ...]:
-        """Every choice: any of them may be the one that is not valid."""
+        """Every choice: any of them may be invalid."""
         return self.choices
 
 
@@ -144,12 +144,12 @@ def suggest(trial: optuna.Trial, space: Space) -> Parameters:
 
 
 def describe(parameters: Mapping[str, Any]) -> str:
-    """Parameters on one line, for people."""
+    """Parameters on one line, for messages."""
     return ", ".join(f"{path} {format_value(value)}" for path, value in parameters.items())
 
 
 def format_value(value: object) -> str:
-    """A parameter's value for people: four digits of a float."""
+    """A parameter's value for tables: four digits of a float."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -159,15 +159,15 @@ def as_override(path: str, value: Value) -> str:
 
 
 def stored(value: Value) -> Stored:
-    """The value as Optuna keeps it: lists and mappings as YAML on one line."""
+    """The value as Optuna stores it: lists and mappings as YAML on one line."""
     return _one_line(value) if isinstance(value, (list, dict)) else value
 
 
 def given_values(space: Space, values: Mapping[str, Any], base: Mapping[str, Any], origin: str) -> dict[str, Stored]:
-    """Values of a trial that is not sampled, as Optuna keeps them; what is not given keeps the base's value.
+    """Values of a trial that is not sampled, as Optuna stores them; keys that are not given keep the base's value.
 
-    base: the resolved base configuration by dotted key, sections included. BadConfigError for a key that is not in the
-    space and for a value that no trial of the space could have.
+    base: the resolved base configuration by dotted key, sections included. BadConfigError for keys and values outside
+    the space.
     """
     faults = [
         f"{origin}: {path} is not in the space{nearest_hint(path, space)}" for path in values if path not in space
@@ -175,7 +175,7 @@ def given_values(space: Space, values: Mapping[str, Any], base: Mapping[str, Any
     found: dict[str, Stored] = {}
     for path, dimension in space.items():
         value = values.get(path, base.get(path))
-        source = "" if path in values else ", the base's value, for none is given"
+        source = "" if path in values else ", the base's value since none is given"
         try:
             found[path] = _fit(dimension, value)
         except (ValueError, TypeError):
@@ -195,7 +195,7 @@ def sections_of(tree: Tree, prefix: str = "") -> dict[str, Any]:
 
 
 def _fit(dimension: Dimension, value: Any) -> Stored:  # noqa: ANN401 - whatever a user wrote
-    """The value as the storage keeps it; ValueError or TypeError if the dimension does not hold it."""
+    """The value as Optuna stores it; ValueError or TypeError if it is outside the dimension."""
     if isinstance(dimension, Categorical):
         return stored(dimension.choices[dimension.choices.index(value)])
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -223,23 +223,23 @@ def _one_line(value: object) -> str:
 
 
 def is_driver_key(path: str) -> bool:
-    """True for what the driver sets itself and neither `set` nor `space` may name."""
+    """True for keys that the driver sets; neither `set` nor `space` may name them."""
     return any(path == key or path.startswith(f"{key}.") for key in DRIVER_KEYS)
 
 
 def check_space(space: Space, base_tree: Tree, origin: str) -> None:
-    """Raise one BadConfigError with all that is wrong with a space for a base configuration.
+    """Raise one BadConfigError with all faults of a space for a base configuration.
 
-    base_tree: nested mappings of a valid configuration, as written, not resolved: a choice of another network
+    base_tree: nested mappings of a valid configuration as written, not resolved: the choice of another network
     must not meet the keys of the one that it replaces. Each path must be a key of the resolved configuration, and
-    each extreme value alone must make a configuration that is valid.
+    each extreme value alone must make a valid configuration.
     """
     known = flatten(config_tree(parse_config(base_tree, origin)))
     sections = sections_of(config_tree(parse_config(base_tree, origin)))
     faults: list[str] = []
     for path, dimension in space.items():
         if is_driver_key(path):
-            faults.append(f"space.{path}: the driver sets {path} for every trial; take it out of the space")
+            faults.append(f"space.{path}: the driver sets {path} for every trial; remove it from the space")
         elif path not in known and not (path in sections and isinstance(dimension, Categorical)):
             faults.append(f"space.{path}: no such key in the training configuration{nearest_hint(path, known)}")
         else:
@@ -270,7 +270,7 @@ def _value_faults(base_tree: Tree, path: str, value: Value) -> list[str]:
 
 
 def _check_range(low: float, high: float, *, log: bool, step: float | None) -> None:
-    """Raise BadConfigError for a range that cannot be sampled as it is written."""
+    """Raise BadConfigError for a range that cannot be sampled."""
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise BadConfigError(f"expected low below high, both finite, found {low} and {high}")
     if log and low <= 0:
@@ -278,7 +278,7 @@ def _check_range(low: float, high: float, *, log: bool, step: float | None) -> N
     if step is None:
         return
     if log:
-        raise BadConfigError(f"log: true and step {step} exclude each other; leave one out")
+        raise BadConfigError(f"log: true and step {step} exclude each other; remove one")
     _check_step(low, high, step)
 
 
