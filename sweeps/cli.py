@@ -16,6 +16,7 @@ from sweeps.report import publish_report
 from vsr_dist.core.config_io import add_override_option
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import OneLineParser
+from vsr_dist.run_dir import STOPPED_STATUS
 
 Subparsers = Any  # argparse gives its sub-parser action no public name
 
@@ -78,11 +79,15 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_verb(arguments: argparse.Namespace) -> int:
-    """Run or continue a study, and write its report."""
+    """Run or continue a study, and write its report; 143 if a signal stopped it."""
     given = {"workers": arguments.workers, "launch.gpus_per_trial": arguments.gpus_per_trial}
     shortcuts = [f"{path}={value}" for path, value in given.items() if value is not None]
     config = load_study(arguments.config, [*arguments.overrides, *shortcuts])
-    run_study(config)
+    try:
+        run_study(config)
+    except KeyboardInterrupt:
+        say("stopped; run the same command again to continue: interrupted trials resume from their checkpoints")
+        return STOPPED_STATUS
     files, _ = publish_report(config)
     say(f"report: {files.page}")
     return 0

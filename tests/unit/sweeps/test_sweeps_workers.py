@@ -134,9 +134,7 @@ def test_a_start_outside_the_space_is_refused(tmp_path, start, expected):
 def test_a_start_needs_the_bases_value_to_be_in_the_space(tmp_path):
     space = {**SPACE, "loss.tv": {"type": "float", "low": 0.1, "high": 1.0}}
     study = make_study(tmp_path, start=[{}], space=space)
-    with pytest.raises(
-        BadConfigError, match=r"loss\.tv is 2e-08, the base's value since none is given"
-    ):
+    with pytest.raises(BadConfigError, match=r"loss\.tv is 2e-08, the base's value since none is given"):
         run_study(study)
 
 
