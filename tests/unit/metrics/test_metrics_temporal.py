@@ -91,11 +91,11 @@ def test_mistakes_are_answered(metric):
         metric(clip[:1], clip[:1])
 
 
-def test_tof_names_the_way_out():
+def test_tof_says_how_much_it_needs():
     clip = np.zeros((5, 40, 40, 3), np.uint8)
-    with pytest.raises(BadInputError, match="trim_frames=0"):
+    with pytest.raises(BadInputError, match="at least 6 frames with 2 cut at both ends, found 5"):
         tof(clip, clip)
-    with pytest.raises(BadInputError, match="crop_to_multiple=False"):
+    with pytest.raises(BadInputError, match="at least 48 pixels, found 40"):
         tof(clip, clip, trim_frames=0)
 
 
