@@ -1,1 +1,1 @@
-"""From video file to video file: reading, encoding, segments, joining, and what is kept of the input."""
+"""From video file to video file: a frame goes through video_in, part (with the network), video_out; join ends a job."""
