@@ -47,6 +47,12 @@ def generator(tmp_path_factory):
     return make_generator(tmp_path_factory.mktemp("generator") / "run")
 
 
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    """Three frames in in.mp4, for tests that only read it."""
+    return write_video(tmp_path_factory.mktemp("clip") / "in.mp4", moving(3))
+
+
 def moving(num_frames, height=24, width=32, dtype=np.uint8):
     """Smooth coloured frames (H, W, 3) that move."""
     white = np.iinfo(dtype).max

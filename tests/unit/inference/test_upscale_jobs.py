@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from forked import Forked
-from upscale_media import decoded, generator, make_generator, moving, said, times_of, upscale, write_video
+from upscale_media import clip, decoded, generator, make_generator, moving, said, times_of, upscale, write_video
 
 from vsr_dist import upscale as upscale_command
 from vsr_dist.core.collectives import World
@@ -30,7 +30,7 @@ from vsr_dist.inference.video import video_in
 from vsr_dist.inference.video.job import UpscaleOptions, begin, finish, prepare, run_part
 from vsr_dist.inference.video.video_in import MOVED, MediaReader, Place, read_facts
 
-__all__ = ["generator"]
+__all__ = ["clip", "generator"]
 
 
 def test_of_a_damaged_video_what_can_be_read_is_kept_and_the_loss_is_said(tmp_path, generator, capsys):
@@ -134,14 +134,13 @@ def test_a_path_with_spaces_and_other_letters(tmp_path, generator):
         (("--codec", "prores_ks"), ["prores_ks", ".mkv"]),
     ],
 )
-def test_options_that_cannot_be_are_errors_that_teach(tmp_path, generator, capsys, options, words):
-    source = write_video(tmp_path / "in.mp4", moving(2))
-    assert upscale(generator, source, tmp_path / "out.mp4", *options) == 2
+def test_options_that_cannot_be_are_errors_that_teach(tmp_path, generator, clip, capsys, options, words):
+    assert upscale(generator, clip, tmp_path / "out.mp4", *options) == 2
     error = said(capsys)[1]
     assert len(error.splitlines()) == 1
     for word in words:
         assert word in error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4"]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -299,48 +298,44 @@ def test_ctrl_c_ends_all_threads_and_says_how_to_go_on(tmp_path):
     assert error == "error: interrupted\n"
 
 
-def test_two_jobs_for_one_output_do_not_mix(tmp_path, generator, capsys):
-    source = write_video(tmp_path / "in.mp4", moving(3))
+def test_two_jobs_for_one_output_do_not_mix(tmp_path, generator, clip, capsys):
     work = tmp_path / ".out.mp4.work"
     work.mkdir()
     with (work / "lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert upscale(generator, source, tmp_path / "out.mp4") == 2
+        assert upscale(generator, clip, tmp_path / "out.mp4") == 2
         assert "another process" in said(capsys)[1]
-    assert upscale(generator, source, tmp_path / "out.mp4") == 0
+    assert upscale(generator, clip, tmp_path / "out.mp4") == 0
 
 
-def test_the_plan_is_plain_to_read(tmp_path, generator, monkeypatch):
-    source = write_video(tmp_path / "in.mp4", moving(3))
+def test_the_plan_is_plain_to_read(tmp_path, generator, clip, monkeypatch):
     kept = {}
     monkeypatch.setattr("vsr_dist.inference.video.job.shutil.rmtree", lambda path, **_: kept.update(path=Path(path)))
-    assert upscale(generator, source, tmp_path / "out.mp4") == 0
+    assert upscale(generator, clip, tmp_path / "out.mp4") == 0
     job = json.loads((kept["path"] / "job.json").read_text())
     assert job["input"]["name"] == "in.mp4"
 
 
-def test_a_place_that_cannot_be_written_is_an_error_before_work_begins(tmp_path, generator, capsys, monkeypatch):
-    source = write_video(tmp_path / "in.mp4", moving(3))
+def test_a_place_that_cannot_be_written_is_an_error_before_work_begins(tmp_path, generator, clip, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
-    assert upscale(generator, source, tmp_path / "file" / "out.mp4") == 2
+    assert upscale(generator, clip, tmp_path / "file" / "out.mp4") == 2
     assert "cannot be made" in said(capsys)[1]
     folder = tmp_path / "read only"
     folder.mkdir(mode=0o555)
     if os.access(folder, os.W_OK):  # root may write anywhere
         monkeypatch.setattr(os, "access", lambda path, mode: path != folder)
-    assert upscale(generator, source, folder / "out.mp4") == 2
+    assert upscale(generator, clip, folder / "out.mp4") == 2
     out, error = said(capsys)
     assert "cannot be written" in error
     assert out == ""
-    assert upscale(generator, source, tmp_path / "out.mp4", "--work-dir", str(tmp_path / "file" / "work")) == 2
+    assert upscale(generator, clip, tmp_path / "out.mp4", "--work-dir", str(tmp_path / "file" / "work")) == 2
     assert "--work-dir" in said(capsys)[1]
 
 
-def test_a_link_is_no_place_for_frames(tmp_path, generator, capsys):
-    source = write_video(tmp_path / "in.mp4", moving(3))
+def test_a_link_is_no_place_for_frames(tmp_path, generator, clip, capsys):
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "folder")
-    assert upscale(generator, source, tmp_path / "link") == 2
+    assert upscale(generator, clip, tmp_path / "link") == 2
     assert f"is a link; give the folder {tmp_path / 'folder'} itself" in said(capsys)[1]
 
 

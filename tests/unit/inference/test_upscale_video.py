@@ -8,9 +8,20 @@ import av
 import cv2
 import numpy as np
 import pytest
-from upscale_media import decoded, generator, moving, packets_of, said, stated_length_s, times_of, upscale, write_video
+from upscale_media import (
+    clip,
+    decoded,
+    generator,
+    moving,
+    packets_of,
+    said,
+    stated_length_s,
+    times_of,
+    upscale,
+    write_video,
+)
 
-__all__ = ["generator"]
+__all__ = ["clip", "generator"]
 UNEVEN = [0, 1, 3, 4, 9, 10, 15, 16, 17, 30]
 
 
@@ -338,7 +349,6 @@ def test_a_part_of_a_video_begins_at_zero_with_its_sound(tmp_path, generator):
     ]
 
 
-def test_a_start_behind_the_end_is_an_error(tmp_path, generator, capsys):
-    source = write_video(tmp_path / "in.mp4", moving(3))
-    assert upscale(generator, source, tmp_path / "out.mp4", "--start", "7") == 2
+def test_a_start_behind_the_end_is_an_error(tmp_path, generator, clip, capsys):
+    assert upscale(generator, clip, tmp_path / "out.mp4", "--start", "7") == 2
     assert "--start 7" in capsys.readouterr().err
