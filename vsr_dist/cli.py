@@ -33,12 +33,12 @@ VERBS: dict[str, Verb] = {
     ),
     "evaluate": Verb(
         "vsr_dist.evaluate",
-        "measure a generator beside bicubic, with pictures and videos",
+        "evaluate a generator beside bicubic, in numbers, pictures and videos",
         "vsr-dist evaluate --checkpoint demo/run --data demo/data --out demo/evaluation",
     ),
     "report": Verb(
         "vsr_dist.report",
-        "put several runs and evaluations side by side, as a page and in MLflow",
+        "compare runs and evaluations on one page, which MLflow keeps with the runs",
         "vsr-dist report demo/report --runs demo/run demo/evaluation",
     ),
     "upscale": Verb(
@@ -48,7 +48,7 @@ VERBS: dict[str, Verb] = {
     ),
     "export": Verb(
         "vsr_dist.export",
-        "write a generator as ONNX, or as a program of torch.export",
+        "export a generator to ONNX or torch.export",
         "vsr-dist export --checkpoint demo/run --format onnx --out demo/generator.onnx",
     ),
     "config": Verb(

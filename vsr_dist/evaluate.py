@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--metrics",
-        help=f"comma-separated names, or all whose packages and weights are installed: {', '.join(METRICS)}",
+        help=f"comma-separated names (default: those of the protocol), or all that are installed: {', '.join(METRICS)}",
     )
     parser.add_argument("--scale", type=int, help="scale of --fake without --low, which sets the border (default: 1)")
     parser.add_argument("--frames", type=int, help="measure only the first FRAMES frames of each sequence")
