@@ -124,7 +124,8 @@ class _TrainingProcess:
         supervised = [sys.executable, "-P", supervisor.__file__, str(lock_path), str(config.grace_s), str(os.getpid())]
         command = [*launch_command(config.launch, free_port()), *training_options(config, plan, place)]
         environment = {
-            **os.environ,
+            # Each training is an MLflow run of its own, whatever the driver was given.
+            **{name: value for name, value in os.environ.items() if name != "MLFLOW_RUN_ID"},
             # torchrun kills its ranks this long after it passed a SIGTERM on to them.
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(1, int(config.grace_s))),
             **gpu_environment(config.launch.gpus_per_trial, worker),

@@ -208,11 +208,14 @@ def test_a_metrics_file_that_is_none_fails_its_trial_alone(tmp_path):
 
 def test_each_trial_has_gpus_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7,8")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "the-drivers")
     launch = {**make_study(tmp_path).launch.__dict__, "gpus_per_trial": 2}
     launch = {key: list(value) if isinstance(value, tuple) else value for key, value in launch.items() if value}
     study = make_study(tmp_path, "meet", "meet", num_trials=3, workers=2, launch=launch, trial_timeout_s=120)
     run_study(study)
-    seen = [json.loads((study.trial_dir(n) / "environment.json").read_text())["CUDA_VISIBLE_DEVICES"] for n in range(3)]
+    environments = [json.loads((study.trial_dir(n) / "environment.json").read_text()) for n in range(3)]
+    assert not any("MLFLOW_RUN_ID" in environment for environment in environments)
+    seen = [environment["CUDA_VISIBLE_DEVICES"] for environment in environments]
     assert set(seen[:2]) == {"3,5", "7,8"}
     assert seen[2] in ("3,5", "7,8")
     with pytest.raises(BadConfigError, match=r"3 worker\(s\) with 2 GPU\(s\) per trial need 6 GPUs, but .* has 4"):
