@@ -17,7 +17,8 @@ if [[ "${DEMO_SHORT:-0}" == 1 ]]; then
   mkdir -p $out
   sed -e "s#^study_dir: .*#study_dir: $out/study#" -e 's/^num_trials: .*/num_trials: 2/' \
     -e "s#^set:#set:\n  - data.root=$out/data\n  - tracking.uri=sqlite:///$out/mlflow.db#" \
-    -e 's/train.steps=.*/train.steps=12/' -e 's/train.warmup_steps=.*/train.warmup_steps=8/' \
+    -e 's/train.steps=.*/train.steps=6/' -e 's/train.validate_every=.*/train.validate_every=3/' \
+    -e "s#train.init_generator=.*#train.init_generator=$out/run#" \
     configs/studies/demo.yaml > $study
   train_overrides=(
     --set run_dir=$out/run --set data.root=$out/data --set tracking.uri=sqlite:///$out/mlflow.db
@@ -46,7 +47,7 @@ title "5/7  a real video upscaled with it, beside bicubic -> $out/carphone_x4.mp
 vsr-dist upscale $out/clips/carphone_pristine.mp4 $out/carphone_x4.mp4 --checkpoint $out/run \
   --frames $upscale_frames --compare $out/carphone_compared.mp4 --overwrite
 
-title "6/7  Optuna study: a loss weight and the discriminator's width -> $out/study"
+title "6/7  Optuna study: the discriminator's width and gradient penalty -> $out/study"
 vsr-dist study run --config $study
 vsr-dist study report --config $study
 vsr-dist report $out/report --runs $out/run $out/evaluation

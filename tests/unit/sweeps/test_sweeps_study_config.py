@@ -40,10 +40,11 @@ def test_a_minimal_study_has_the_documented_defaults(tmp_path):
 def test_the_demo_study_says_what_it_should():
     study = load_study(DEMO)
     assert study.space == {
-        "adversarial.weight": FloatRange(1e-4, 1e-2, log=True),
-        "discriminator.filters": Categorical((8, 16, 24)),
+        "adversarial.r1_gamma": FloatRange(1e-3, 3.0, log=True),
+        "discriminator.filters": Categorical((4, 8, 16)),
     }
-    assert (study.num_trials, study.study_dir, study.base) == (3, "demo/study", "configs/demo.yaml")
+    assert (study.num_trials, study.study_dir, study.base) == (6, "demo/study", "configs/demo.yaml")
+    assert "train.init_generator=demo/run" in study.set
     assert "tracking.log_model=false" in study.set
 
 
