@@ -193,7 +193,7 @@ def _add(subparsers: Subparsers, name: str, text: str, example: str) -> argparse
 
 
 def _codec_help() -> str:
-    return "; ".join(f"{name}: {codec.note}" for name, codec in CODECS.items())
+    return "; ".join(f"{name}: {codec.note}" for name, codec in CODECS.items()) + " (default %(default)s)"
 
 
 def _pair(text: str) -> tuple[Path, Path]:

@@ -102,7 +102,7 @@ def _decode_image(payload: bytes | memoryview) -> NDArray[Any]:
 
 # In OpenCV, a WebP quality above 100 selects lossless coding.
 CODECS: Mapping[str, Codec] = {
-    "npy": Codec("npy", False, True, "raw arrays, read as memory-mapped crops (default)", 1.0, encode_npy, decode_npy),
+    "npy": Codec("npy", False, True, "raw arrays, read as memory-mapped crops", 1.0, encode_npy, decode_npy),
     "png": Codec(
         "png",
         True,
