@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from vsr_dist.core.errors import BadInputError, UserError
-from vsr_dist.ops.color import BT601_BLACK, BT601_BLUE, BT601_GREEN, BT601_RED, ByteArray
+from vsr_dist.ops.color import BT601_BLACK, BT601_BLUE, BT601_GREEN, BT601_RED, ByteArray, rgb_to_y_bt601_array
 
 FIDELITY = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
 PEAK = 255.0
@@ -276,7 +276,9 @@ def check_against_scikit_image(fake_YXC: ByteArray, real_YXC: ByteArray, found: 
     for name, value in found.items():
         pair: tuple[Any, Any] = (real_YXC.astype(np.float64), fake_YXC.astype(np.float64))
         if name.endswith("_y"):
-            pair = (_luma_float64(real_YXC, round_luma), _luma_float64(fake_YXC, round_luma))
+            lumas = (rgb_to_y_bt601_array(image_YXC) for image_YXC in (real_YXC, fake_YXC))
+            real_YX, fake_YX = (np.rint(luma) if round_luma else luma for luma in lumas)
+            pair = (real_YX, fake_YX)
         if name.startswith("psnr"):
             with np.errstate(divide="ignore"):
                 expected, allowed = min(PSNR_CAP_DB, peak_signal_noise_ratio(*pair, data_range=PEAK)), 1e-4
@@ -288,8 +290,3 @@ def check_against_scikit_image(fake_YXC: ByteArray, real_YXC: ByteArray, found: 
                 f"{name} is {value:.6f}, but scikit-image measures {expected:.6f} on the same frame: a package "
                 "computes wrongly on this machine; reinstall opencv-python-headless, numpy and torch"
             )
-
-
-def _luma_float64(image_YXC: ByteArray, rounded: bool) -> Float64Array:
-    luma: Float64Array = image_YXC.astype(np.float64) @ _LUMA + BT601_BLACK
-    return np.rint(luma) if rounded else luma
