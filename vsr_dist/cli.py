@@ -53,12 +53,12 @@ VERBS: dict[str, Verb] = {
     ),
     "config": Verb(
         "vsr_dist.config_cli",
-        "show a resolved configuration, or check one",
+        "show a resolved configuration, or check that a training can run with it",
         "vsr-dist config check configs/demo.yaml --set loss.tv=1e-3",
     ),
     "track": Verb(
         "vsr_dist.track_cli",
-        "bring to MLflow what its server has not taken during a training",
+        "upload what the MLflow server has not received from a training",
         "vsr-dist track replay runs/run",
     ),
     # Named and not imported: `sweeps` stands above this package, which must work without it.

@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         choices=["auto"],
-        help="go on from the newest complete checkpoint of run_dir if there is one, else start",
+        help="continue from the newest complete checkpoint in run_dir; start if there is none",
     )
 
 
