@@ -17,7 +17,6 @@ from typing import Literal
 from torch import Tensor
 
 from vsr_dist.core.errors import BadConfigError
-from vsr_dist.losses.edge import edge
 from vsr_dist.losses.flow import FlowSource, flow_back
 from vsr_dist.losses.perceptual import perceptual
 from vsr_dist.losses.pixel import PIXEL, TV, PixelName, TvName
@@ -45,7 +44,6 @@ class LossConfig:
         perceptual: weight of the perceptual term.
         tv: weight of the total variation; its default, the paper's, has no effect (`vsr_dist.losses.pixel`).
         temporal: weight of the temporal term.
-        edge: weight of the loss on image gradients.
         tv_kind: `squared_mean` is the paper's; `anisotropic` and `isotropic` are the usual L1 forms.
         temporal_kind: `difference` is the paper's; `warped` compares along the motion of the real frames, where it
             explains them; `ping_pong` runs a recurrent generator forward and backward, which about doubles its cost.
@@ -60,7 +58,6 @@ class LossConfig:
     perceptual: float = 0.006
     tv: float = 2e-8
     temporal: float = 0.1
-    edge: float = 0.0
     tv_kind: TvName = "squared_mean"
     temporal_kind: TemporalName = "difference"
     temporal_flow: FlowSource = "dis"
@@ -146,7 +143,6 @@ TERMS: dict[str, Term] = {
     "perceptual": Term(_perceptual, in_warmup=False, needs_features=True),
     "tv": Term(_tv),
     "temporal": Term(_temporal),
-    "edge": Term(lambda config, inputs: edge(inputs.fake_BTCYX, inputs.real_BTCYX)),
 }
 
 
