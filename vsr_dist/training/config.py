@@ -19,7 +19,7 @@ from vsr_dist.losses.regularise import PenaltyName
 from vsr_dist.metrics.registry import METRICS, direction_of
 
 # Fused: one pass over memory per step, on CPUs as on GPUs.
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 # Progress from 0 to 1 -> share of the way from `final_ratio` (0) back to the full learning rate (1).
 SCHEDULES: dict[str, Callable[[float], float]] = {
     # Loshchilov and Hutter 2017 (SGDR, arXiv:1608.03983), equation 5, without restarts.
@@ -64,7 +64,7 @@ class OptimizerConfig:
 def make_optimizer(network: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The configured optimiser over all parameters of a network."""
     options = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
-    return OPTIMIZERS[config.kind](network.parameters(), **options)  # type: ignore[arg-type]
+    return OPTIMIZERS[config.kind](network.parameters(), **options)
 
 
 def learning_rate_at(config: OptimizerConfig, step: int, num_steps: int, warmup_steps: int = 0) -> float:

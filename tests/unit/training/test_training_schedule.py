@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from vsr_dist.core.errors import BadConfigError
-from vsr_dist.training.config import OptimizerConfig, adversarial_factor_at, learning_rate_at
+from vsr_dist.training.config import (
+    OPTIMIZERS,
+    SCHEDULES,
+    OptimizerConfig,
+    adversarial_factor_at,
+    learning_rate_at,
+    make_optimizer,
+)
 
 
 def test_the_learning_rate_falls_along_half_a_cosine():
@@ -85,3 +92,31 @@ def test_what_adam_cannot_run_with_is_refused(fields, expected):
 def test_what_is_accepted_adam_runs_with(betas):
     config = OptimizerConfig(learning_rate=1e-12, betas=betas)
     torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate, betas=config.betas)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_every_optimiser_of_the_table_moves_downhill_fused_and_decays_weights(kind):
+    found = {}
+    for decay in (0.0, 0.5):
+        torch.manual_seed(0)
+        network = torch.nn.Linear(4, 1)
+        optimizer = make_optimizer(network, OptimizerConfig(kind=kind, learning_rate=0.05, weight_decay=decay))
+        assert optimizer.defaults["fused"] and optimizer.defaults["betas"] == (0.9, 0.99)
+        losses = []
+        for _ in range(20):
+            loss = network(torch.eye(4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss))
+        assert losses[-1] < losses[0] / 2
+        found[decay] = losses[-1]
+    assert found[0.5] != found[0.0]
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_every_schedule_of_the_table_falls_from_the_full_rate_to_the_final_one(kind):
+    config = OptimizerConfig(learning_rate=1.0, final_ratio=0.2, schedule=kind)
+    rates = [learning_rate_at(config, step, 11) for step in range(11)]
+    assert rates[0] == 1.0 and rates[5] == pytest.approx(0.6) and rates[-1] == pytest.approx(0.2)
+    assert rates == sorted(rates, reverse=True)
