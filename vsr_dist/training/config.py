@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 import torch
@@ -20,11 +19,7 @@ from vsr_dist.losses.regularise import PenaltyName
 from vsr_dist.metrics.registry import METRICS, direction_of
 
 # Fused: one pass over memory per step, on CPUs as on GPUs.
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "amsgrad": partial(torch.optim.Adam, amsgrad=True),
-}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 # Progress from 0 to 1 -> share of the way from `final_ratio` (0) back to the full learning rate (1).
 SCHEDULES: dict[str, Callable[[float], float]] = {
     # Loshchilov and Hutter 2017 (SGDR, arXiv:1608.03983), equation 5, without restarts.
@@ -48,7 +43,7 @@ class OptimizerConfig:
         final_ratio: learning rate at the last step as a share of the first; 1 keeps it constant.
     """
 
-    kind: Literal["adam", "adamw", "amsgrad"] = "adam"
+    kind: Literal["adam", "adamw"] = "adam"
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
