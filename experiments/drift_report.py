@@ -256,8 +256,12 @@ def comparison(measured: Measured, name: str, other: str, titles: Mapping[str, s
     return spread(changes), spread(paired(measured[name], measured[other], "psnr_y"))
 
 
-def comparison_sentences(measured: Measured, name: str, titles: Mapping[str, str]) -> list[str]:
+def comparison_sentences(measured: Measured, name: str, titles: Mapping[str, str], num_seeds: int) -> list[str]:
     """What an arm does for the pictures, against no adversary and against the paper's arm; targets met or missed."""
+
+    def so_far(other: str) -> str:
+        return "so far " if len(paired(measured[name], measured[other], "psnr_y")) < num_seeds else ""
+
     found = comparison(measured, name, "none", titles)
     sentences = []
     if found is None:
@@ -267,7 +271,7 @@ def comparison_sentences(measured: Measured, name: str, titles: Mapping[str, str
         is_met = lpips.mean <= -PERCEPTION_GAIN and psnr.mean >= -FIDELITY_LOSS_DB
         sentences.append(
             f"{titles[name]} against no adversary, ST-LPIPS at least {100 * PERCEPTION_GAIN:.0f} % lower at no more "
-            f"than {FIDELITY_LOSS_DB} dB: **{'met' if is_met else 'missed'}**; ST-LPIPS {_percent(lpips)}, "
+            f"than {FIDELITY_LOSS_DB} dB: **{so_far('none')}{'met' if is_met else 'missed'}**; ST-LPIPS {_percent(lpips)}, "
             f"PSNR-Y {_db(psnr)}."
         )
     found = comparison(measured, name, "paper", titles)
@@ -280,7 +284,7 @@ def comparison_sentences(measured: Measured, name: str, titles: Mapping[str, str
         is_clear = all(gain.low > 0 for gain in gains.values())
         verdict = "missed" if len(better) < 2 else "met" if is_clear else "not clear, an interval holds 0"
         sentences.append(
-            f"{titles[name]} better than the paper's arm in both: **{verdict}**; it is better in "
+            f"{titles[name]} better than the paper's arm in both: **{so_far('paper')}{verdict}**; it is better in "
             f"{' and '.join(better) or 'neither'}, ST-LPIPS {_percent(lpips)}, PSNR-Y {_db(psnr)}."
         )
     return sentences
@@ -313,8 +317,8 @@ def story_sentences(measured: Measured, titles: Mapping[str, str]) -> list[str]:
         lines.append(
             f"- **{titles[name]}** ({len(losses)} {'seed' if len(losses) == 1 else 'seeds'}): {counts}. "
             f"Tail {min(losses):.2f} to {max(losses):.2f}, AUC {spread(values_of(runs, 'auc')).text(2)}, "
-            f"while spectra alone separate real from generated with AUC {min(values_of(runs, 'probe_auc')):.2f} or "
-            "more."
+            f"while spectra alone separate real from generated with an AUC of at "
+            f"least {min(values_of(runs, 'probe_auc')):.2f}."
         )
     return lines
 
@@ -510,12 +514,12 @@ def write_page(experiment: Experiment, arms: Sequence[Arm], runs: Sequence[Run],
     cure = next(arm for arm in arms if arm.name == "cure")
     verdicts = [
         drift_sentence(measured, num_seeds, cure.name, cure.title),
-        *comparison_sentences(measured, cure.name, titles),
+        *comparison_sentences(measured, cure.name, titles, num_seeds),
     ]
     if "winner" in measured:
         verdicts += [
             drift_sentence(measured, num_seeds, "winner", titles["winner"]),
-            *comparison_sentences(measured, "winner", titles),
+            *comparison_sentences(measured, "winner", titles, num_seeds),
         ]
     passing = [
         f"{titles[name]} (ST-LPIPS {_percent(found[0])}, PSNR-Y {_db(found[1])})"
