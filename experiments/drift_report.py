@@ -269,9 +269,10 @@ def comparison_sentences(measured: Measured, name: str, titles: Mapping[str, str
     else:
         lpips, psnr = found
         is_met = lpips.mean <= -PERCEPTION_GAIN and psnr.mean >= -FIDELITY_LOSS_DB
+        verdict = f"{so_far('none')}{'met' if is_met else 'missed'}"
         sentences.append(
             f"{titles[name]} against no adversary, ST-LPIPS at least {100 * PERCEPTION_GAIN:.0f} % lower at no more "
-            f"than {FIDELITY_LOSS_DB} dB: **{so_far('none')}{'met' if is_met else 'missed'}**; ST-LPIPS {_percent(lpips)}, "
+            f"than {FIDELITY_LOSS_DB} dB: **{verdict}**; ST-LPIPS {_percent(lpips)}, "
             f"PSNR-Y {_db(psnr)}."
         )
     found = comparison(measured, name, "paper", titles)
