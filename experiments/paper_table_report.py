@@ -214,6 +214,8 @@ def draw(rows: Sequence[Row], results: Mapping[str, Mapping[str, Any]], key_of: 
     curves.set(xlabel="steps", ylabel="PSNR-Y of the validation windows, dB")
     if results:
         curves.legend(fontsize=8)
+    else:
+        curves.text(0.5, 0.5, "no run is finished yet", ha="center", transform=curves.transAxes)
     curves.grid(alpha=0.3)
     for place, row in enumerate(rows):
         values = row.values("psnr_y")
