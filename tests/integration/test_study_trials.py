@@ -21,7 +21,8 @@ name: tiny
 data: {root: DATA, clip_frames: 3, crop_px: 16, batch_clips: 2, val_clips: 2, val_crop_px: 24}
 generator: {kind: recurrent, channels: 4, num_blocks: 1}
 discriminator: {kind: spatiotemporal, filters: 4, levels: 2}
-loss: {adversarial: 0.001, perceptual: 0.0}
+loss: {perceptual: 0.0}
+adversarial: {weight: 0.001}
 train: {steps: 4, warmup_steps: 2, validate_every: 4, checkpoint_every: 4, processes: 2, threads: 1, pictures: 0}
 tracking: {uri: "sqlite:///DIR/mlflow.db", log_model: false}
 """
