@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -112,7 +113,9 @@ def write_report(config: StudyConfig, findings: Findings | None = None) -> Repor
     findings = findings or load_findings(config)
     if not findings.trials:
         raise UserError(f"study {config.name} has no trials yet; start it with: vsr-dist study run")
-    with matplotlib.rc_context():  # Optuna's plots set a style for all that follows.
+    # Optuna's plots set a style for all that follows, and warn of trials that have the same value.
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
         pictures = report_pictures(findings)
         contents = {picture.name: _png(picture.figure) for picture in pictures}
     names = tuple(contents)
@@ -299,7 +302,7 @@ def report_pictures(findings: Findings) -> list[ReportPicture]:
         found.append(
             ReportPicture(f"report_history{suffix}.png", f"History of {title}", "The objective by trial", figure)
         )
-        if len(config.space) > 1:
+        if len(config.space) > 1 and len(_comparable(findings)) > 1:
             figure = _figure(partial(plots.plot_parallel_coordinate, study, target_name=title), width)
             caption = "Every complete setting is a line; dotted ones are not feasible"
             found.append(ReportPicture(f"report_parallel{suffix}.png", f"Settings and {title}", caption, figure))
