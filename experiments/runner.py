@@ -464,6 +464,12 @@ def do_runs(runs: Sequence[Run], experiment: Experiment, runner: Runner) -> list
     return failures
 
 
+def _with_absolute_paths(arguments: argparse.Namespace) -> argparse.Namespace:
+    """Paths are relative to where the user is, but the work is done in the root of the repository."""
+    found = {name: value.resolve() if isinstance(value, Path) else value for name, value in vars(arguments).items()}
+    return argparse.Namespace(**found)
+
+
 def main(
     experiment: str,
     doc: str | None,
@@ -497,11 +503,11 @@ def main(
         extra_options(parser)
 
     def run(argv: Sequence[str] | None) -> int:
-        arguments = parser.parse_args(argv)
+        arguments = _with_absolute_paths(parser.parse_args(argv))
         here = Experiment(
             experiment,
-            arguments.work.resolve(),
-            arguments.results.resolve(),
+            arguments.work,
+            arguments.results,
             arguments.jobs,
             arguments.only,
             arguments.limit_hours,
