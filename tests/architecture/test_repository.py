@@ -93,7 +93,14 @@ def uses(tree, library):
 @pytest.mark.parametrize(
     ("library", "callers"),
     [
-        ("mlflow", ["vsr_dist/training/registry.py", "vsr_dist/training/tracking.py"]),
+        (
+            "mlflow",
+            [
+                "vsr_dist/inference/mlflow_model.py",
+                "vsr_dist/training/tracked_runs.py",
+                "vsr_dist/training/tracking.py",
+            ],
+        ),
         ("torch.distributed", ["vsr_dist/core/collectives.py"]),
     ],
 )

@@ -197,14 +197,32 @@ def test_a_configuration_file_with_several_faults_names_them_all(fails, tmp_path
     [
         ("data.crop_px=17", "data.crop_px is 17, larger than the low-resolution frames"),
         ("data.batch_clips=0", "batch_clips is 0, expected at least 1"),
-        ("data.train_split=test", "no split 'test'; it has: train, val"),
-        ("scale=2", "scale is 2, but"),
+        ("data.train_split=test", "no split 'test'; expected one of: train, val"),
+        ("scale=2 data.clip_frames=1 loss.temporal=0", "scale is 2, but"),
         ("train.processes=2", "train.processes is 2, but 1 process(es) were started"),
         ("train.accumulation_steps=3", "data.batch_clips is 4; expected a multiple"),
     ],
 )
 def test_train_with_what_the_data_cannot_give(fails, config, override, expected):
-    assert expected in fails("train", "--config", config, "--set", override)
+    options = [word for one in override.split() for word in ("--set", one)]
+    assert expected in fails("train", "--config", config, *options)
+
+
+def test_a_check_with_data_finds_what_a_training_would(fails, config):
+    """`config check` opens the data; --no-data leaves it out."""
+    assert "data.crop_px is 17" in fails("config", "check", config, "--set", "data.crop_px=17")
+    assert main(["config", "check", str(config), "--set", "data.crop_px=17", "--no-data"]) == 0
+    message = fails("config", "check", config, "--set", "data.val_crop_px=11")
+    assert "data.val_crop_px 11 x scale 4 is below the 48 px that the validation's tOF needs" in message
+    assert main(["config", "check", str(config)]) == 0
+
+
+def test_a_check_measures_the_share_of_every_term(config, capsys):
+    options = ["--set", "adversarial.weight=0.1", "--set", "loss.balance=shares", "--set", "loss.tv=0.05"]
+    assert main(["config", "check", str(config), "--measure", *options]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    shares = {row[0]: float(row[2]) for row in rows if row and row[0] in ("adversarial", "tv", "temporal")}
+    assert shares == pytest.approx({"adversarial": 0.1, "tv": 0.05, "temporal": 0.1}, rel=0.05)
 
 
 def test_train_into_a_directory_in_use(fails, config, tmp_path):
