@@ -11,7 +11,7 @@ from vsr_dist.training.tracking import read_metrics
 pytestmark = pytest.mark.slow
 
 VARIANTS = {
-    "ragan-ping-pong": ("objective=ragan", "loss.temporal_kind=ping_pong", "loss.temporal=1.0"),
+    "ragan-ping-pong": ("adversarial.loss=ragan", "loss.temporal_kind=ping_pong", "loss.temporal=1.0"),
     "unet-warped": (
         "discriminator={kind: unet, filters: 4, levels: 2}",
         "loss.temporal_kind=warped",
@@ -46,7 +46,7 @@ def test_two_processes_are_close_to_the_undivided_batch(launcher, variant):
 
 def test_finite_difference_trains_on_two_processes(launcher):
     """Every rank draws its own noise, so there is nothing to compare; it runs, validates and stays finite."""
-    options = ("adversarial.penalty=finite_difference", "train.precision=bf16", "objective=ragan")
+    options = ("adversarial.penalty=finite_difference", "train.precision=bf16", "adversarial.loss=ragan")
     run_dir = launcher.run("two", "train.steps=6", "train.warmup_steps=1", *options, processes=2)
     lines = read_metrics(run_dir / "metrics.jsonl")
     assert [line["loss_d/penalty"] for line in lines if "loss_d/penalty" in line][-1] > 0

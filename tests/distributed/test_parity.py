@@ -47,7 +47,7 @@ def losses(run_dir: Path) -> list[dict[str, float]]:
         ("train.precision=bf16", "adversarial.r1_gamma=0", "adversarial.r2_gamma=0", "loss.perceptual=0"),
         (
             "discriminator={kind: srgan, filters: 4, norm: batch}",
-            "objective=paper",
+            "adversarial.loss=paper",
             "train.allow_batch_norm=true",
             "loss.perceptual=0",
         ),
@@ -67,7 +67,7 @@ def test_two_processes_equal_one_with_two_micro_batches(launcher, variant):
     assert rates[0] == rates[1]
     assert len(set(rates[0])) > 10
     assert json.loads((two / "summary.json").read_text())["processes"] == 2
-    if "objective=paper" in variant:
+    if "adversarial.loss=paper" in variant:
         # Running statistics of batch norm are each rank's own by design; what trains is compared.
         keep = {key for key in weights(one, 50) if "running_" not in key and "num_batches" not in key}
         assert_equal_bits({k: weights(one, 50)[k] for k in keep}, {k: weights(two, 50)[k] for k in keep})

@@ -93,7 +93,7 @@ def test_a_faulty_training_fails_alone(study_file, monkeypatch, processes, expec
 @pytest.mark.slow
 def test_a_killed_drivers_training_saves_and_the_next_driver_resumes_it(study_file):
     """kill -9 of the driver ends the real training, which resumes from its checkpoint and counts once."""
-    steps = ["train.steps=80", "train.validate_every=40", "train.checkpoint_every=80"]
+    steps = ["train.steps=400", "train.validate_every=200", "train.checkpoint_every=400"]
     file = study_file(num_trials=2, set=steps, heartbeat_s=1, max_retries=9, grace_s=120)
     study = load_study(file)
     driver = Forked("sweeps", ["run", "--config", str(file)], file.parent)
@@ -105,15 +105,15 @@ def test_a_killed_drivers_training_saves_and_the_next_driver_resumes_it(study_fi
         assert json.loads((run_dir / "ended.json").read_text())["exit_reason"] == "stopped"
         (checkpoint,) = (run_dir / "checkpoints").glob("step_*")
     stopped_at = int(checkpoint.name.removeprefix("step_"))
-    assert 0 < stopped_at < 80
+    assert 0 < stopped_at < 400
     run_study(study)
     trials = load_trials(study)
     assert not [trial for trial in trials if not trial.state.is_finished()]
     assert [trial.state.name for trial in counted(trials)] == ["COMPLETE", "COMPLETE"]
     resumed = next(trial for trial in counted(trials) if first_number(trial) == 0)
-    assert resumed.params == trials[0].params and sorted(resumed.intermediate_values) == [40, 80]
+    assert resumed.params == trials[0].params and sorted(resumed.intermediate_values) == [200, 400]
     steps = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert steps == sorted(steps) and steps[-1] == 80
+    assert steps == sorted(steps) and steps[-1] == 400
 
 
 def wait_until(condition, limit_s=240.0):

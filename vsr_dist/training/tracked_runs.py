@@ -188,6 +188,9 @@ def download_generator(uri: str, tracking_uri: str | None, names: Sequence[str],
         elif version == "latest":
             version = max((int(one.version) for one in client.search_model_versions(f"name = '{name}'")), default=0)
         source = client.get_model_version_download_uri(name, str(version)) if version is not None else uri
+        if source.startswith("models:/m-"):
+            # By its place: MLflow would look the model up at the process's own tracking URI, which may be another.
+            source = client.get_logged_model(source.removeprefix("models:/").partition("/")[0]).artifact_location
         # A model is one folder; of a run, which may hold thousands of pictures, only these files are read.
         for part in [f"{source}/{name}" for name in names] if source.startswith("runs:/") else [source]:
             mlflow.artifacts.download_artifacts(part, dst_path=str(folder), tracking_uri=server, registry_uri=server)
