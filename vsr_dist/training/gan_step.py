@@ -79,7 +79,9 @@ class CarriedState(nn.Module):
         state = self._own[micro_batch]
         if state is None:
             return None
-        return tuple(part.masked_fill(starts_B.view(-1, *(1,) * (part.dim() - 1)), 0.0) for part in state)
+        # A checkpoint's lanes are read on the CPU; on the device this moves nothing.
+        on_device = (part.to(starts_B.device) for part in state)
+        return tuple(part.masked_fill(starts_B.view(-1, *(1,) * (part.dim() - 1)), 0.0) for part in on_device)
 
     def keep(self, micro_batch: int, state: State) -> None:
         """Take over the state after a micro-batch's windows, without its graph."""

@@ -281,6 +281,9 @@ def test_a_carried_state_continues_the_sequence_and_a_lane_that_starts_begins_an
         other.load_state_dict(saved)
         mine, kept = other.before(0, torch.tensor([False])), carried.before(0, torch.tensor([False, False]))
         assert all(torch.equal(part[0], whole[rank]) for part, whole in zip(mine, kept, strict=True))
+        # What was read on the CPU goes to where the batch is; the device `meta` stands for a GPU.
+        elsewhere = other.before(0, torch.zeros(1, dtype=torch.bool, device="meta"))
+        assert all(part.device.type == "meta" for part in elsewhere)
 
 
 def test_batch_norm_discriminator_takes_two_forwards_before_one_backward():
