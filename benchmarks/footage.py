@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from sharding.samples import find_samples
+from sharding.sources import find_samples
 from sharding.video import iter_frames
 
 CLIPS = {path.stem: path for path in find_samples()}

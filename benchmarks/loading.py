@@ -49,7 +49,7 @@ from torch.utils.data import DataLoader, Dataset
 from sharding.index import read_index
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
-from sharding.samples import find_samples
+from sharding.sources import find_samples
 from vsr_dist.core.collectives import World
 from vsr_dist.data.config import DataConfig
 from vsr_dist.data.loader import TrainLoader

@@ -39,7 +39,7 @@ from metric_references import (  # noqa: E402
     tecogan_tof,
 )
 
-from sharding.samples import find_samples  # noqa: E402
+from sharding.sources import find_samples  # noqa: E402
 from sharding.video import iter_frames  # noqa: E402
 from vsr_dist.metrics.fidelity import FIDELITY, batch_fidelity, frame_fidelity  # noqa: E402
 from vsr_dist.metrics.perceptual import Dists, Lpips, ShiftTolerantLpips, VmafStream, load_vmaf  # noqa: E402

@@ -30,7 +30,7 @@ from machine import describe_machine
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/helpers"))
 from metric_references import scikit_fidelity
 
-from sharding.samples import find_samples
+from sharding.sources import find_samples
 from sharding.video import iter_frames
 from vsr_dist.metrics.fidelity import batch_fidelity, frame_fidelity
 from vsr_dist.ops.color import from_uint8, to_uint8

@@ -18,7 +18,7 @@ import numpy as np
 from sharding.errors import BadInputError
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
-from sharding.samples import find_samples
+from sharding.sources import find_samples
 from sharding.video import iter_frames
 
 OPENCV_DOC = Path("/usr/share/doc/opencv-doc/examples/data")

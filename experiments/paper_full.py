@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 from runner import ROOT, Experiment, Runner, describe_machine, git_commit, main, python, rounded, train_command
 
-from sharding.samples import find_samples
+from sharding.sources import find_samples
 from sharding.video import iter_frames
 
 NAME = "paper_full"

@@ -16,8 +16,8 @@ from sharding.index import load_index, read_index, rebuild_index, write_index
 from sharding.inspect import summarise, write_sheet
 from sharding.pack import PackJob, merge, pack
 from sharding.plan import PackOptions
-from sharding.samples import copy_samples
 from sharding.schema import FLOW_NAMES, INDEX_NAME, Index
+from sharding.sources import copy_samples
 from sharding.verify import verify
 
 Subparsers = Any  # argparse has no public name for this type

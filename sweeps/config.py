@@ -38,6 +38,7 @@ from vsr_dist.core.collectives import World
 from vsr_dist.core.config_io import (
     Tree,
     apply_overrides,
+    effects,
     field_types,
     flatten,
     key_faults,
@@ -47,7 +48,6 @@ from vsr_dist.core.config_io import (
     to_tree,
 )
 from vsr_dist.core.errors import BadConfigError, nearest_hint
-from vsr_dist.core.fields import effects
 from vsr_dist.training.console import PERFORMANCE
 from vsr_dist.training.drift import MEASURES
 from vsr_dist.training.validation import clip_scores

@@ -15,6 +15,7 @@ from vsr_dist.core.config_io import (
     apply_overrides,
     field_types,
     flatten,
+    io,
     key_faults,
     parse_section,
     raise_faults,
@@ -22,7 +23,6 @@ from vsr_dist.core.config_io import (
     to_tree,
 )
 from vsr_dist.core.errors import BadConfigError, nearest_hint
-from vsr_dist.core.fields import io
 from vsr_dist.data.config import DataConfig
 from vsr_dist.losses.objective import LossConfig
 from vsr_dist.metrics.registry import CROP_MARGIN_PX, CROP_MULTIPLE_PX

@@ -13,9 +13,8 @@ from typing import Any, TextIO
 
 from vsr_dist.config import Config, config_tree, dump_config
 from vsr_dist.core.collectives import is_lost_rank
-from vsr_dist.core.config_io import flatten, read_yaml
+from vsr_dist.core.config_io import effects, flatten, read_yaml
 from vsr_dist.core.errors import BadCheckpointError, BadConfigError, LostRankError, UserError
-from vsr_dist.core.fields import effects
 from vsr_dist.core.files import write_json
 from vsr_dist.inference.generator_io import DESCRIPTION_NAME, WEIGHTS_NAME, InitialWeights
 from vsr_dist.training import checkpoint

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sharding.cli import main
 from sharding.errors import run_cli
-from sharding.samples import find_samples
+from sharding.sources import find_samples
 
 CLIPS = {path.stem: path for path in find_samples()}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cv2
 
-from sharding.samples import find_samples
+from sharding.sources import find_samples
 from sharding.video import iter_frames
 
 SEQUENCES = {"GT/000": 0, "GT/001": 20, "GT_test/002": 40}

@@ -14,7 +14,7 @@ from small_gan import train_here
 
 from sharding.pack import PackJob, pack
 from sharding.plan import PackOptions
-from sharding.samples import find_samples
+from sharding.sources import find_samples
 from sharding.video import iter_frames
 from vsr_dist.config import check_config, load_config
 

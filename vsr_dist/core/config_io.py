@@ -1,4 +1,8 @@
-"""YAML and `PATH=VALUE` overrides -> plain dictionaries -> strict dataclasses, with errors that teach."""
+"""YAML and `PATH=VALUE` overrides -> plain dictionaries -> strict dataclasses, with errors that teach.
+
+A field has an effect: on the result unless marked, only on the speed, or only on where things are read and written.
+Tests show that `speed` and `io` fields keep the loss equal.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,45 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from vsr_dist.core.errors import BadConfigError, nearest_hint
+
+Effect = Literal["result", "speed", "io"]
+
+
+def speed(default: Any) -> Any:  # noqa: ANN401 - stands for a value of the field's own type, like dataclasses.field
+    """A field with a default that changes how fast a run is and not what it computes."""
+    return dataclasses.field(default=default, metadata={"effect": "speed"})
+
+
+def io(default: Any) -> Any:  # noqa: ANN401 - as above
+    """A field with a default that changes what is read, written or reported and not what is computed."""
+    return dataclasses.field(default=default, metadata={"effect": "io"})
+
+
+def effect_of(field: dataclasses.Field[Any]) -> Effect:
+    """The effect of one dataclass field."""
+    effect: Effect = field.metadata.get("effect", "result")
+    return effect
+
+
+def effects(config: Any, prefix: str = "") -> dict[str, Effect]:  # noqa: ANN401 - any dataclass instance
+    """Dotted key -> effect for every leaf of a nested dataclass; a marked mapping marks all that it holds."""
+    found: dict[str, Effect] = {}
+    for field in dataclasses.fields(config):
+        key, value = f"{prefix}{field.name}", getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= effects(value, f"{key}.")
+        elif isinstance(value, dict):
+            found |= {f"{key}.{name}": effect_of(field) for name in value}
+        else:
+            found[key] = effect_of(field)
+    return found
+
 
 Tree = dict[str, Any]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from vsr_dist.core.config_io import io, speed
 from vsr_dist.core.errors import BadConfigError
-from vsr_dist.core.fields import io, speed
 
 OrderName = Literal["shuffle", "block", "ordered"]
 _FROM_ZERO = ("max_bad_samples", "frame_cache_mb")

@@ -23,8 +23,7 @@ from sharding.schema import parse_sequence
 from sharding.video import iter_thumbnails
 from vsr_dist.core.errors import BadInputError
 from vsr_dist.data.stream import SplitStream
-from vsr_dist.inference.fingerprint import fingerprint
-from vsr_dist.inference.frames import Frame
+from vsr_dist.inference.frames import Frame, fingerprint
 from vsr_dist.inference.video.video_in import MediaReader, Place, read_facts
 
 FOLDER_FPS = Fraction(25)

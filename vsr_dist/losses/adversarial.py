@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vsr_dist.core.collectives import differentiable_mean_over_ranks
-from vsr_dist.losses.precision import full_precision
+from vsr_dist.losses.penalties import full_precision
 
 AdversarialName = Literal["paper", "bce", "lsgan", "hinge", "ragan", "rpgan"]
 

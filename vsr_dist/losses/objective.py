@@ -17,10 +17,16 @@ from typing import Literal
 from torch import Tensor
 
 from vsr_dist.core.errors import BadConfigError
-from vsr_dist.losses.flow import FlowSource, flow_back
 from vsr_dist.losses.perceptual import perceptual
 from vsr_dist.losses.pixel import PIXEL, TV, PixelName, TvName
-from vsr_dist.losses.temporal import TemporalName, temporal_difference, temporal_ping_pong, temporal_warped
+from vsr_dist.losses.temporal import (
+    FlowSource,
+    TemporalName,
+    flow_back,
+    temporal_difference,
+    temporal_ping_pong,
+    temporal_warped,
+)
 
 ADVERSARIAL_TERM = "adversarial"
 BalanceName = Literal["weights", "shares"]

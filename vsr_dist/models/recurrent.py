@@ -14,19 +14,208 @@ Axes: B batch, T time, C channels, H W low-resolution, Y X high-resolution, K th
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vsr_dist.core.errors import BadConfigError
-from vsr_dist.models.alignment import Aligner
+from vsr_dist.core.errors import BadConfigError, BadInputError
 from vsr_dist.models.base import Generator, RecurrentGenerator, State, check_clip, check_positive, check_scale
 from vsr_dist.models.blocks import ResidualBlock, zero_conv
-from vsr_dist.models.convrnn import ConvGru, ConvLstm, ConvRnn
-from vsr_dist.ops.flow import MIN_SIDE_PX, FlowMethod, Smoothing
+from vsr_dist.ops.flow import MIN_SIDE_PX, FlowMethod, Smoothing, empty_history, estimate_flow, smooth_step
 from vsr_dist.ops.resample import bicubic_upsample
+from vsr_dist.ops.warp import backward_warp
+
+
+class ConvRnn(nn.Module, ABC):
+    """A recurrent cell with 3 x 3 convolutions for matrices, and a projection of its state that starts at zero.
+
+    num_states: tensors that the state consists of, each (B, C, H, W).
+    """
+
+    num_states: int
+    num_gates: int
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.from_input = nn.Conv2d(channels, self.num_gates * channels, 3, padding=1)
+        self.from_state = nn.Conv2d(channels, self.num_gates * channels, 3, padding=1)
+        self.project = zero_conv(channels, channels)
+
+    def forward(
+        self, features_NCHW: Tensor, num_frames: int, state: State | None, flows: Sequence[Tensor | None]
+    ) -> tuple[Tensor, State]:
+        """Features of B clips of `num_frames` frames to the correction (N, C, H, W) to be added, and the new state.
+
+        flows: for each frame the flow (B, 2, H, W) from it to the one before, by which the state is warped onto its
+        grid; None leaves the state where it is. state: that before the first frame, None for zeros.
+        """
+        gates_BTGHW = torch.unflatten(self.from_input(features_NCHW), 0, (-1, num_frames))
+        if state is None:
+            state = (torch.zeros_like(features_NCHW[: len(gates_BTGHW)]),) * self.num_states
+        history = []
+        for gates_BGHW, flow_B2HW in zip(gates_BTGHW.unbind(dim=1), flows, strict=True):
+            if flow_B2HW is not None:
+                state = tuple(backward_warp(part_BCHW, flow_B2HW) for part_BCHW in state)
+            state = self._update(gates_BGHW, state)
+            history.append(state[0])
+        correction: Tensor = self.project(torch.stack(history, dim=1).flatten(0, 1))
+        return correction, state
+
+    @abstractmethod
+    def _update(self, gates_BGHW: Tensor, state: State) -> State:
+        """The state after one frame; its first tensor is what is shown to the network."""
+
+
+class ConvGru(ConvRnn):
+    """A gated recurrent unit on feature maps.
+
+    Equations of `torch.nn.GRU` (Cho et al. 2014, reset gate after the matrix): r, z = sigmoid(W x + U h),
+    n = tanh(W x + r * (U h)), h' = (1 - z) n + z h. The state is (h,).
+    """
+
+    num_states = 1
+    num_gates = 3
+
+    def _update(self, gates_BGHW: Tensor, state: State) -> State:
+        (state_BCHW,) = state
+        reset_x, update_x, new_x = gates_BGHW.chunk(3, dim=1)
+        reset_h, update_h, new_h = self.from_state(state_BCHW).chunk(3, dim=1)
+        update = torch.sigmoid(update_x + update_h)
+        candidate = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
+        return (torch.lerp(candidate, state_BCHW.to(candidate.dtype), update),)
+
+
+class ConvLstm(ConvRnn):
+    """A long short-term memory on feature maps.
+
+    Equations of `torch.nn.LSTM`, with convolutions as in Shi et al. 2015 (arXiv:1506.04214) but without its peepholes:
+    i, f, o = sigmoid(W x + U h), g = tanh(W x + U h), c' = f c + i g, h' = o tanh(c'). The gates lie in the order
+    i, f, g, o. The bias of f starts at 1 (Jozefowicz et al. 2015), so that a fresh cell remembers. The state is (h, c).
+    """
+
+    num_states = 2
+    num_gates = 4
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        if self.from_input.bias is not None and self.from_state.bias is not None:
+            for bias, value in ((self.from_input.bias, 1.0), (self.from_state.bias, 0.0)):
+                nn.init.constant_(bias[channels : 2 * channels], value)
+
+    def _update(self, gates_BGHW: Tensor, state: State) -> State:
+        hidden_BCHW, cell_BCHW = state
+        enter, forget, new, leave = (gates_BGHW + self.from_state(hidden_BCHW)).chunk(4, dim=1)
+        kept = torch.sigmoid(forget) * cell_BCHW.to(forget.dtype)
+        cell_BCHW = kept + torch.sigmoid(enter) * torch.tanh(new)
+        return torch.sigmoid(leave) * torch.tanh(cell_BCHW), cell_BCHW
+
+
+class Aligner(nn.Module):
+    """For each frame the flow from it to the one before.
+
+    method: the classical method that stands in where no flow is given; None for the flow network, which takes no
+    notice of flow that is given. The state is (previous frame, and the history of `smooth_step`).
+    """
+
+    def __init__(self, method: FlowMethod | None, smoothing: Smoothing) -> None:
+        super().__init__()
+        self.method, self.smoothing = method, smoothing
+        self.network = FlowNet() if method is None else None
+
+    def forward(
+        self, low_BTCHW: Tensor, state: State | None, flow_BT2HW: Tensor | None
+    ) -> tuple[list[Tensor | None], State]:
+        """Frames in the order in which they are visited, to one flow each and the new state.
+
+        flow_BT2HW: from each frame that has a predecessor, be it in `state`, to that one. Without a state the first
+        frame has no predecessor, and its flow is None.
+        """
+        flows: list[Tensor | None] = []
+        if state is None:
+            frames_BTCHW, history = low_BTCHW, empty_history(low_BTCHW[:, 0], self.smoothing)
+            flows.append(None)
+        else:
+            frames_BTCHW, history = torch.cat((state[0][:, None], low_BTCHW), dim=1), state[1:]
+        if frames_BTCHW.shape[1] > 1:
+            for flow_B2HW in self._flow(frames_BTCHW, flow_BT2HW).unbind(dim=1):
+                smoothed_B2HW, history = smooth_step(flow_B2HW, history, self.smoothing)
+                flows.append(smoothed_B2HW)
+        return flows, (low_BTCHW[:, -1], *history)
+
+    def _flow(self, frames_BTCHW: Tensor, flow_BT2HW: Tensor | None) -> Tensor:
+        """Flow of all pairs of neighbours, before smoothing."""
+        now_NCHW, before_NCHW = frames_BTCHW[:, 1:].flatten(0, 1), frames_BTCHW[:, :-1].flatten(0, 1)
+        if self.network is not None:
+            flow_N2HW: Tensor = self.network(now_NCHW, before_NCHW)
+        elif flow_BT2HW is not None:
+            _check_flow(flow_BT2HW, frames_BTCHW)
+            return flow_BT2HW
+        else:
+            assert self.method is not None, "without a network there is a method"
+            flow_N2HW = estimate_flow(now_NCHW, before_NCHW, self.method)
+        return torch.unflatten(flow_N2HW, 0, (len(frames_BTCHW), -1))
+
+
+def _check_flow(flow_BT2HW: Tensor, frames_BTCHW: Tensor) -> None:
+    batch, num_frames, _, height, width = frames_BTCHW.shape
+    expected = (batch, num_frames - 1, 2, height, width)
+    if tuple(flow_BT2HW.shape) != expected:
+        raise BadInputError(
+            f"expected flow of shape {expected} (batch, pairs of frames, dx and dy, rows, columns) for these frames, "
+            f"found {tuple(flow_BT2HW.shape)}"
+        )
+
+
+NUM_LEVELS = 3
+WIDTH = 24
+
+
+class FlowNet(nn.Module):
+    """Coarse to fine: each level of an image pyramid corrects the flow of the level below (SPyNet's scheme).
+
+    Ranjan and Black 2017, arXiv:1611.00850, with 3 levels of four 3 x 3 convolutions each in place of their 7 x 7 ones:
+    37,806 parameters. The last convolution of each level starts at zero, so the untrained network gives zero flow. It
+    learns from the loss of the images that its flow helps to make; there is no flow to imitate. Any size.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(_level() for _ in range(NUM_LEVELS))
+
+    def forward(self, from_NCHW: Tensor, to_NCHW: Tensor) -> Tensor:
+        """Pairs of RGB images in [0, 1] to (N, 2, H, W) float32 flow with `to(p + flow(p)) ~ from(p)`."""
+        pyramid = [(from_NCHW, to_NCHW)]
+        for _ in range(NUM_LEVELS - 1):
+            pyramid.append((_halve(pyramid[-1][0]), _halve(pyramid[-1][1])))
+        coarsest = pyramid[-1][0]
+        flow_N2HW = torch.zeros_like(coarsest[:, :2], dtype=torch.float32)
+        for level, (start_NCHW, end_NCHW) in zip(self.levels, reversed(pyramid), strict=True):
+            if start_NCHW is not coarsest:
+                height, width = start_NCHW.shape[-2:]
+                doubled = F.interpolate(flow_N2HW, scale_factor=2.0, mode="bilinear", align_corners=False)
+                flow_N2HW = 2.0 * doubled[..., :height, :width]
+            seen = torch.cat((start_NCHW, backward_warp(end_NCHW, flow_N2HW), flow_N2HW), dim=1)
+            # Under bfloat16 autocast the sum over the levels stays in float32: it is a coordinate.
+            flow_N2HW = flow_N2HW + level(seen).float()
+        return flow_N2HW
+
+
+def _level() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for num_in in (8, WIDTH, WIDTH):
+        layers += [nn.Conv2d(num_in, WIDTH, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, zero_conv(WIDTH, 2))
+
+
+def _halve(images_NCHW: Tensor) -> Tensor:
+    """Mean over 2 x 2; an odd last row or column is averaged by itself."""
+    return F.avg_pool2d(images_NCHW, 2, ceil_mode=True, count_include_pad=False)
+
 
 SCALES = (1, 2, 3, 4)
 CELLS: dict[str, type[ConvRnn]] = {"convgru": ConvGru, "convlstm": ConvLstm}

@@ -21,10 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vsr_dist.core.eager import outside_graphs
 from vsr_dist.core.errors import BadInputError
 from vsr_dist.ops.color import ByteArray, to_uint8
-from vsr_dist.ops.motion import EMA_ALPHA, GAUSSIAN_PAST_FRAMES, FlowArray, farneback, gaussian_weights
+from vsr_dist.ops.motion import EMA_ALPHA, GAUSSIAN_PAST_FRAMES, FlowArray, farneback, gaussian_weights, outside_graphs
 from vsr_dist.ops.warp import backward_warp
 
 FlowMethod = Literal["dis", "farneback"]

@@ -21,9 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
-from vsr_dist.core.eager import outside_graphs
 from vsr_dist.ops.color import ByteArray, from_uint8, to_uint8
+
+# `torch.compiler.disable` imports torch._dynamo at once, three seconds of every start; this waits for the first call.
+outside_graphs = _disable_dynamo
+
 
 FlowArray = npt.NDArray[np.float32]
 Direction = Literal["forward", "backward"]

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vsr_dist.config import Config, parse_config
-from vsr_dist.core.config_io import flatten, read_yaml
+from vsr_dist.core.config_io import effects, flatten, read_yaml
 from vsr_dist.core.errors import BadConfigError, BadInputError
-from vsr_dist.core.fields import effects
 from vsr_dist.run_dir import CONFIG_NAME, ENDED_NAME, SUMMARY_NAME, read_ended
 from vsr_dist.training.samples import SAMPLES_NAME, Samples, read_samples
 from vsr_dist.training.tracking import FOLDER_NAME, METRICS_NAME, Line, read_metrics

@@ -12,10 +12,10 @@ from typing import Literal
 
 import torch
 
+from vsr_dist.core.config_io import io, speed
 from vsr_dist.core.errors import BadConfigError, nearest_hint
-from vsr_dist.core.fields import io, speed
 from vsr_dist.losses.adversarial import AdversarialName
-from vsr_dist.losses.regularise import PenaltyName
+from vsr_dist.losses.penalties import PenaltyName
 from vsr_dist.metrics.registry import METRICS, direction_of
 
 # Fused: one pass over memory per step, on CPUs as on GPUs.
@@ -186,7 +186,7 @@ class AdversarialConfig:
         r1_gamma: weight of the discriminator's gradient penalty on real clips; 0 switches it off.
         r2_gamma: the same on generated clips.
         penalty: `exact` differentiates twice; `finite_difference` estimates the same quantity from the logits of the
-            clip plus and minus noise (`vsr_dist.losses.regularise`): no second derivative, three forwards in one; takes
+            clip plus and minus noise (`vsr_dist.losses.penalties`): no second derivative, three forwards in one; takes
             no dropout.
         sigma: standard deviation of that noise, for images in [0, 1]; the difference drowns in bfloat16 below 0.03.
         penalty_precision: `float32` takes the discriminator's step out of autocast while a penalty is on, `autocast`

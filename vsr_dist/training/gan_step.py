@@ -24,10 +24,9 @@ from vsr_dist.core.collectives import World, gather_lists
 from vsr_dist.core.errors import BadConfigError, NonFiniteError
 from vsr_dist.data.loader import ClipBatch
 from vsr_dist.losses.adversarial import ADVERSARIAL
-from vsr_dist.losses.flow import unpack_flow
 from vsr_dist.losses.objective import ADVERSARIAL_TERM, TERMS, LossConfig, LossInputs, weighted_sum
-from vsr_dist.losses.regularise import finite_difference_penalty, gradient_penalty
-from vsr_dist.losses.temporal import flow_there_and_back, split_there_and_back, there_and_back
+from vsr_dist.losses.penalties import finite_difference_penalty, gradient_penalty
+from vsr_dist.losses.temporal import flow_there_and_back, split_there_and_back, there_and_back, unpack_flow
 from vsr_dist.models.base import State
 from vsr_dist.models.blocks import advance_spectral_norm, rest_spectral_norm
 from vsr_dist.models.features import PerceptualTrunk

@@ -30,23 +30,31 @@ class Samples:
 def write_samples(run_dir: Path, step: int, pictures: Mapping[str, Picture]) -> None:
     """Write `samples/step_XXXXXXXX/WINDOW.png` (uint8 RGB), and remove those of other steps.
 
-    The folder appears whole, by rename. Without a picture nothing is touched.
+    A folder appears and disappears whole, by rename. Without a picture nothing is touched.
     """
     if not pictures:
         return
     folder = run_dir / SAMPLES_NAME
-    part = folder / ".part"
+    part, gone = folder / ".part", folder / ".gone"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for name, picture_YXC in pictures.items():
         png = cv2.imencode(".png", cv2.cvtColor(picture_YXC, cv2.COLOR_RGB2BGR))[1]
         (part / f"{name}.png").write_bytes(png.tobytes())
     final = folder / f"step_{step:08d}"
-    shutil.rmtree(final, ignore_errors=True)
+    old = list(folder.glob("step_*"))
+    if final in old:
+        _remove(final, gone)
     part.rename(final)
-    for other in folder.iterdir():
+    for other in old:
         if other != final:
-            shutil.rmtree(other, ignore_errors=True)
+            _remove(other, gone)
+
+
+def _remove(folder: Path, gone: Path) -> None:
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def read_samples(run_dir: Path) -> Samples | None:
@@ -65,7 +73,8 @@ def read_samples(run_dir: Path) -> Samples | None:
             contents = {path.stem: path.read_bytes() for path in sorted(folders[step].glob("*.png"))}
         except FileNotFoundError:
             continue  # The next validation has replaced them just now.
-        if contents:
+        # A folder that is still there was whole while it was read.
+        if contents and folders[step].exists():
             return Samples(step, {name: _decode(run_dir, name, content) for name, content in contents.items()})
     return None
 

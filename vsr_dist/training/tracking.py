@@ -39,10 +39,9 @@ import cv2
 import numpy as np
 
 from vsr_dist.core.collectives import gather_lists
-from vsr_dist.core.config_io import flatten
+from vsr_dist.core.config_io import flatten, io
 from vsr_dist.core.console import say
 from vsr_dist.core.errors import BadConfigError, BadInputError
-from vsr_dist.core.fields import io
 from vsr_dist.core.files import exclusive, write_whole
 from vsr_dist.core.provenance import git_state
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import math
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel
 
-from vsr_dist.core.collectives import Vote, World, broadcast_buffers, gather_lists
+from vsr_dist.core.collectives import Vote, World, broadcast_buffers, gather_lists, mean_over_ranks
 from vsr_dist.core.console import LiveView, say
 from vsr_dist.core.errors import NonFiniteError
-from vsr_dist.core.rng import seed_step
-from vsr_dist.core.stats import IntervalMeans
+from vsr_dist.core.rng import seed_step, step_seed
 from vsr_dist.data.loader import ClipBatch, TrainLoader, check_replaced
 from vsr_dist.losses.objective import ADVERSARIAL_TERM
 from vsr_dist.training.checkpoint import CheckpointKeeper, Restorable
@@ -29,7 +33,6 @@ from vsr_dist.training.config import (
 )
 from vsr_dist.training.console import peak_memory_mb, show_interval, show_validation
 from vsr_dist.training.control import Controllers
-from vsr_dist.training.debug_bundle import seeds, write_bundle
 from vsr_dist.training.drift import DriftMonitor, verdict_of
 from vsr_dist.training.gan_step import GanStep, spread_frames
 from vsr_dist.training.samples import write_samples
@@ -331,3 +334,92 @@ class Trainer:
         self.keeper.keep_best(done, metrics, self._state)
         show_validation(progress, done, self.config.steps, metrics)
         return metrics
+
+
+class IntervalMeans:
+    """Adds up 0-d tensors without a host sync; `read` gives the mean over steps and ranks.
+
+    Every rank must add the same names in the same order: `read` reduces over ranks.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Add one step's values (0-d, any device, detached or not)."""
+        for name, value in values.items():
+            kept = value.detach().double()
+            self._sums[name] = self._sums[name] + kept if name in self._sums else kept
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def state(self) -> dict[str, tuple[float, int]]:
+        """Sum and number of steps of each name so far on this rank, for a checkpoint; reads the device."""
+        return {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
+
+    def restore(self, state: Mapping[str, Sequence[float]], device: torch.device) -> None:
+        """Go on from what `state` gave, bit for bit."""
+        self._sums = {
+            name: torch.tensor(total, dtype=torch.float64, device=device) for name, (total, _) in state.items()
+        }
+        self._counts = {name: int(count) for name, (_, count) in state.items()}
+
+    def read(self) -> dict[str, float]:
+        """Means since the last read, equal on all ranks; the sums start again from nothing."""
+        if not self._sums:
+            return {}
+        names = list(self._sums)
+        means = torch.stack([self._sums[name] / self._counts[name] for name in names])
+        values = mean_over_ranks(means).tolist()
+        self._sums, self._counts = {}, {}
+        return dict(zip(names, values, strict=True))
+
+
+_KEPT = 5
+
+
+def bundle_path(run_dir: Path, step: int) -> Path:
+    """Where the bundle of the step lies that would have been done after `step` others."""
+    return run_dir / "debug" / f"step_{step:08d}"
+
+
+def write_bundle(run_dir: Path, loader: TrainLoader, step: int, num_batches: int, report: Mapping[str, Any]) -> Path:
+    """Write `rank_N.safetensors` and `rank_N.json`; returns their folder. Every rank writes its own.
+
+    The tensors are the micro-batches of the step, read again, as uint8: `low_M`, `real_M` and, if the data has it,
+    `flow_M`. The JSON is the report with the names of their windows. The newest bundles are kept, five of them.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    windows = []
+    with closing(loader.batches(step)) as batches:
+        for number in range(num_batches):
+            batch = next(batches)
+            windows.append(batch.names)
+            fields = {"low": batch.low_BTCHW, "real": batch.real_BTCYX, "flow": batch.flow_BTKCHW}
+            # Copies: the loader fills a batch's memory again.
+            tensors |= {f"{name}_{number}": t.contiguous().clone() for name, t in fields.items() if t is not None}
+    folder, rank = bundle_path(run_dir, step), loader.world.rank
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / f"rank_{rank}.safetensors")
+    facts = {"step": step, "rank": rank, "windows": windows, **report}
+    (folder / f"rank_{rank}.json").write_text(json.dumps(_plain(facts), indent=1, allow_nan=False) + "\n")
+    if rank == 0:
+        for old in sorted(folder.parent.glob("step_*"))[:-_KEPT]:
+            shutil.rmtree(old)
+    return folder
+
+
+def seeds(seed: int, rank: int, step: int) -> dict[str, int]:
+    """The run's seed, and the one that torch's generator had at the beginning of the step."""
+    return {"seed": seed, "step_seed": step_seed(seed, rank, step)}
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """The value with numbers that JSON does not know (NaN, infinities) as texts."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

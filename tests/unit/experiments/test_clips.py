@@ -10,7 +10,7 @@ from benchmark_modules import import_experiment
 
 from sharding.errors import BadInputError
 from sharding.index import read_index
-from sharding.samples import find_samples
+from sharding.sources import find_samples
 from sharding.video import iter_frames
 
 

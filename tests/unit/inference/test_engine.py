@@ -9,8 +9,7 @@ from engine_streams import ALL, CPU, GRU, PACKED, STEPWISE, WINDOWED, difference
 from safetensors.torch import load, save
 
 from vsr_dist.core.errors import BadConfigError, BadInputError
-from vsr_dist.inference.engine import StreamOptions
-from vsr_dist.inference.scene_cuts import CONTEXT_FRAMES
+from vsr_dist.inference.engine import CONTEXT_FRAMES, StreamOptions
 from vsr_dist.models.base import RecurrentGenerator
 from vsr_dist.models.recurrent import RecurrentConfig
 from vsr_dist.ops.color import from_uint8, to_uint8

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sharding.samples import find_samples
 from sharding.shots import StepScorer, find_cuts
+from sharding.sources import find_samples
 from sharding.video import iter_frames
-from vsr_dist.inference.scene_cuts import CutFinder
+from vsr_dist.inference.engine import CutFinder
 
 BIKES = next(path for path in find_samples() if path.stem == "bikes")
 

@@ -9,7 +9,7 @@ from engine_streams import CPU, GRU, LEARNED, PACKED, WINDOWED, difference, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharding.samples import find_samples
+from sharding.sources import find_samples
 from sharding.video import iter_frames
 from vsr_dist.core.errors import UserError
 from vsr_dist.inference import tiles

@@ -24,7 +24,7 @@ from upscale_media import clip, decoded, generator, make_generator, moving, said
 
 from vsr_dist import upscale as upscale_command
 from vsr_dist.core.collectives import World
-from vsr_dist.inference.fingerprint import fingerprint
+from vsr_dist.inference.frames import fingerprint
 from vsr_dist.inference.generator_io import load_generator
 from vsr_dist.inference.video import video_in
 from vsr_dist.inference.video.job import UpscaleOptions, begin, finish, prepare, run_part

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from vsr_dist.losses.adversarial import ADVERSARIAL, paper_formula
-from vsr_dist.losses.regularise import finite_difference_penalty, gradient_penalty
+from vsr_dist.losses.penalties import finite_difference_penalty, gradient_penalty
 
 torch.set_num_threads(1)
 

@@ -8,16 +8,19 @@ import pytest
 import torch
 
 from vsr_dist.core.errors import BadInputError
-from vsr_dist.losses.flow import enlarge_flow, estimate_flow, flow_back, unpack_flow
 from vsr_dist.losses.perceptual import perceptual
 from vsr_dist.losses.pixel import PIXEL, TV, anisotropic_tv, isotropic_tv
 from vsr_dist.losses.temporal import (
+    enlarge_flow,
+    estimate_flow,
+    flow_back,
     flow_there_and_back,
     split_there_and_back,
     temporal_difference,
     temporal_ping_pong,
     temporal_warped,
     there_and_back,
+    unpack_flow,
 )
 
 

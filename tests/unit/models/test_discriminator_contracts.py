@@ -7,7 +7,7 @@ import torch
 
 from vsr_dist.core.errors import BadConfigError, BadInputError
 from vsr_dist.losses.adversarial import ADVERSARIAL
-from vsr_dist.losses.regularise import finite_difference_penalty, gradient_penalty
+from vsr_dist.losses.penalties import finite_difference_penalty, gradient_penalty
 from vsr_dist.models import DISCRIMINATORS, build_discriminator
 from vsr_dist.models.spatiotemporal import SpatiotemporalConfig
 from vsr_dist.models.srgan_discriminator import SrganDiscriminatorConfig

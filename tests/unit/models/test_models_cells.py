@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vsr_dist.models.alignment import FlowNet
-from vsr_dist.models.convrnn import ConvGru, ConvLstm
+from vsr_dist.models.recurrent import ConvGru, ConvLstm, FlowNet
 from vsr_dist.ops.warp import backward_warp
 
 

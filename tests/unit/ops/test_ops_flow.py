@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter1d, map_coordinates
 
 from sharding import flow as packed_flow
 from vsr_dist.core.errors import BadInputError
-from vsr_dist.losses.flow import unpack_flow
+from vsr_dist.losses.temporal import unpack_flow
 from vsr_dist.ops import flow as flow_ops
 from vsr_dist.ops.color import from_uint8
 from vsr_dist.ops.flow import EMA_ALPHA, METHODS, empty_history, estimate_flow, gaussian_weights, smooth_step

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -155,23 +154,30 @@ def test_samples_keep_the_last_step_only(tmp_path):
 def test_samples_that_a_training_replaces_meanwhile_are_read(tmp_path):
     """A folder that is gone by the time it is read is looked for again."""
     four = two_by_two([panel(v) for v in (1, 2, 3, 4)], 12)
-    stop = threading.Event()
+    stop, written = threading.Event(), threading.Semaphore(0)
 
     def train():
         step = 0
-        while not stop.is_set():
+        while not stop.wait(0.01):
             step += 10
             write_samples(tmp_path, step, {"a": four, "b": four})
+            written.release()
 
     thread = threading.Thread(target=train)
     thread.start()
     try:
-        time.sleep(0.1)
+        assert written.acquire(timeout=60)
         found = [read_samples(tmp_path) for _ in range(200)]
+        # However slow the other thread was, a folder that it wrote since is found.
+        while written.acquire(blocking=False):
+            pass
+        assert written.acquire(timeout=60)
+        found.append(read_samples(tmp_path))
     finally:
         stop.set()
         thread.join()
     assert all(one is not None and np.array_equal(one.pictures["a"], four) for one in found)
+    assert all(set(one.pictures) == {"a", "b"} for one in found)
     assert found[-1].step > found[0].step
 
 

@@ -22,7 +22,7 @@ from sharding.degrade import (
     get_recipe,
 )
 from sharding.errors import BadConfigError
-from sharding.samples import find_samples
+from sharding.sources import find_samples
 from sharding.video import iter_frames
 
 SIZES = [(48, 60), (120, 36), (12, 12)]

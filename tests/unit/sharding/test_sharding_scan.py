@@ -6,11 +6,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from sharding.samples import find_samples
 
 import sharding.scan
 from sharding.errors import BadInputError
 from sharding.parallel import Workers
-from sharding.samples import find_samples
 from sharding.scan import ScanStore, scan_sources
 from sharding.sources import ScannedSource, Source, find_sources
 

@@ -4,8 +4,8 @@ from itertools import islice
 
 import numpy as np
 import pytest
-
 from sharding.samples import find_samples
+
 from sharding.shots import StepScorer, find_cuts, shots_between
 from sharding.video import iter_thumbnails
 

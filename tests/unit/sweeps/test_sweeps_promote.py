@@ -13,8 +13,8 @@ from sweeps_results import Results, full_study, parameters, settling
 from sweeps_stub import make_study, study_tree
 
 from sweeps.cli import main, register
-from sweeps.promote import promote
 from sweeps.report import write_report
+from sweeps.trial import promote
 from vsr_dist.config import load_config
 from vsr_dist.core.errors import UserError, run_cli
 

@@ -10,7 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vsr_dist.losses.precision import full_precision
+
+def full_precision(values: Tensor) -> Tensor:
+    """Half precision (bfloat16 or float16) as float32; any other tensor as it is."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
 
 PenaltyName = Literal["exact", "finite_difference"]
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 import pytest
 
 from vsr_dist.config import Config, config_tree, parse_config
-from vsr_dist.core.config_io import flatten
-from vsr_dist.core.fields import effect_of, effects, io, speed
+from vsr_dist.core.config_io import effect_of, effects, flatten, io, speed
 from vsr_dist.models import DISCRIMINATORS, GENERATORS
 from vsr_dist.training.tracking import TrackingConfig
 

@@ -7,7 +7,7 @@ import torch
 
 from vsr_dist.core import collectives
 from vsr_dist.core.collectives import World
-from vsr_dist.core.stats import IntervalMeans
+from vsr_dist.training.trainer import IntervalMeans
 
 
 def test_means_are_over_the_steps_that_held_the_name():
