@@ -52,6 +52,7 @@ class Row:
 
 
 PACKED = ("generator.alignment=packed",)
+RLSP = ("generator.recurrence=rlsp", "generator.lookahead_frames=1")
 REFERENCE = "convgru"
 # The weights of the temporal losses give each a gradient of about 0.3 of the image term's at the generator's output.
 # Measured on training clips, after 300 steps of the reference row: at weight 1 it is 0.063 (difference), 1.49 (warped)
@@ -67,6 +68,9 @@ ROWS = (
     Row("single_frame", "single frames", None, ("generator.recurrence=none",)),
     Row("convgru", "ConvGRU", "single_frame"),
     Row("convlstm", "ConvLSTM", "single_frame", ("generator.recurrence=convlstm",)),
+    Row("rrn", "RRN: blocks inside the loop", "single_frame", ("generator.recurrence=rrn",)),
+    Row("rlsp", "RLSP without look-ahead: blocks inside the loop", "single_frame", ("generator.recurrence=rlsp",)),
+    Row("rlsp_next", "RLSP: the next frame seen too", "rlsp", RLSP),
     Row("aligned", "ConvGRU, aligned by Farneback flow", "convgru", PACKED),
     Row("aligned_ema", "ConvGRU, aligned, flow smoothed by EMA", "aligned", (*PACKED, "generator.smoothing=ema")),
     Row(

@@ -251,7 +251,7 @@ def _recurrence_faults(config: Config, generator: Generator) -> list[str]:
         if not generator.carries_state:
             faults.append(
                 f"train.carry_state: generator {config.generator.kind} as configured carries no state; use recurrent "
-                "with a recurrence and without alignment or bidirectional, or paper_srgan with its LSTM"
+                "with a recurrence, without alignment, bidirectional or lookahead_frames, or paper_srgan with its LSTM"
             )
         if config.loss.is_ping_pong:
             faults.append("train.carry_state and loss.temporal_kind=ping_pong exclude each other; choose one")

@@ -18,7 +18,11 @@ GRU = RecurrentConfig(**SMALL)
 LEARNED = RecurrentConfig(**SMALL, recurrence="convlstm", alignment="learned", smoothing="gaussian")
 PACKED = RecurrentConfig(**SMALL, alignment="packed", smoothing="ema")
 STATELESS = RecurrentConfig(**SMALL, recurrence="none")
-STEPWISE = {"gru": GRU, "learned": LEARNED, "packed": PACKED, "stateless": STATELESS}
+LOOKAHEAD = RecurrentConfig(**SMALL, recurrence="rlsp", lookahead_frames=1)
+LOOKAHEAD_PACKED = RecurrentConfig(**SMALL, recurrence="rlsp", lookahead_frames=1, alignment="packed")
+RRN = RecurrentConfig(**SMALL, recurrence="rrn")
+STEPWISE = {"gru": GRU, "learned": LEARNED, "packed": PACKED, "stateless": STATELESS, "rrn": RRN}
+STEPWISE |= {"lookahead": LOOKAHEAD, "lookahead_packed": LOOKAHEAD_PACKED}
 WINDOWED = {
     "espcn": EspcnConfig(channels=6, inner_channels=4),
     "vsrnet": VsrnetConfig(channels=4, inner_channels=4, num_frames=3),

@@ -323,7 +323,10 @@ def _at_least(low: Tensor, side_px: int) -> Tensor:
 
 
 class StepRunner:
-    """Frame by frame, with the state of a `RecurrentGenerator` kept for the whole frame, whatever the tiles are."""
+    """Frame by frame, with the state of a `RecurrentGenerator` kept for the whole frame, whatever the tiles are.
+
+    With look-ahead a frame waits for the one that follows it, or for the end of its shot.
+    """
 
     def __init__(self, generator: RecurrentGenerator, device: torch.device, options: StreamOptions) -> None:
         self.generator, self.device = generator, device
@@ -332,6 +335,7 @@ class StepRunner:
         self.network = _make_network(generator, device, options, self._measure_context)
         self._state: tuple[Tensor, ...] | None = None
         self._low_before: Tensor | None = None
+        self._waiting: Frame | None = None
         side_px = max(generator.min_px, 24)
         with self._run_mode.active():
             _, state = generator.step(moving_texture(1, side_px, side_px, device)[:, 0], None)
@@ -340,12 +344,10 @@ class StepRunner:
 
     def _measure_context(self) -> int:
         with self._run_mode.active():
-            low_BTCHW = moving_texture(2, *probe_size(self.generator.min_px), self.device)
+            low_BTCHW = moving_texture(3, *probe_size(self.generator.min_px), self.device)
             _, state = self.generator.step(low_BTCHW[:, 0], None)
-            flow = self._flow(low_BTCHW[:, 1], low_BTCHW[:, 0])
-            has_flow = flow is not None
-            inputs = [low_BTCHW[:, 1], *([flow] if flow is not None else []), *(state or ())]
-            return context_px(lambda *tensors: self._call(has_flow, *tensors), inputs, self.generator.scale)
+            inputs, call = self._prepare(low_BTCHW[:, 1], low_BTCHW[:, 2], low_BTCHW[:, 0], state or ())
+            return context_px(call, inputs, self.generator.scale)
 
     def _flow(self, low_BCHW: Tensor, before_BCHW: Tensor | None) -> Tensor | None:
         """Flow of the whole frame, for generators that use classical flow: near the edge of a tile it would differ."""
@@ -354,44 +356,63 @@ class StepRunner:
             return None
         return estimate_flow(low_BCHW, before_BCHW, method)
 
-    def _call(self, has_flow: bool, low_BCHW: Tensor, *rest: Tensor) -> list[Tensor]:
-        """Frame, flow if there is one, state if there is one, to image and new state."""
-        flow = rest[0] if has_flow else None
-        state = rest[1:] if has_flow else rest
+    def _prepare(
+        self, low_BCHW: Tensor, next_BCHW: Tensor, before_BCHW: Tensor | None, state: tuple[Tensor, ...]
+    ) -> tuple[list[Tensor], Callable[..., list[Tensor]]]:
+        """Tensors to be cut into tiles, and the function of them that gives the image and the new state."""
+        flow = self._flow(low_BCHW, before_BCHW)
+        optional = {"next_BCHW": next_BCHW if self.generator.lookahead_frames else None, "flow_B2HW": flow}
+        given = {name: tensor for name, tensor in optional.items() if tensor is not None}
         # Without a state the step is another graph, used once per shot: not worth compiling.
         step = self._step if state or not self._has_state else self.generator.step
-        fake_BCYX, following = step(low_BCHW, state or None, flow)
-        return [fake_BCYX, *(following or ())]
+
+        def call(low_BCHW: Tensor, *rest: Tensor) -> list[Tensor]:
+            named = dict(zip(given, rest, strict=False))
+            fake_BCYX, following = step(low_BCHW, rest[len(given) :] or None, **named)
+            return [fake_BCYX, *(following or ())]
+
+        return [low_BCHW, *given.values(), *state], call
 
     def push(self, frame_HWC: Frame, starts_shot: bool) -> list[Frame]:
-        """See `Runner`: the result comes at once."""
+        """See `Runner`: the result comes at once, or one frame late with look-ahead."""
+        finished = []
         if starts_shot:
-            self._reset_state()
+            finished = self.finish()
+        if not self.generator.lookahead_frames:
+            return [*finished, self._run(frame_HWC, frame_HWC)]
+        if self._waiting is not None:
+            finished = [self._run(self._waiting, frame_HWC)]
+        # A copy: the caller may reuse the buffer for the next frame.
+        self._waiting = frame_HWC.copy()
+        return finished
+
+    def _run(self, frame_HWC: Frame, next_HWC: Frame) -> Frame:
+        """The image of a frame; next_HWC: the one that follows in the shot, or the same frame at its end."""
         height, width = (side * self.generator.scale for side in frame_HWC.shape[:2])
         with self._run_mode.active():
             side_px = max(self.generator.min_px, self.generator.input_px or 1)
             low_BCHW = _at_least(to_network(frame_HWC, self.device), side_px)
-            flow = self._flow(low_BCHW, self._low_before)
-            inputs = [low_BCHW, *([flow] if flow is not None else []), *(self._state or ())]
-            results = self.network.run(inputs, lambda *tensors: self._call(flow is not None, *tensors))
+            next_BCHW = low_BCHW if next_HWC is frame_HWC else _at_least(to_network(next_HWC, self.device), side_px)
+            inputs, call = self._prepare(low_BCHW, next_BCHW, self._low_before, self._state or ())
+            results = self.network.run(inputs, call)
             self._state = tuple(results[1:])
             if self.generator.flow_method is not None:
                 self._low_before = low_BCHW
-            return [from_network(results[0][0, :, :height, :width], frame_HWC.dtype)]
-
-    def _reset_state(self) -> None:
-        self._state = self._low_before = None
+            return from_network(results[0][0, :, :height, :width], frame_HWC.dtype)
 
     def finish(self) -> list[Frame]:
-        """See `Runner`: nothing waits."""
-        self._reset_state()
-        return []
+        """See `Runner`: the frame that waits."""
+        finished = [] if self._waiting is None else [self._run(self._waiting, self._waiting)]
+        self._state = self._low_before = self._waiting = None
+        return finished
 
     def state(self) -> dict[str, Tensor]:
         """See `Runner`."""
         state = {f"state.{number}": tensor for number, tensor in enumerate(self._state or ())}
         if self._low_before is not None:
             state["low_before"] = self._low_before
+        if self._waiting is not None:
+            state["waiting"] = torch.from_numpy(self._waiting)
         return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -400,10 +421,12 @@ class StepRunner:
         self._state = tuple(state[name].to(self.device, copy=True) for name in names) or None
         before = state.get("low_before")
         self._low_before = None if before is None else before.to(self.device, copy=True)
+        self._waiting = state["waiting"].numpy().copy() if "waiting" in state else None
 
     def facts(self) -> dict[str, Any]:
         """See `Runner`."""
-        return {"mode": "step by step", **self.network.facts()}
+        lookahead = {"lookahead_frames": 1} if self.generator.lookahead_frames else {}
+        return {"mode": "step by step", **lookahead, **self.network.facts()}
 
 
 class WindowRunner:

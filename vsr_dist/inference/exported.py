@@ -1,7 +1,8 @@
 """Exporting a generator as a graph, ONNX or a program of torch.export, and checking what was written.
 
 The graph is one streaming step, `(frame, state...) -> (image, next state...)`, or one window of frames, with a contract
-for the program that runs it: it feeds each state back, and zeros at the beginning of a shot.
+for the program that runs it: it feeds each state back, and zeros at the beginning of a shot. With look-ahead the frame
+that follows is a second input.
 
 Axis letters: B batch, T time, C channels, H W low-resolution, Y X high-resolution.
 """
@@ -68,6 +69,14 @@ class _Step(nn.Module):
         return (image_BCYX.clamp(0.0, 1.0), *(following or ()))
 
 
+class _StepWithNext(_Step):
+    def forward(  # type: ignore[override]
+        self, frame: Tensor, next_frame: Tensor, states: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, ...]:
+        image_BCYX, following = self.generator.step(frame, tuple(states) or None, next_BCHW=next_frame)
+        return (image_BCYX.clamp(0.0, 1.0), *(following or ()))
+
+
 class _Window(nn.Module):
     def __init__(self, generator: Generator) -> None:
         super().__init__()
@@ -86,6 +95,7 @@ class Exportable:
     def __init__(self, generator: Generator, size: tuple[int, int] | None, num_frames: int | None) -> None:
         self.generator = generator.eval().requires_grad_(False)
         self.is_step = isinstance(generator, RecurrentGenerator)
+        self.lookahead = isinstance(generator, RecurrentGenerator) and generator.lookahead_frames == 1
         _refuse_opencv(generator)
         if self.is_step and num_frames is not None:
             raise BadConfigError("--frames is for generators that run on windows; this one is exported as a step")
@@ -96,10 +106,13 @@ class Exportable:
         if self.size is not None and min(self.size) < generator.min_px:
             raise BadConfigError(f"this generator takes sides of at least {generator.min_px} px, found {self.size}")
         self.num_frames = 1 if self.is_step else num_frames or self._window_frames()
-        self.module: nn.Module = _Step(generator) if isinstance(generator, RecurrentGenerator) else _Window(generator)
+        self.module: nn.Module = _Window(generator)
+        if isinstance(generator, RecurrentGenerator):
+            self.module = _StepWithNext(generator) if self.lookahead else _Step(generator)
         self.module.eval()
         self.states = self._zero_states()
-        self.example = (self.frames(1)[0], *_if_any(self.states))
+        # Of two calls, so that the next frame is another tensor: a tracer takes one that comes twice for one input.
+        self.example = (*self.inputs(2)[0], *_if_any(self.states))
 
     def _window_frames(self) -> int:
         """As in the engine: 8 images and the frames that they depend on, or one if frames are independent."""
@@ -108,11 +121,19 @@ class Exportable:
             past, future = context_frames(self.generator, side_px, torch.device("cpu"))
         return past + 8 + future if past or future else 1
 
-    def frames(self, count: int, size: tuple[int, int] | None = None) -> list[Tensor]:
-        """Inputs that follow one another: (1, 3, H, W) each, or (1, T, 3, H, W) of a window."""
+    def inputs(self, count: int, size: tuple[int, int] | None = None) -> list[tuple[Tensor, ...]]:
+        """What is given beside the states, call after call: a frame (1, 3, H, W), with look-ahead also the next one.
+
+        Of a generator without a step: a window (1, T, 3, H, W).
+        """
         height, width = size or self.example_size
         clip_BTCHW = moving_texture(count * self.num_frames, height, width, torch.device("cpu"))
-        return list(clip_BTCHW.unbind(dim=1)) if self.is_step else list(torch.split(clip_BTCHW, self.num_frames, dim=1))
+        if not self.is_step:
+            return [(window,) for window in torch.split(clip_BTCHW, self.num_frames, dim=1)]
+        frames = list(clip_BTCHW.unbind(dim=1))
+        if not self.lookahead:
+            return [(frame,) for frame in frames]
+        return list(zip(frames, [*frames[1:], frames[-1]], strict=True))
 
     @property
     def example_size(self) -> tuple[int, int]:
@@ -124,12 +145,12 @@ class Exportable:
         """A state of zeros; ExportError unless the generator treats it as the beginning of a shot."""
         if not isinstance(self.generator, RecurrentGenerator):
             return ()
-        frames = self.frames(3)
+        inputs = self.inputs(3)
         with torch.no_grad():
-            _, state = self.generator.step(frames[0], None)
+            _, state = self.generator.step(inputs[0][0], None)
             zeros = tuple(torch.zeros_like(tensor) for tensor in state or ())
-            from_none = list(play(self.module, frames, ()))
-            from_zeros = list(play(self.module, frames, zeros))
+            from_none = list(play(self.module, inputs, ()))
+            from_zeros = list(play(self.module, inputs, zeros))
         worst = max(float((a[0] - b[0]).abs().max()) for a, b in zip(from_none, from_zeros, strict=True))
         if worst > 1e-6:
             raise ExportError(
@@ -151,6 +172,8 @@ class Exportable:
         middle = [] if self.is_step else [self.num_frames]
         first, image = ("frame", "image") if self.is_step else ("frames", "images")
         inputs: dict[str, list[int | str]] = {first: [1, *middle, 3, height, width]}
+        if self.lookahead:
+            inputs["next_frame"] = inputs[first]
         outputs: dict[str, list[int | str]] = {image: [1, *middle, 3, tall, wide]}
         for name, zeros in zip(self.state_names(), self.states, strict=True):
             inputs[name] = outputs[f"next_{name}"] = [*zeros.shape[:-2], height, width]
@@ -160,21 +183,14 @@ class Exportable:
                 f"One frame of a shot after another, {about}; each next_state_N goes back in as state_N. At the "
                 "beginning of a shot all states are zeros."
             )
+            if self.lookahead:
+                rule += " next_frame is the frame that follows; at the end of a shot it is the frame itself."
         else:
             several = f"{self.num_frames} consecutive frames of one shot, {about}; those at the ends lack neighbours."
             rule = several if self.num_frames > 1 else f"Frames by themselves, {about}."
-        return Contract(scale, inputs, outputs, _describe(self), multiple_px, rule)
-
-
-def _describe(exportable: Exportable) -> dict[str, str]:
-    """What each state is, as far as the generator tells."""
-    generator = exportable.generator
-    num_hidden = getattr(getattr(generator, "memory", None), "num_states", 0)
-    known = ["hidden state of the recurrence", "cell state of the recurrence"][:num_hidden]
-    if getattr(generator, "aligner", None) is not None:
-        known.append("the frame before")
-    names = exportable.state_names()
-    return dict(zip(names, [*known, *["state"] * len(names)][: len(names)], strict=True))
+        described = self.generator.state_names if isinstance(self.generator, RecurrentGenerator) else ()
+        states = dict(zip(self.state_names(), described, strict=True))
+        return Contract(scale, inputs, outputs, states, multiple_px, rule)
 
 
 def _refuse_opencv(generator: Generator) -> None:
@@ -185,10 +201,10 @@ def _refuse_opencv(generator: Generator) -> None:
         )
 
 
-def play(run: Callable[..., Any], frames: Sequence[Tensor], states: Sequence[Tensor]) -> Iterator[Any]:
-    """All results of `run(frame, states)`, frame after frame, with the states fed back."""
-    for frame in frames:
-        results = run(frame, *_if_any(states))
+def play(run: Callable[..., Any], inputs: Sequence[tuple[Tensor, ...]], states: Sequence[Tensor]) -> Iterator[Any]:
+    """All results of `run(*one of the inputs, states)`, one after the other, with the states fed back."""
+    for given in inputs:
+        results = run(*given, *_if_any(states))
         states = results[1:]
         yield results
 
@@ -210,9 +226,12 @@ def _sizes(exportable: Exportable) -> Iterator[tuple[Any, int]]:
         least = -(-max(exportable.generator.min_px, 8) // multiple)
         sides = [Dim(name, min=least, max=_MAX_SIDE_PX // multiple) for name in ("height", "width")]
         rows, columns = sides if multiple == 1 else [multiple * side for side in sides]
-        tensors = (exportable.example[0], *exportable.states)
-        free = [{tensor.dim() - 2: rows, tensor.dim() - 1: columns} for tensor in tensors]
-        yield (free[0], *_if_any(free[1:])), multiple
+
+        def free(tensor: Tensor, rows: Any = rows, columns: Any = columns) -> dict[int, Any]:  # noqa: ANN401
+            return {tensor.dim() - 2: rows, tensor.dim() - 1: columns}
+
+        given = [free(tensor) for tensor in exportable.inputs(1)[0]]
+        yield (*given, *_if_any([free(state) for state in exportable.states])), multiple
 
 
 def _first_that_works(exportable: Exportable, write: Callable[[Any, int], None]) -> int:
@@ -300,12 +319,12 @@ def largest_difference(exportable: Exportable, format: Format, path: Path, multi
     if size is None:
         height, width = exportable.example_size
         size = (height + 3 * multiple_px, width + multiple_px)
-    frames = exportable.frames(_CHECKED_FRAMES, size)
+    inputs = exportable.inputs(_CHECKED_FRAMES, size)
     states = tuple(tensor.new_zeros((*tensor.shape[:-2], *size)) for tensor in exportable.states)
     run = _onnx_runner(path) if format == "onnx" else torch.export.load(path).module()
     worst = 0.0
     with torch.no_grad():
-        pairs = zip(play(exportable.module, frames, states), play(run, frames, states), strict=True)
+        pairs = zip(play(exportable.module, inputs, states), play(run, inputs, states), strict=True)
         for ours, theirs in pairs:
             worst = max(worst, *(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)))
     return worst
@@ -317,8 +336,9 @@ def _onnx_runner(path: Path) -> Callable[..., tuple[Tensor, ...]]:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
 
-    def run(frame: Tensor, states: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
-        arrays = [np.ascontiguousarray(tensor.numpy()) for tensor in (frame, *states)]
+    def run(*given: Any) -> tuple[Tensor, ...]:  # noqa: ANN401 - tensors, and the states as one tuple of tensors
+        tensors = [tensor for one in given for tensor in (one if isinstance(one, tuple) else (one,))]
+        arrays = [np.ascontiguousarray(tensor.numpy()) for tensor in tensors]
         return tuple(torch.from_numpy(result) for result in session.run(None, dict(zip(names, arrays, strict=True))))
 
     return run

@@ -51,13 +51,26 @@ class Generator(nn.Module, ABC):
 
 
 class RecurrentGenerator(Generator):
-    """A generator that can also run frame by frame; stepping through a clip equals one call on the whole."""
+    """A generator that can also run frame by frame; stepping through a clip equals one call on the whole.
+
+    lookahead_frames: 1 if a frame's image also depends on the frame that follows, otherwise 0. state_names: what the
+    tensors of the state are, in their order.
+    """
+
+    lookahead_frames: int = 0
+    state_names: tuple[str, ...] = ()
 
     @abstractmethod
     def step(
-        self, low_BCHW: Tensor, state: State | None, flow_B2HW: Tensor | None = None
+        self,
+        low_BCHW: Tensor,
+        state: State | None,
+        flow_B2HW: Tensor | None = None,
+        next_BCHW: Tensor | None = None,
     ) -> tuple[Tensor, State | None]:
         """One frame and the state before it (None at the start of a shot) to its image and state.
+
+        next_BCHW: the frame that follows, for a generator with look-ahead; None at the end of a shot.
 
         flow_B2HW: the flow that leads from this frame to the one before, as in `forward`; None has it estimated by a
         generator that uses flow. At the start of a shot there is none.

@@ -1,15 +1,17 @@
 """A small recurrent generator that corrects the bicubic image.
 
-Convolutional trunk without normalisation (EDSR's blocks, Lim et al. 2017), a ConvGRU or ConvLSTM in its middle, and a
-residual that is added to the bicubic enlargement. Two projections start at zero, so that training starts from
-known ground: the untrained network *is* bicubic enlargement, and its recurrence starts switched off.
+A convolutional trunk without normalisation (EDSR's blocks, Lim et al. 2017) and a residual that is added to the bicubic
+enlargement. Two families of recurrence: a ConvGRU or ConvLSTM in the middle of the trunk (`Recurrent`), or the whole
+trunk inside the recurrence, as in RLSP and RRN (`BlocksInLoop`). Two projections start at zero: the untrained network
+is bicubic enlargement, and its recurrence is off.
 
 The recurrent state may be aligned: before each update it is warped onto the grid of the current frame by the flow from
 there to the frame before, smoothed over time as the paper asks (`vsr_dist.ops.flow`).
 
-Only the state update runs frame by frame; everything else runs on all frames of all clips at once.
+Only what depends on the state runs frame by frame; everything else runs on all frames of all clips at once.
 
-Axes: B batch, T time, C channels, H W low-resolution, Y X high-resolution, K the two directions of flow; N is B * T.
+Axes: B batch, T time, C channels, G gates, H W low-resolution, Y X high-resolution, K the two directions of flow; N is
+B * T.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vsr_dist.core.errors import BadConfigError, BadInputError
+from vsr_dist.core.errors import BadConfigError
+from vsr_dist.models.alignment import Aligner
 from vsr_dist.models.base import Generator, RecurrentGenerator, State, check_clip, check_positive, check_scale
 from vsr_dist.models.blocks import ResidualBlock, zero_conv
-from vsr_dist.ops.flow import MIN_SIDE_PX, FlowMethod, Smoothing, empty_history, estimate_flow, smooth_step
+from vsr_dist.ops.flow import MIN_SIDE_PX, FlowMethod, Smoothing
 from vsr_dist.ops.resample import bicubic_upsample
 from vsr_dist.ops.warp import backward_warp
 
@@ -34,10 +37,10 @@ from vsr_dist.ops.warp import backward_warp
 class ConvRnn(nn.Module, ABC):
     """A recurrent cell with 3 x 3 convolutions for matrices, and a projection of its state that starts at zero.
 
-    num_states: tensors that the state consists of, each (B, C, H, W).
+    state_names: the tensors that the state consists of, each (B, C, H, W).
     """
 
-    num_states: int
+    state_names: tuple[str, ...]
     num_gates: int
 
     def __init__(self, channels: int) -> None:
@@ -56,7 +59,7 @@ class ConvRnn(nn.Module, ABC):
         """
         gates_BTGHW = torch.unflatten(self.from_input(features_NCHW), 0, (-1, num_frames))
         if state is None:
-            state = (torch.zeros_like(features_NCHW[: len(gates_BTGHW)]),) * self.num_states
+            state = (torch.zeros_like(features_NCHW[: len(gates_BTGHW)]),) * len(self.state_names)
         history = []
         for gates_BGHW, flow_B2HW in zip(gates_BTGHW.unbind(dim=1), flows, strict=True):
             if flow_B2HW is not None:
@@ -78,7 +81,7 @@ class ConvGru(ConvRnn):
     n = tanh(W x + r * (U h)), h' = (1 - z) n + z h. The state is (h,).
     """
 
-    num_states = 1
+    state_names = ("hidden state of the recurrence",)
     num_gates = 3
 
     def _update(self, gates_BGHW: Tensor, state: State) -> State:
@@ -98,7 +101,7 @@ class ConvLstm(ConvRnn):
     i, f, g, o. The bias of f starts at 1 (Jozefowicz et al. 2015), so that a fresh cell remembers. The state is (h, c).
     """
 
-    num_states = 2
+    state_names = ("hidden state of the recurrence", "cell state of the recurrence")
     num_gates = 4
 
     def __init__(self, channels: int) -> None:
@@ -115,110 +118,9 @@ class ConvLstm(ConvRnn):
         return torch.sigmoid(leave) * torch.tanh(cell_BCHW), cell_BCHW
 
 
-class Aligner(nn.Module):
-    """For each frame the flow from it to the one before.
-
-    method: the classical method that stands in where no flow is given; None for the flow network, which takes no
-    notice of flow that is given. The state is (previous frame, and the history of `smooth_step`).
-    """
-
-    def __init__(self, method: FlowMethod | None, smoothing: Smoothing) -> None:
-        super().__init__()
-        self.method, self.smoothing = method, smoothing
-        self.network = FlowNet() if method is None else None
-
-    def forward(
-        self, low_BTCHW: Tensor, state: State | None, flow_BT2HW: Tensor | None
-    ) -> tuple[list[Tensor | None], State]:
-        """Frames in the order in which they are visited, to one flow each and the new state.
-
-        flow_BT2HW: from each frame that has a predecessor, be it in `state`, to that one. Without a state the first
-        frame has no predecessor, and its flow is None.
-        """
-        flows: list[Tensor | None] = []
-        if state is None:
-            frames_BTCHW, history = low_BTCHW, empty_history(low_BTCHW[:, 0], self.smoothing)
-            flows.append(None)
-        else:
-            frames_BTCHW, history = torch.cat((state[0][:, None], low_BTCHW), dim=1), state[1:]
-        if frames_BTCHW.shape[1] > 1:
-            for flow_B2HW in self._flow(frames_BTCHW, flow_BT2HW).unbind(dim=1):
-                smoothed_B2HW, history = smooth_step(flow_B2HW, history, self.smoothing)
-                flows.append(smoothed_B2HW)
-        return flows, (low_BTCHW[:, -1], *history)
-
-    def _flow(self, frames_BTCHW: Tensor, flow_BT2HW: Tensor | None) -> Tensor:
-        """Flow of all pairs of neighbours, before smoothing."""
-        now_NCHW, before_NCHW = frames_BTCHW[:, 1:].flatten(0, 1), frames_BTCHW[:, :-1].flatten(0, 1)
-        if self.network is not None:
-            flow_N2HW: Tensor = self.network(now_NCHW, before_NCHW)
-        elif flow_BT2HW is not None:
-            _check_flow(flow_BT2HW, frames_BTCHW)
-            return flow_BT2HW
-        else:
-            assert self.method is not None, "without a network there is a method"
-            flow_N2HW = estimate_flow(now_NCHW, before_NCHW, self.method)
-        return torch.unflatten(flow_N2HW, 0, (len(frames_BTCHW), -1))
-
-
-def _check_flow(flow_BT2HW: Tensor, frames_BTCHW: Tensor) -> None:
-    batch, num_frames, _, height, width = frames_BTCHW.shape
-    expected = (batch, num_frames - 1, 2, height, width)
-    if tuple(flow_BT2HW.shape) != expected:
-        raise BadInputError(
-            f"expected flow of shape {expected} (batch, pairs of frames, dx and dy, rows, columns) for these frames, "
-            f"found {tuple(flow_BT2HW.shape)}"
-        )
-
-
-NUM_LEVELS = 3
-WIDTH = 24
-
-
-class FlowNet(nn.Module):
-    """Coarse to fine: each level of an image pyramid corrects the flow of the level below (SPyNet's scheme).
-
-    Ranjan and Black 2017, arXiv:1611.00850, with 3 levels of four 3 x 3 convolutions each in place of their 7 x 7 ones:
-    37,806 parameters. The last convolution of each level starts at zero, so the untrained network gives zero flow. It
-    learns from the loss of the images that its flow helps to make; there is no flow to imitate. Any size.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.levels = nn.ModuleList(_level() for _ in range(NUM_LEVELS))
-
-    def forward(self, from_NCHW: Tensor, to_NCHW: Tensor) -> Tensor:
-        """Pairs of RGB images in [0, 1] to (N, 2, H, W) float32 flow with `to(p + flow(p)) ~ from(p)`."""
-        pyramid = [(from_NCHW, to_NCHW)]
-        for _ in range(NUM_LEVELS - 1):
-            pyramid.append((_halve(pyramid[-1][0]), _halve(pyramid[-1][1])))
-        coarsest = pyramid[-1][0]
-        flow_N2HW = torch.zeros_like(coarsest[:, :2], dtype=torch.float32)
-        for level, (start_NCHW, end_NCHW) in zip(self.levels, reversed(pyramid), strict=True):
-            if start_NCHW is not coarsest:
-                height, width = start_NCHW.shape[-2:]
-                doubled = F.interpolate(flow_N2HW, scale_factor=2.0, mode="bilinear", align_corners=False)
-                flow_N2HW = 2.0 * doubled[..., :height, :width]
-            seen = torch.cat((start_NCHW, backward_warp(end_NCHW, flow_N2HW), flow_N2HW), dim=1)
-            # Under bfloat16 autocast the sum over the levels stays in float32: it is a coordinate.
-            flow_N2HW = flow_N2HW + level(seen).float()
-        return flow_N2HW
-
-
-def _level() -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for num_in in (8, WIDTH, WIDTH):
-        layers += [nn.Conv2d(num_in, WIDTH, 3, padding=1), nn.ReLU()]
-    return nn.Sequential(*layers, zero_conv(WIDTH, 2))
-
-
-def _halve(images_NCHW: Tensor) -> Tensor:
-    """Mean over 2 x 2; an odd last row or column is averaged by itself."""
-    return F.avg_pool2d(images_NCHW, 2, ceil_mode=True, count_include_pad=False)
-
-
 SCALES = (1, 2, 3, 4)
 CELLS: dict[str, type[ConvRnn]] = {"convgru": ConvGru, "convlstm": ConvLstm}
+IN_LOOP = ("rlsp", "rrn")
 # Index of the direction in the flow of a clip: from each frame to the next, and from that back.
 FORWARD, BACKWARD = 0, 1
 
@@ -227,7 +129,9 @@ FORWARD, BACKWARD = 0, 1
 class RecurrentConfig:
     """Sizes and parts of the recurrent generator.
 
-    recurrence: `none` gives the single-frame trunk alone. alignment: `packed` warps the state by classical flow, that
+    recurrence: `none` gives the single-frame trunk alone; `convgru` and `convlstm` put a cell into the middle of the
+    trunk; `rlsp` and `rrn` run the trunk inside the recurrence (`BlocksInLoop`). lookahead_frames: 1 shows `rlsp` the
+    next frame, so that images come one frame late. alignment: `packed` warps the state by classical flow, that
     of the shards in training (`data.flow`); where none is given, as in validation, evaluation and inference, it is
     estimated from the frames by the same method. `learned` warps it by a small network, trained with the rest.
     flow_method: the classical method, which must be the one that the shards were packed with; of no effect for other
@@ -239,7 +143,8 @@ class RecurrentConfig:
     kind: Literal["recurrent"] = "recurrent"
     channels: int = 32
     num_blocks: int = 5
-    recurrence: Literal["none", "convgru", "convlstm"] = "convgru"
+    recurrence: Literal["none", "convgru", "convlstm", "rlsp", "rrn"] = "convgru"
+    lookahead_frames: int = 0
     alignment: Literal["none", "packed", "learned"] = "none"
     flow_method: FlowMethod = "dis"
     smoothing: Smoothing = "none"
@@ -249,14 +154,50 @@ class RecurrentConfig:
         check_positive(self.kind, channels=self.channels, num_blocks=self.num_blocks)
         faults = []
         if self.recurrence == "none" and (self.alignment != "none" or self.bidirectional):
-            faults.append("alignment and bidirectional need a recurrence, convgru or convlstm")
+            faults.append("alignment and bidirectional need a recurrence")
+        if self.recurrence in IN_LOOP and self.bidirectional:
+            faults.append("bidirectional needs the recurrence convgru or convlstm")
+        if self.lookahead_frames not in ((0, 1) if self.recurrence == "rlsp" else (0,)):
+            faults.append(
+                f"expected lookahead_frames of 0, or 1 with the recurrence rlsp, found {self.lookahead_frames}"
+            )
         if self.smoothing != "none" and self.alignment == "none":
             faults.append("smoothing acts on flow and needs an alignment, packed or learned")
         if faults:
             raise BadConfigError(f"model {self.kind!r}: {'; '.join(faults)}")
 
 
-class _Trunk(Generator):
+class _Aligned(Generator):
+    """A generator whose recurrent state may be aligned."""
+
+    aligner: Aligner | None
+
+    def _make_aligner(self, config: RecurrentConfig) -> None:
+        self.aligner = None
+        if config.alignment == "packed":
+            self.aligner = Aligner(config.flow_method, config.smoothing)
+            self.flow_method, self.min_px = config.flow_method, MIN_SIDE_PX
+        elif config.alignment == "learned":
+            self.aligner = Aligner(None, config.smoothing)
+            # The flow network sees pairs of frames only.
+            self.min_frames = 2
+
+    def _flows(
+        self, low_BTCHW: Tensor, carried: State | None, flow_BT2HW: Tensor | None
+    ) -> tuple[Sequence[Tensor | None], State]:
+        """The flow from each frame to the one before, and the aligner's state; without alignment Nones and no state."""
+        if self.aligner is None:
+            return [None] * low_BTCHW.shape[1], ()
+        flows, carried = self.aligner(low_BTCHW, carried or None, flow_BT2HW)
+        return flows, carried
+
+    def _aligner_state_names(self) -> tuple[str, ...]:
+        if self.aligner is None:
+            return ()
+        return ("frame before", *self.aligner.history_names)
+
+
+class _Trunk(_Aligned):
     """What both directions of time share. The order of the parts decides their initial weights."""
 
     def __init__(self, config: RecurrentConfig, scale: int) -> None:
@@ -271,14 +212,7 @@ class _Trunk(Generator):
         self.after = nn.Sequential(*[ResidualBlock(width) for _ in range(num_after)])
         self.tail = nn.Sequential(zero_conv(width, 3 * scale**2), nn.PixelShuffle(scale))
         self.memory_back = CELLS[config.recurrence](width) if config.bidirectional else None
-        self.aligner: Aligner | None = None
-        if config.alignment == "packed":
-            self.aligner = Aligner(config.flow_method, config.smoothing)
-            self.flow_method, self.min_px = config.flow_method, MIN_SIDE_PX
-        elif config.alignment == "learned":
-            self.aligner = Aligner(None, config.smoothing)
-            # The flow network sees pairs of frames only.
-            self.min_frames = 2
+        self._make_aligner(config)
 
     def _features(self, low_NCHW: Tensor) -> Tensor:
         features: Tensor = self.before(self.head(low_NCHW))
@@ -288,14 +222,10 @@ class _Trunk(Generator):
         self, cell: ConvRnn, features_NCHW: Tensor, low_BTCHW: Tensor, state: State | None, flow_BT2HW: Tensor | None
     ) -> tuple[Tensor, State]:
         """One direction: the cell's correction of the features, and its state with the aligner's behind it."""
-        num_frames = low_BTCHW.shape[1]
-        hidden = None if state is None else state[: cell.num_states]
-        if self.aligner is None:
-            correction_NCHW, hidden = cell(features_NCHW, num_frames, hidden, [None] * num_frames)
-            return correction_NCHW, hidden
-        carried = None if state is None else state[cell.num_states :]
-        flows, carried = self.aligner(low_BTCHW, carried, flow_BT2HW)
-        correction_NCHW, hidden = cell(features_NCHW, num_frames, hidden, flows)
+        num_hidden = len(cell.state_names)
+        hidden, carried = (None, None) if state is None else (state[:num_hidden], state[num_hidden:])
+        flows, carried = self._flows(low_BTCHW, carried, flow_BT2HW)
+        correction_NCHW, hidden = cell(features_NCHW, low_BTCHW.shape[1], hidden, flows)
         return correction_NCHW, (*hidden, *carried)
 
     def _enlarge(self, low_NCHW: Tensor, features_NCHW: Tensor) -> Tensor:
@@ -310,6 +240,11 @@ class Recurrent(_Trunk, RecurrentGenerator):
     def carries_state(self) -> bool:  # type: ignore[override]
         """True with a memory that is not aligned: the aligner would need the frame before the clip."""
         return self.memory is not None and self.aligner is None
+
+    @property
+    def state_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See `RecurrentGenerator`."""
+        return () if self.memory is None else (*self.memory.state_names, *self._aligner_state_names())
 
     def forward(  # type: ignore[override]
         self,
@@ -326,9 +261,14 @@ class Recurrent(_Trunk, RecurrentGenerator):
         return (fake_BTCYX, state) if return_state else fake_BTCYX
 
     def step(
-        self, low_BCHW: Tensor, state: State | None, flow_B2HW: Tensor | None = None
+        self,
+        low_BCHW: Tensor,
+        state: State | None,
+        flow_B2HW: Tensor | None = None,
+        next_BCHW: Tensor | None = None,
     ) -> tuple[Tensor, State | None]:
         """One frame (B, 3, H, W) to its image and the next state; None starts a shot; `none` keeps None."""
+        del next_BCHW  # No look-ahead.
         fake_BTCYX, state = self._run(low_BCHW[:, None], state, None if flow_B2HW is None else flow_B2HW[:, None])
         return fake_BTCYX[:, 0], state
 
@@ -368,6 +308,105 @@ def _reverse(features_NCHW: Tensor, num_frames: int) -> Tensor:
     return torch.unflatten(features_NCHW, 0, (-1, num_frames)).flip(1).flatten(0, 1)
 
 
+class BlocksInLoop(_Aligned, RecurrentGenerator):
+    """Bicubic enlargement plus a residual from a trunk inside the recurrence, as in RLSP and RRN.
+
+    For each frame: f = body(relu(head(frames) + recur(h, o))), image = bicubic + tail(f), where the frames are
+    concatenated along the channels. Of both papers this keeps the recurrence; the residual blocks are this project's.
+
+    `rlsp` (Fuoli et al. 2019, arXiv:1909.08080): frames are the one before, the current one and, with look-ahead, the
+    next; h is f of the frame before, o the image of the frame before, folded by space-to-depth. `rrn` (Isobe et al.
+    2020, arXiv:2008.05765): frames are the one before and the current one; h is relu(conv(f)), o the folded residual.
+
+    Before the first frame everything is zero; after the last frame the last one is repeated. `recur` and `tail`
+    start at zero. The state is (h, o, frame before), of which h and o are aligned.
+    """
+
+    state_names: tuple[str, ...]
+
+    def __init__(self, config: RecurrentConfig, scale: int) -> None:
+        check_scale(config.kind, scale, SCALES)
+        super().__init__()
+        self.scale, self.lookahead_frames = scale, config.lookahead_frames
+        width, num_folded = config.channels, 3 * scale**2
+        self.head = nn.Conv2d(3 * (2 + config.lookahead_frames), width, 3, padding=1)
+        self.recur = zero_conv(width + num_folded, width)
+        self.body = nn.Sequential(*[ResidualBlock(width) for _ in range(config.num_blocks)])
+        self.tail = zero_conv(width, num_folded)
+        self.to_state = nn.Conv2d(width, width, 3, padding=1) if config.recurrence == "rrn" else None
+        # The state after the last frame of a clip is unused.
+        self.min_frames = 1 if self.to_state is None else 2
+        self._make_aligner(config)
+        folded = "image before" if self.to_state is None else "residual before"
+        names = ("hidden state of the recurrence", f"{folded}, folded by space-to-depth", "frame before")
+        self.state_names = (*names, *self._aligner_state_names())
+
+    @property
+    def carries_state(self) -> bool:  # type: ignore[override]
+        """True unless a frame outside the clip is needed: by the aligner the one before, by the look-ahead the next."""
+        return self.aligner is None and self.lookahead_frames == 0
+
+    def forward(  # type: ignore[override]
+        self,
+        low_BTCHW: Tensor,
+        flow_BTKCHW: Tensor | None = None,
+        *,
+        state: State | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, State | None]:
+        """Clip (B, T, 3, H, W) in [0, 1] to (B, T, 3, H * scale, W * scale), not clamped."""
+        check_clip(low_BTCHW)
+        flow_BT2HW = None if flow_BTKCHW is None else flow_BTKCHW[:, :, BACKWARD]
+        fake_BTCYX, state = self._run(low_BTCHW, low_BTCHW[:, -1], state, flow_BT2HW)
+        return (fake_BTCYX, state) if return_state else fake_BTCYX
+
+    def step(
+        self,
+        low_BCHW: Tensor,
+        state: State | None,
+        flow_B2HW: Tensor | None = None,
+        next_BCHW: Tensor | None = None,
+    ) -> tuple[Tensor, State | None]:
+        """See `RecurrentGenerator`."""
+        flow_BT2HW = None if flow_B2HW is None else flow_B2HW[:, None]
+        following_BCHW = low_BCHW if next_BCHW is None else next_BCHW
+        fake_BTCYX, state = self._run(low_BCHW[:, None], following_BCHW, state, flow_BT2HW)
+        return fake_BTCYX[:, 0], state
+
+    def _run(
+        self, low_BTCHW: Tensor, following_BCHW: Tensor, state: State | None, flow_BT2HW: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """following_BCHW: the frame after the clip."""
+        batch, num_frames, _, height, width = low_BTCHW.shape
+        if state is None:
+            sizes = (self.recur.out_channels, self.tail.out_channels, 3)
+            state = tuple(low_BTCHW.new_zeros(batch, channels, height, width) for channels in sizes)
+        flows, carried = self._flows(low_BTCHW, state[3:], flow_BT2HW)
+        hidden_BCHW, folded_BCHW, before_BCHW = state[:3]
+        seen = [torch.cat((before_BCHW[:, None], low_BTCHW[:, :-1]), dim=1), low_BTCHW]
+        if self.lookahead_frames:
+            seen.append(torch.cat((low_BTCHW[:, 1:], following_BCHW[:, None]), dim=1))
+        fed_BTCHW = torch.unflatten(self.head(torch.cat(seen, dim=2).flatten(0, 1)), 0, (batch, num_frames))
+        base_BTCYX = torch.unflatten(bicubic_upsample(low_BTCHW.flatten(0, 1), self.scale), 0, (batch, num_frames))
+        images = []
+        for fed_BCHW, base_BCYX, flow_B2HW in zip(fed_BTCHW.unbind(1), base_BTCYX.unbind(1), flows, strict=True):
+            if flow_B2HW is not None:
+                hidden_BCHW = backward_warp(hidden_BCHW, flow_B2HW)
+                folded_BCHW = backward_warp(folded_BCHW, flow_B2HW)
+            recurrent_BCHW = self.recur(torch.cat((hidden_BCHW, folded_BCHW.to(hidden_BCHW.dtype)), dim=1))
+            features_BCHW = self.body(F.relu(fed_BCHW + recurrent_BCHW))
+            residual_BCHW = self.tail(features_BCHW)
+            image_BCYX = base_BCYX + F.pixel_shuffle(residual_BCHW, self.scale)
+            if self.to_state is None:
+                hidden_BCHW, folded_BCHW = features_BCHW, F.pixel_unshuffle(image_BCYX, self.scale)
+            else:
+                hidden_BCHW, folded_BCHW = F.relu(self.to_state(features_BCHW)), residual_BCHW
+            images.append(image_BCYX)
+        return torch.stack(images, dim=1), (hidden_BCHW, folded_BCHW, low_BTCHW[:, -1], *carried)
+
+
 def build_recurrent(config: RecurrentConfig, scale: int) -> Generator:
     """The generator of a configuration; only that of one direction is a `RecurrentGenerator`."""
+    if config.recurrence in IN_LOOP:
+        return BlocksInLoop(config, scale)
     return BidirectionalRecurrent(config, scale) if config.bidirectional else Recurrent(config, scale)

@@ -27,8 +27,8 @@ def shot_by_shot(generator, frames, cuts):
     for shot in np.split(frames, cuts):
         low_TCHW, state = from_uint8(torch.from_numpy(shot.copy())).permute(0, 3, 1, 2), None
         if isinstance(generator, RecurrentGenerator):
-            for low_CHW in low_TCHW:
-                fake_BCYX, state = generator.step(low_CHW[None], state)
+            for low_CHW, next_CHW in zip(low_TCHW, [*low_TCHW[1:], low_TCHW[-1]], strict=True):
+                fake_BCYX, state = generator.step(low_CHW[None], state, next_BCHW=next_CHW[None])
                 images.append(fake_BCYX)
         else:
             images.append(generator(low_TCHW[None])[0])

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from engine_streams import GRU, LEARNED, PACKED, SMALL, WINDOWED, make
+from engine_streams import GRU, LEARNED, LOOKAHEAD, PACKED, SMALL, WINDOWED, make
 
 from vsr_dist.cli import main
 from vsr_dist.inference import exported
@@ -85,7 +85,7 @@ def test_an_aligned_step_carries_the_frame_before(checkpoint, tmp_path):
     size = ["--height", "32", "--width", "44"]
     assert main(["export", "--checkpoint", checkpoint(ALIGNED), "--format", "onnx", "--out", str(out), *size]) == 0
     described = json.loads({p.key: p.value for p in onnx.load(out).metadata_props}["vsr_dist"])
-    assert described["states"]["state_2"] == "the frame before"
+    assert described["states"]["state_2"] == "frame before"
     assert described["inputs"]["state_2"] == [1, 3, 32, 44]
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     frames, images = frames_of(32, 44), []
@@ -95,6 +95,28 @@ def test_an_aligned_step_carries_the_frame_before(checkpoint, tmp_path):
         image, *state = session.run(None, dict(zip(names, [frame, *state], strict=True)))
         images.append(image)
     assert np.abs(np.stack(images) - from_the_generator(ALIGNED, frames)).max() <= 1e-4
+
+
+def test_with_lookahead_the_next_frame_is_an_input(checkpoint, tmp_path, capsys):
+    out = tmp_path / "step.onnx"
+    assert main(["export", "--checkpoint", checkpoint(LOOKAHEAD), "--format", "onnx", "--out", str(out)]) == 0
+    assert "frame, next_frame, state_0, state_1, state_2 -> image" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    described = json.loads({p.key: p.value for p in onnx.load(out).metadata_props}["vsr_dist"])
+    assert list(described["states"].values()) == [
+        "hidden state of the recurrence",
+        "image before, folded by space-to-depth",
+        "frame before",
+    ]
+    assert "at the end of a shot it is the frame itself" in described["rule"]
+    frames = frames_of(31, 45)
+    state = [np.zeros((1, channels, 31, 45), np.float32) for channels in (6, 12, 3)]
+    names, images = [one.name for one in session.get_inputs()], []
+    for frame, following in zip(frames, [*frames[1:], frames[-1]], strict=True):
+        image, *state = session.run(None, dict(zip(names, [frame, following, *state], strict=True)))
+        images.append(image)
+    expected = make(LOOKAHEAD)(torch.from_numpy(frames).transpose(0, 1)).clamp(0, 1)[0]
+    assert np.abs(np.concatenate(images) - expected.numpy()).max() <= 1e-5
 
 
 @pytest.mark.parametrize(("kind", "num_frames"), [("espcn", 1), ("bidirectional", 3)])

@@ -116,7 +116,7 @@ class Hungry(Recurrent):
     limit_px = 10**9
     error: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    def step(self, low_BCHW, state, flow_B2HW=None):
+    def step(self, low_BCHW, state, flow_B2HW=None, next_BCHW=None):
         if low_BCHW.shape[-1] * low_BCHW.shape[-2] > self.limit_px:
             raise self.error
         return super().step(low_BCHW, state, flow_B2HW)

@@ -37,6 +37,8 @@ GENERATOR_ROWS = {
     "convlstm": RecurrentConfig(channels=8, num_blocks=2, recurrence="convlstm"),
     "packed": RecurrentConfig(channels=8, num_blocks=2, alignment="packed", smoothing="ema"),
     "learned": RecurrentConfig(channels=8, num_blocks=2, alignment="learned", smoothing="gaussian"),
+    "rlsp": RecurrentConfig(channels=8, num_blocks=2, recurrence="rlsp", lookahead_frames=1),
+    "rrn": RecurrentConfig(channels=8, num_blocks=2, recurrence="rrn"),
     "bidirectional": RecurrentConfig(channels=8, num_blocks=2, bidirectional=True),
     "bidirectional_learned": RecurrentConfig(
         channels=8, num_blocks=2, recurrence="convlstm", alignment="learned", bidirectional=True

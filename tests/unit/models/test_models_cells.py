@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from vsr_dist.models.recurrent import ConvGru, ConvLstm, FlowNet
+from vsr_dist.models.alignment import FlowNet
+from vsr_dist.models.recurrent import ConvGru, ConvLstm
 from vsr_dist.ops.warp import backward_warp
 
 
@@ -50,7 +51,7 @@ def test_every_part_of_the_state_is_warped_before_the_update(cell_type):
     cell = cell_type(3)
     nn.init.normal_(cell.project.weight)
     features, flow = torch.randn(2, 3, 6, 7), torch.full((2, 2, 6, 7), 1.5)
-    state = tuple(torch.randn(2, 3, 6, 7) for _ in range(cell.num_states))
+    state = tuple(torch.randn(2, 3, 6, 7) for _ in range(len(cell.state_names)))
     warped = tuple(backward_warp(part, flow) for part in state)
     found, after = cell(features, 1, state, [flow])
     expected, after_expected = cell(features, 1, warped, [None])

@@ -16,7 +16,8 @@ from vsr_dist.ops.resample import bicubic_upsample
 
 torch.set_num_threads(1)
 
-CELLS = ("convgru", "convlstm")
+CELLS = ("convgru", "convlstm", "rlsp", "rrn")
+LOOKAHEAD = {"recurrence": "rlsp", "lookahead_frames": 1}
 ALIGNMENTS = [("none", "none"), *itertools.product(("packed", "learned"), ("none", "ema", "gaussian"))]
 VARIANTS = [(cell, *alignment) for cell in CELLS for alignment in ALIGNMENTS]
 
@@ -38,9 +39,11 @@ def moving_clip(num_frames=6, height=26, width=30, num_clips=2):
 
 def steps(generator, low_BTCHW, back_BT2HW=None):
     state, frames, shapes = None, [], []
-    for t in range(low_BTCHW.shape[1]):
+    num_frames = low_BTCHW.shape[1]
+    for t in range(num_frames):
         flow = None if back_BT2HW is None or t == 0 else back_BT2HW[:, t - 1]
-        frame, state = generator.step(low_BTCHW[:, t], state, flow)
+        following = low_BTCHW[:, t + 1] if generator.lookahead_frames and t + 1 < num_frames else None
+        frame, state = generator.step(low_BTCHW[:, t], state, flow, following)
         frames.append(frame)
         shapes.append([(tuple(tensor.shape), tensor.dtype) for tensor in state or ()])
     assert all(shape == shapes[0] for shape in shapes), "a state whose shape changes cannot be exported"
@@ -52,6 +55,52 @@ def test_stepping_equals_the_whole_clip(recurrence, alignment, smoothing):
     generator, low = make(recurrence, alignment, smoothing), moving_clip()
     assert isinstance(generator, RecurrentGenerator)
     torch.testing.assert_close(steps(generator, low), generator(low), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("alignment", ["none", "packed", "learned"])
+def test_with_lookahead_stepping_equals_the_whole_clip_and_one_later_frame_matters(alignment):
+    generator, low = make(alignment=alignment, **LOOKAHEAD), moving_clip()
+    assert generator.lookahead_frames == 1 and not generator.carries_state
+    torch.testing.assert_close(steps(generator, low), generator(low), atol=1e-5, rtol=0)
+    changed = low.clone()
+    changed[:, 3] = 1.0 - changed[:, 3]
+    difference = (generator(low) - generator(changed)).abs().amax(dim=(0, 2, 3, 4))
+    assert difference[:2].max() == 0.0
+    assert (difference[2:] > 1e-4).all()
+
+
+@pytest.mark.parametrize("recurrence", ["rlsp", "rrn"])
+def test_a_clip_in_two_parts_with_the_state_carried_equals_the_whole(recurrence):
+    generator, low = make(recurrence), moving_clip()
+    assert generator.carries_state
+    first, state = generator(low[:, :2], return_state=True)
+    second, state = generator(low[:, 2:], state=state, return_state=True)
+    torch.testing.assert_close(torch.cat((first, second), dim=1), generator(low), atol=1e-6, rtol=0)
+    assert len(state) == len(generator.state_names)
+
+
+@pytest.mark.parametrize("fields", [{"recurrence": "rlsp"}, {"recurrence": "rrn"}, LOOKAHEAD], ids=str)
+def test_blocks_in_the_loop_are_their_formula(fields):
+    """f = body(relu(conv([frames, h, o]))), image = bicubic + shuffle(tail(f))."""
+    generator, low = make(**fields), moving_clip()
+    weight = torch.cat((generator.head.weight, generator.recur.weight), dim=1)
+    bias = generator.head.bias + generator.recur.bias
+    num_clips, num_frames, _, height, width = low.shape
+    hidden, folded = torch.zeros(num_clips, 8, height, width), torch.zeros(num_clips, 12, height, width)
+    expected, before = [], torch.zeros_like(low[:, 0])
+    for t in range(num_frames):
+        frames = [before, low[:, t]] + ([low[:, min(t + 1, num_frames - 1)]] if "lookahead_frames" in fields else [])
+        seen = torch.cat((*frames, hidden, folded), dim=1)
+        features = generator.body(torch.relu(torch.nn.functional.conv2d(seen, weight, bias, padding=1)))
+        residual = generator.tail(features)
+        image = bicubic_upsample(low[:, t], 2) + torch.pixel_shuffle(residual, 2)
+        if fields["recurrence"] == "rrn":
+            hidden, folded = torch.relu(generator.to_state(features)), residual
+        else:
+            hidden, folded = features, torch.pixel_unshuffle(image, 2)
+        before = low[:, t]
+        expected.append(image)
+    torch.testing.assert_close(generator(low), torch.stack(expected, dim=1), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("recurrence", "alignment", "smoothing"), VARIANTS)
@@ -69,6 +118,8 @@ def test_only_the_past_matters(recurrence, alignment, smoothing):
     [
         {},
         {"recurrence": "convlstm"},
+        LOOKAHEAD,
+        {"recurrence": "rrn"},
         {"alignment": "packed"},
         {"alignment": "learned", "smoothing": "gaussian"},
         {"bidirectional": True},
