@@ -6,13 +6,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from sharding.samples import find_samples
 
 import sharding.scan
 from sharding.errors import BadInputError
 from sharding.parallel import Workers
 from sharding.scan import ScanStore, scan_sources
-from sharding.sources import ScannedSource, Source, find_sources
+from sharding.sources import ScannedSource, Source, find_samples, find_sources
 
 CLIPS = {path.stem: path for path in find_samples()}
 NAMES = ("bikes", "carphone_pristine", "carphone_distorted")

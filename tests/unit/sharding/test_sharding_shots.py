@@ -4,9 +4,9 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from sharding.samples import find_samples
 
 from sharding.shots import StepScorer, find_cuts, shots_between
+from sharding.sources import find_samples
 from sharding.video import iter_thumbnails
 
 # Found by eye on contact sheets of the clips.

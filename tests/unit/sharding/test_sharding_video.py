@@ -16,12 +16,11 @@ import cv2
 import numpy as np
 import pytest
 from av.video.reformatter import VideoReformatter
-from sharding.samples import find_samples
 
 from sharding.errors import BadInputError
 from sharding.images import list_images
 from sharding.scan import content_hash, scan_frames
-from sharding.sources import ScannedSource, find_sources
+from sharding.sources import ScannedSource, find_samples, find_sources
 from sharding.video import iter_frames, iter_thumbnails, iter_timed_frames, probe
 
 CLIPS = {path.stem: path for path in find_samples()}
