@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 import cv2
-from runner import ROOT, Experiment, Runner, describe_machine, git_commit, main, python, rounded, train_command
+from runner import ROOT, Experiment, Runner, beside, describe_machine, git_commit, main, python, rounded, train_command
 
 from sharding.sources import find_samples
 from sharding.video import iter_frames
@@ -62,7 +62,7 @@ def measure(experiment: Experiment, runner: Runner) -> None:
         settings = [f"data.root={data}", "data.val_clips=1", "tracking.mlflow=false", "train.threads=1"]
         settings += ["train.epochs=0", "train.steps=3", "train.log_every=1", "train.pictures=0"]
         command = train_command(config, [*settings, f"run_dir={run_dir}"])
-        cpu_s = runner.run(command, run_dir.with_suffix(".log"))
+        cpu_s = runner.run(command, beside(run_dir, ".log"))
         rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
         steps = [{"step": row["step"], **{key: row[key] for key in LOGGED if key in row}} for row in rows]
         result = {

@@ -56,6 +56,11 @@ _LIBC = ctypes.CDLL(None)
 Row = Mapping[str, float]
 
 
+def beside(run_dir: Path, ending: str) -> Path:
+    """The file beside a work folder that has its name and `ending`; a point in the name stays ("cure_0.3")."""
+    return run_dir.with_name(run_dir.name + ending)
+
+
 class Stopped(Exception):  # noqa: N818 - not an error: it is how the work ends that was told to
     """The work was told to stop."""
 
@@ -125,10 +130,10 @@ class Runner:
         stop_when: Callable[[Sequence[Row], float], bool] | None = None,
     ) -> None:
         """One run to its end; a finished one is left alone, an interrupted one goes on."""
-        ended_early = run_dir.with_suffix(".ended_early")
+        ended_early = beside(run_dir, ".ended_early")
         if (run_dir / "summary.json").exists() or ended_early.exists():
             return
-        log, cpu = run_dir.with_suffix(".log"), run_dir.with_suffix(".cpu")
+        log, cpu = beside(run_dir, ".log"), beside(run_dir, ".cpu")
         command = train_command(config, settings)
 
         def is_enough(cpu_s: float) -> bool:
@@ -153,7 +158,7 @@ class Runner:
     @staticmethod
     def cpu_s(run_dir: Path) -> float | None:
         """CPU seconds of all processes that a run took, repeated steps of an interrupted one included."""
-        noted = run_dir.with_suffix(".cpu")
+        noted = beside(run_dir, ".cpu")
         return float(noted.read_text()) if noted.exists() else None
 
     def run(self, command: Sequence[str], log: Path) -> float:
@@ -195,7 +200,7 @@ class Runner:
         The first step, which sets things up, is not counted.
         """
         shutil.rmtree(run_dir, ignore_errors=True)
-        log = run_dir.with_suffix(".log")
+        log = beside(run_dir, ".log")
         command = train_command(config, settings)
         process = self._start(command, log)
         watched = psutil.Process(process.pid)
@@ -402,7 +407,7 @@ def do_run(run: Run, experiment: Experiment, runner: Runner) -> float:
         "settings": settings,
         "seed": run.seed,
         "steps": int(rows[-1]["step"]) if rows else None,
-        "ended_early": run_dir.with_suffix(".ended_early").exists(),
+        "ended_early": beside(run_dir, ".ended_early").exists(),
         "cpu_s": rounded(runner.cpu_s(run_dir)),
         "evaluation_cpu_s": rounded(evaluated_s),
         "curve": curve_of(rows, run.columns),

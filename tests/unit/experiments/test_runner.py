@@ -95,6 +95,17 @@ time.sleep(60)
     assert result["ended_early"] and result["steps"] == 7
 
 
+def test_runs_with_a_point_in_their_names_keep_their_own_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner_module, "train_command", lambda config, settings: [sys.executable, "-c", "pass"])
+    runner = Runner()
+    for name in ("cure_0.03-seed1", "cure_0.3-seed1"):
+        runner.train("c.yaml", (), tmp_path / name)
+        assert runner.cpu_s(tmp_path / name) == float((tmp_path / f"{name}.cpu").read_text())
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{name}.{kind}" for name in ("cure_0.03-seed1", "cure_0.3-seed1") for kind in ("cpu", "log")
+    }
+
+
 def test_a_long_curve_is_thinned_and_says_so():
     rows = [{"step": step, "val/psnr_y": step / 7} for step in range(1, 1001)]
     curve = runner_module.curve_of(rows, ("val/psnr_y",))
