@@ -36,6 +36,7 @@ from metric_references import (  # noqa: E402
     lpips_by_hand,
     scikit_fidelity,
     sign_flip_p,
+    tdiff_in_float,
     tecogan_tof,
 )
 
@@ -43,7 +44,7 @@ from sharding.sources import find_samples  # noqa: E402
 from sharding.video import iter_frames  # noqa: E402
 from vsr_dist.metrics.fidelity import FIDELITY, batch_fidelity, frame_fidelity  # noqa: E402
 from vsr_dist.metrics.perceptual import Dists, Lpips, ShiftTolerantLpips, VmafStream, load_vmaf  # noqa: E402
-from vsr_dist.metrics.temporal import tdiff, tof, warping_error  # noqa: E402
+from vsr_dist.metrics.registry import METRICS, PROTOCOLS, measure_clip  # noqa: E402
 from vsr_dist.metrics.uncertainty import compare  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "metric_parity.json"
@@ -95,20 +96,19 @@ def fidelity_rows(data: list[tuple[Clip, Clip]]) -> list[Row]:
     return rows
 
 
-def tdiff_in_float(fake: Clip, real: Clip) -> float:
-    error = fake / 255.0 - real / 255.0
-    return float(np.mean(np.diff(error, axis=0) ** 2))
-
-
 def temporal_rows(data: list[tuple[Clip, Clip]]) -> list[Row]:
-    named: dict[str, tuple[Callable[..., float], Callable[..., float], str]] = {
-        "tof": (lambda f, r: tof(f, r, trim_frames=0), lambda f, r: tecogan_tof(f, r, 0), "TecoGAN's metrics.py"),
-        "tdiff": (tdiff, tdiff_in_float, "listing 3 in float64"),
-        "warp": (warping_error, blind_warping_error, "fast_blind_video_consistency in float64"),
+    named: dict[str, tuple[Callable[..., float], str]] = {
+        "tof": (lambda f, r: tecogan_tof(f, r, 0), "TecoGAN's metrics.py"),
+        "tdiff": (tdiff_in_float, "listing 3 in float64"),
+        "warp": (blind_warping_error, "fast_blind_video_consistency in float64"),
     }
+
+    def ours(name: str, clip: tuple[Clip, Clip]) -> float:
+        return measure_clip([METRICS[name]], PROTOCOLS["default"], 1, *clip)[name]
+
     return [
-        row(name, reference, [(ours(*clip), float(theirs(*clip))) for clip in data])
-        for name, (ours, theirs, reference) in named.items()
+        row(name, reference, [(ours(name, clip), float(theirs(*clip))) for clip in data])
+        for name, (theirs, reference) in named.items()
     ]
 
 

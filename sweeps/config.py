@@ -48,9 +48,7 @@ from vsr_dist.core.config_io import (
     to_tree,
 )
 from vsr_dist.core.errors import BadConfigError, nearest_hint
-from vsr_dist.training.console import PERFORMANCE
-from vsr_dist.training.drift import MEASURES
-from vsr_dist.training.validation import clip_scores
+from vsr_dist.metrics.registry import METRICS, validation_metrics
 
 SamplerKind = Literal["tpe", "random", "gp", "qmc"]
 PrunerKind = Literal["none", "median", "hyperband", "patient_median"]
@@ -60,7 +58,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 STORAGE_KINDS = ("sqlite:///", "postgresql+psycopg://", "journal:", "grpc://")
 _AT_LEAST_ONE = ("num_trials", "workers", "seeds_per_trial")
 _ABOVE_ZERO = ("trial_timeout_s", "time_limit_s", "stall_timeout_s", "heartbeat_s")
-_TINY_PX = 64
 
 
 @dataclass(frozen=True)
@@ -411,14 +408,15 @@ def _check_start(config: StudyConfig, tree: Tree, place: int, values: Mapping[st
 
 def _check_metrics(config: StudyConfig, base: Config) -> None:
     """Every metric that is used must be one that a training logs."""
-    names = validation_names(base.data.clip_frames)
+    names = {metric.name for metric in validation_metrics(base.data.clip_frames)}
     if base.train.perceptual_metric == "stlpips":
-        names.add("val/stlpips")
-    known = names | {f"val_bicubic/{name.removeprefix('val/')}" for name in names} | MEASURES | PERFORMANCE
+        names.add("stlpips")
+    known = {f"{group}/{name}" for name in names for group in ("val", "val_bicubic")}
+    known |= {name for name in METRICS if "/" in name}
     asked = used_metrics(config.objectives, config.constraints, config.stop_when)
     is_adversarial = base.adversarial.is_on or not {"adversarial", "adversarial.weight"}.isdisjoint(config.space)
     for metric, setting in asked.items():
-        if metric in MEASURES and not is_adversarial:
+        if metric in METRICS and metric.startswith(("drift/", "d/")) and not is_adversarial:
             raise BadConfigError(f"{setting}: {metric} needs adversarial training; set adversarial.weight above 0")
         if metric not in known:
             raise BadConfigError(f"{setting}: no training logs {metric}{nearest_hint(metric, known)}")
@@ -436,12 +434,6 @@ def _check_trends(config: StudyConfig, base: Config) -> None:
             reduce_curve(points or [(0, 0.0)], constraint.reduce, None)
         except NoValueError as error:
             raise BadConfigError(f"constraint {constraint.name}: {error}") from error
-
-
-def validation_names(clip_frames: int) -> set[str]:
-    """Names of the metrics that a validation logs, found by computing them for a tiny clip."""
-    shape_TCYX = (clip_frames, 3, _TINY_PX, _TINY_PX)
-    return set(clip_scores("val", torch.zeros(shape_TCYX), torch.ones(shape_TCYX), scale=1))
 
 
 def _check_launch(config: StudyConfig) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from vsr_dist.core.errors import BadConfigError, UserError, nearest_hint
 from vsr_dist.metrics.drift import drift_slope
-from vsr_dist.metrics.registry import TABLE
+from vsr_dist.metrics.registry import find_metric
 from vsr_dist.training.tracking import METRICS_NAME, read_metrics
 
 Row = tuple[int, Mapping[str, float]]
@@ -151,19 +151,8 @@ Direction = Literal["maximize", "minimize"]
 TermReduction = Literal["last", "tail_median", "best"]
 _DEFAULT_METRIC = "val/psnr_y"
 _LOSSES = ("loss_", "loss/")
-# The first contains the adversarial weight; the second is a code, not a quantity.
-_NOT_IN_OBJECTIVE = ("drift/gradient_ratio", "drift/verdict_code")
-# Which direction is better. Image metrics have it in the table of `vsr_dist.metrics`.
-_BETTER: dict[str, Direction] = {
-    **{f"val/{m.name}": "maximize" if m.direction > 0 else "minimize" for m in TABLE if m.direction},
-    "drift/normalized_loss": "minimize",
-    "drift/dead_fraction": "minimize",
-    "drift/paired_accuracy": "maximize",
-    "drift/auc": "maximize",
-    "perf/clips_per_s": "maximize",
-    "perf/step_ms": "minimize",
-}
-_OPPOSITE: dict[Direction, Direction] = {"maximize": "minimize", "minimize": "maximize"}
+# The first contains the adversarial weight; a code and logits measure no quality.
+_NOT_IN_OBJECTIVE = ("drift/gradient_ratio", "drift/verdict_code", "d/real", "d/fake")
 
 
 @dataclass(frozen=True)
@@ -194,12 +183,20 @@ class Term:
             raise BadConfigError(f"the objective's term {self.metric} has above and below; give each a term of its own")
         for name in filter(None, (self.metric, self.relative_to)):
             _refuse_tuned_losses(name)
+        if find_metric(self.metric).better == "near 0" and self.above is None and self.below is None:
+            raise BadConfigError(
+                f"the objective's term {self.metric} is best at 0; give one term with above: 0 and one with below: 0"
+            )
 
     @property
     def better_direction(self) -> Direction | None:
         """The direction in which this term improves; None if that is not known."""
-        found = _BETTER.get(self.metric)
-        return found if found is None or self._is_rising else _OPPOSITE[found]
+        better = find_metric(self.metric).better
+        if better == "-":
+            return None
+        # Of a signed metric a term counts one side, which should be small.
+        is_wanted = better == "higher" or (better == "near 0" and self.below is not None)
+        return "maximize" if is_wanted == self._is_rising else "minimize"
 
     @property
     def _is_rising(self) -> bool:
@@ -331,13 +328,13 @@ def _extreme(points: Sequence[Point], start: int | None, side: Literal["max", "m
 def _refuse_tuned_losses(metric: str) -> None:
     if metric.startswith(_LOSSES) or metric in _NOT_IN_OBJECTIVE:
         raise BadConfigError(
-            f"objective.metric {metric} contains the loss weights that a study tunes, or is not a quantity; use a "
+            f"objective.metric {metric} contains the loss weights that a study tunes, or measures no quality; use a "
             "validation metric such as val/psnr_y"
         )
     check_family("objective.metric", metric)
 
 
-_FAMILIES = ("val/", "val_bicubic/", "drift/", "perf/")
+_FAMILIES = ("val/", "val_bicubic/", "drift/", "d/", "perf/")
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ from vsr_dist.evaluation.subjects import (
     open_method,
 )
 from vsr_dist.inference.pictures import stack_rows
-from vsr_dist.metrics.registry import METRICS, PROTOCOLS, Protocol, find_protocol, parse_metrics
+from vsr_dist.metrics.registry import EVALUATED, PROTOCOLS, Protocol, find_protocol, parse_metrics
 from vsr_dist.training.tracked_runs import TrackedRun, log_evaluation, tracked_run
 
 _THIS = "this evaluation"
@@ -75,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--metrics",
-        help=f"comma-separated names (default: those of the protocol), or all that are installed: {', '.join(METRICS)}",
+        help="comma-separated names (default: those of the protocol), or all that are installed: "
+        f"{', '.join(EVALUATED)}",
     )
     parser.add_argument("--scale", type=int, help="scale of --fake without --low, which sets the border (default: 1)")
     parser.add_argument("--frames", type=int, help="measure only the first FRAMES frames of each sequence")
@@ -190,7 +191,7 @@ def _open(arguments: argparse.Namespace, world: World) -> _Job:
     metrics = preset.metrics
     left_out: dict[str, str] = {}
     if arguments.metrics == "all":
-        metrics, left_out = available(tuple(METRICS))
+        metrics, left_out = available(EVALUATED)
     elif arguments.metrics is not None:
         metrics = parse_metrics(arguments.metrics)
     scorer = Scorer(metrics, preset, source.scale, device)

@@ -35,6 +35,29 @@ def scikit_fidelity(fake, real, rounded):
     }
 
 
+def tdiff_in_float(fake, real):
+    return np.mean(np.diff(fake / 255.0 - real / 255.0, axis=0) ** 2)
+
+
+def flicker_in_float(fake, real):
+    """The mean over the pairs of frames; all have static pixels."""
+    real_steps, fake_steps = (np.abs(np.diff(luma(clip, False), axis=0)) for clip in (real, fake))
+    return np.mean([step[still < 1.0].mean() for step, still in zip(fake_steps, real_steps, strict=True)])
+
+
+def spectral_gap(fake, real):
+    """Log power in eight radial bands from 0.25 to 0.5 cycles per pixel, one band and one clip at a time."""
+    window = np.outer(np.hanning(real.shape[1]), np.hanning(real.shape[2]))
+    radius = np.hypot(np.fft.fftfreq(real.shape[1])[:, None], np.fft.fftfreq(real.shape[2]))
+    powers = []
+    for clip in (fake, real):
+        lumas = [luma(frame, False) / 255 for frame in clip]
+        power = np.mean([np.abs(np.fft.fft2((image - image.mean()) * window)) ** 2 for image in lumas], axis=0)
+        bands = [power[(radius >= low / 32) & (radius < (low + 1) / 32)].mean() for low in range(8, 16)]
+        powers.append(np.mean(np.log(np.array(bands) / window.size + 1e-10)))
+    return powers[0] - powers[1]
+
+
 def tecogan_tof(fake, real, cut=2):
     """metrics.py of TecoGAN, written out: flow of whole frames, of which the centre is kept."""
     grays = [[cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip] for clip in (fake, real)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from fractions import Fraction
 
 import cv2
@@ -14,8 +15,10 @@ from metric_references import scikit_fidelity
 from realvsr_tree import make_realvsr
 
 from vsr_dist.cli import main
+from vsr_dist.core.errors import MissingExtraError
 from vsr_dist.inference.pictures import VideoWriter
-from vsr_dist.metrics.temporal import tdiff, tof
+from vsr_dist.metrics.registry import EVALUATED, METRICS, centre_crop
+from vsr_dist.metrics.temporal import TruthMotion, tdiff, tof
 
 
 def test_a_finished_result_gets_the_numbers_of_the_metrics(tmp_path, film_pair):
@@ -30,11 +33,13 @@ def test_a_finished_result_gets_the_numbers_of_the_metrics(tmp_path, film_pair):
     assert [float(row["psnr_y"]) for row in rows] == pytest.approx([one["psnr_y"] for one in expected], abs=1e-6)
     assert [float(row["ssim_rgb"]) for row in rows] == pytest.approx([one["ssim_rgb"] for one in expected], abs=1e-6)
     assert rows[0]["tof"] == ""
-    assert data["table"]["overall"]["result"]["tof"] == pytest.approx(tof(fake, real, trim_frames=0), rel=1e-6)
+    assert data["table"]["overall"]["result"]["tof"] == pytest.approx(
+        tof(fake, TruthMotion(real), centre_crop(64, 64)), rel=1e-6
+    )
     assert data["table"]["overall"]["result"]["tdiff"] == pytest.approx(tdiff(fake, real), rel=1e-9)
     assert data["methods"] == ["result"]
     assert data["sequences"][0]["num_frames"] == NUM_FRAMES
-    assert data["metrics"]["tof"]["better"] == "lower"
+    assert data["metrics"]["tof"].items() >= {"better": "lower", "reducer": "mean"}.items()
     assert not (tmp_path / "out" / "comparison.png").exists()
 
 
@@ -116,7 +121,7 @@ def test_tecogans_protocol_cuts_frames_and_the_edge(tmp_path, film_pair):
     expected = [scikit_fidelity(a[inside, inside], b[inside, inside], False)["psnr_y"] for a, b in both]
     overall = data["table"]["overall"]["result"]
     assert overall["psnr_y"] == pytest.approx(np.mean(expected), abs=1e-6)
-    assert overall["tof"] == pytest.approx(tof(fake, real, trim_frames=0), rel=1e-6)
+    assert overall["tof"] == pytest.approx(tof(fake, TruthMotion(real), centre_crop(64, 64)), rel=1e-6)
     assert data["sequences"][0]["num_frames"] == NUM_FRAMES - 4
 
 
@@ -187,17 +192,14 @@ def test_what_was_not_measured_alike_is_not_compared(evaluation_fails, tmp_path,
 
 
 def test_all_measures_what_it_can_and_names_the_rest(tmp_path, film_pair, monkeypatch, evaluation_fails):
-    from vsr_dist.evaluation import scoring
-
     def missing():
-        raise scoring.MissingExtraError("VMAF needs torchmetrics; run pip")
+        raise MissingExtraError("VMAF needs torchmetrics; run pip")
 
-    monkeypatch.setitem(scoring.NETWORKS, "vmaf", missing)
-    monkeypatch.setitem(scoring.NETWORKS, "lpips", missing)
-    monkeypatch.setitem(scoring.NETWORKS, "dists", missing)
+    for name in ("vmaf", "lpips", "tlp", "dists"):
+        monkeypatch.setitem(METRICS, name, replace(METRICS[name], function=missing))
     data = evaluate(tmp_path / "out", "--fake", film_pair[0], "--real", film_pair[1], "--metrics", "all", "--frames", 3)
     assert set(data["left_out"]) >= {"vmaf", "lpips", "tlp", "dists"}
-    assert set(data["metrics"]) | set(data["left_out"]) == set(scoring.METRICS)
+    assert set(data["metrics"]) | set(data["left_out"]) == set(EVALUATED)
     assert "was not measured: VMAF needs" in (tmp_path / "out" / "report.md").read_text()
     if "stlpips" in data["metrics"]:
         _against_st_lpips(tmp_path, data)

@@ -152,8 +152,8 @@ def _data(report: Report, table: Scores, sequences: list[dict[str, Any]], sure: 
         "protocol_name": report.preset.name,
         "protocol": report.preset.describe(source.scale),
         "metrics": {
-            name: {"heading": METRICS[name].heading, "better": METRICS[name].better, "protocol": METRICS[name].text}
-            for name in report.metrics
+            m.name: {"heading": m.heading, "better": m.better, "reducer": m.reducer, "protocol": m.text}
+            for m in (METRICS[name] for name in report.metrics)
         },
         "left_out": dict(report.left_out),
         "versions": package_versions(),
@@ -190,9 +190,7 @@ def score_table(table: Scores, methods: Sequence[str], metrics: Sequence[str]) -
     """A row per video and method; the best value of each video and metric is bold."""
     rows = []
     for scope, by_method in table.items():
-        best = {
-            name: best_places([by_method[m].get(name) for m in methods], METRICS[name].direction) for name in metrics
-        }
+        best = {name: best_places([by_method[m].get(name) for m in methods], METRICS[name].better) for name in metrics}
         for place, method in enumerate(methods):
             cells = [_cell(by_method[method], name, bold=place in best[name]) for name in metrics]
             rows.append((scope, method, *cells))
@@ -275,7 +273,7 @@ def _span(name: str, interval: Mapping[str, Any], sign: str = "") -> str:
     return f"{METRICS[name].show(interval['low'], sign)}..{METRICS[name].show(interval['high'], sign)}"
 
 
-def write_csv(path: Path, rows: Sequence[FrameRow], metrics: Sequence[str] = tuple(METRICS)) -> None:
+def write_csv(path: Path, rows: Sequence[FrameRow], metrics: Sequence[str]) -> None:
     """One line per frame and method; an absent score is an empty cell."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)

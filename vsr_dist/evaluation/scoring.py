@@ -6,8 +6,8 @@ Axis letters: T time, H W low-resolution, Y X high-resolution rows and columns, 
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,7 +15,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,25 +28,18 @@ from vsr_dist.evaluation.sources import EvaluationSource, Piece, SequenceInfo
 from vsr_dist.evaluation.subjects import OURS, Subject
 from vsr_dist.inference.frames import to_8_bits
 from vsr_dist.inference.pictures import FrameSet, SequenceShow
-from vsr_dist.metrics.fidelity import FIDELITY, batch_fidelity, check_against_scikit_image, frame_fidelity
-from vsr_dist.metrics.perceptual import Dists, Features, Lpips, ShiftTolerantLpips, VmafStream, load_vmaf
-from vsr_dist.metrics.registry import METRICS, Region, RegionName, in_order
+from vsr_dist.metrics.fidelity import batch_fidelity, check_against_scikit_image
+from vsr_dist.metrics.perceptual import Features
+from vsr_dist.metrics.registry import METRICS, NETWORKS, Metric, RegionName, in_order, measure_clip
 from vsr_dist.metrics.registry import Protocol as Preset
-from vsr_dist.metrics.temporal import flicker, flow_distance, tdiff, visible, warp_pair
+from vsr_dist.metrics.temporal import Region, TruthMotion
 from vsr_dist.ops.color import ByteArray, from_uint8
-from vsr_dist.ops.motion import farneback
 from vsr_dist.ops.picture import Picture
 
 # Method -> metric -> value.
 Scores = dict[str, dict[str, float]]
-NETWORKS: dict[str, Callable[[], Any]] = {
-    "stlpips": lambda: ShiftTolerantLpips("ST-LPIPS", "leave stlpips and tlp_st out of --metrics"),
-    "lpips": Lpips,
-    "dists": Dists,
-    "vmaf": load_vmaf,
-}
-# Network -> (metric of a frame, metric of a pair).
-_DISTANCES = {"stlpips": ("stlpips", "tlp_st"), "lpips": ("lpips", "tlp"), "dists": ("dists", None)}
+# Beside the methods, in tables of what is computed of all sides.
+_TRUTH = ""
 TLP_FACTOR = 100.0
 
 
@@ -58,152 +50,126 @@ class _Network(Protocol):
 
 
 @dataclass(frozen=True)
-class HostFrame:
-    """One frame and the one before it, the truth and every method's, uint8 RGB (Y, X, C) on the host."""
+class _Frame:
+    """One frame under every method, uint8 RGB on the host. position: in its sequence; number: as the source counts."""
 
-    real: ByteArray
+    position: int
+    number: int
+    low_HWC: ByteArray | None
+    real_YXC: ByteArray
     fakes: Mapping[str, ByteArray]
-    real_before: ByteArray | None
-    fakes_before: Mapping[str, ByteArray]
 
 
 def available(names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, str]]:
     """(Metrics that can be measured here, reason for each of the others)."""
     reasons: dict[str, str] = {}
-    for network in dict.fromkeys(METRICS[name].network for name in names):
-        if network is None:
-            continue
+    for name in names:
         try:
-            NETWORKS[network]()
+            if METRICS[name].needs in NETWORKS:
+                METRICS[name].function()
         except (BadConfigError, MissingExtraError) as error:
-            reasons[network] = str(error)
-    left_out = {name: reasons[found] for name in names if (found := METRICS[name].network) in reasons and found}
-    return tuple(name for name in names if name not in left_out), left_out
+            reasons[name] = str(error)
+    return tuple(name for name in names if name not in reasons), reasons
 
 
 class Scorer:
     """Measures one set under one protocol. Opening it fails where weights or packages are missing."""
 
     def __init__(self, names: tuple[str, ...], preset: Preset, scale: int, device: torch.device) -> None:
-        self._names, self._preset, self._scale, self._device = names, preset, scale, device
-        wanted = dict.fromkeys(METRICS[name].network for name in names)
-        self._networks: dict[str, _Network] = {
-            name: NETWORKS[name]().to(device) for name in wanted if name is not None and name != "vmaf"
-        }
-        self._fidelity = tuple(name for name in FIDELITY if name in names)
-        # On the CPU the threads do it, frame by frame.
-        self._fidelity_on_device = device.type != "cpu"
-        self._has_vmaf = "vmaf" in wanted
-        if self._has_vmaf:
-            load_vmaf()
+        self._how = (preset, scale)
+        by_need: dict[str, list[Metric]] = {}
+        for name in names:
+            by_need.setdefault(METRICS[name].needs, []).append(METRICS[name])
+        # PSNR and SSIM: on a GPU in batches, on the CPU by the threads, frame by frame.
+        fidelity, is_on_cpu = by_need.get("fidelity", []), device.type == "cpu"
+        self._batched = tuple(metric.name for metric in fidelity if not is_on_cpu)
+        self._checked = tuple(metric.name for metric in fidelity if is_on_cpu)
+        self._frames = by_need.get("frames", []) + (fidelity if is_on_cpu else [])
+        self._pairs = by_need.get("pairs", []) + by_need.get("flow", [])
+        deep = by_need.get("distance", []) + by_need.get("step", [])
+        self._networks: list[tuple[_Network, list[Metric]]] = [
+            (function().to(device), [metric for metric in deep if metric.function is function])
+            for function in dict.fromkeys(metric.function for metric in deep)
+        ]
+        self._streamed = by_need.get("stream", [])
+        for metric in self._streamed:
+            metric.function()
         self.reset()
 
     def reset(self) -> None:
         """The next frame opens a sequence."""
-        self._before: dict[tuple[str, str], Features] = {}
-        self._vmaf: dict[str, VmafStream] = {}
+        self._before: dict[_Network, dict[str, Features]] = {}
+        self._streams: dict[tuple[str, str], Any] = {}
 
     def _region(self, name: RegionName, shape: tuple[int, ...]) -> Region:
-        return self._preset.region(name, shape[0], shape[1], self._scale)
+        preset, scale = self._how
+        return preset.region(name, shape[0], shape[1], scale)
 
     def on_gpu(self, real_TYXC: Tensor, fakes: Mapping[str, Tensor]) -> list[Scores]:
         """PSNR and SSIM of several frames at once on a GPU (uint8 RGB tensors there); on the CPU threads do it."""
         scores: list[Scores] = [{method: {} for method in fakes} for _ in real_TYXC]
-        if self._fidelity and self._fidelity_on_device:
-            rows, columns = self._region("fidelity", tuple(real_TYXC.shape[1:]))
+        if self._batched:
+            rows, columns = self._region("inside", tuple(real_TYXC.shape[1:]))
             for method, fake_TYXC in fakes.items():
                 pair = (fake_TYXC[:, rows, columns], real_TYXC[:, rows, columns])
-                found = batch_fidelity(*pair, self._fidelity, self._preset.round_luma)
+                found = batch_fidelity(*pair, self._batched, self._how[0].round_luma)
                 for place, values in enumerate(found):
                     scores[place][method] = values
         return scores
 
+    @torch.no_grad()
     def on_device(self, real_YXC: Tensor, fakes: Mapping[str, Tensor]) -> Scores:
         """Metrics of networks for the next frame of a sequence, uint8 RGB tensors on the device, in time order."""
         scores: Scores = {method: {} for method in fakes}
-        if not self._networks:
-            return scores
-        region = self._region("other", tuple(real_YXC.shape))
-        for name, network in self._networks.items():
-            with torch.no_grad():
-                self._distances(name, network, real_YXC[region], {m: f[region] for m, f in fakes.items()}, scores)
+        for network, metrics in self._networks:
+            region = self._region("whole", tuple(real_YXC.shape))
+            before = self._before.setdefault(network, {})
+            for side, image_YXC in {_TRUTH: real_YXC, **fakes}.items():
+                now = network.features(_image(image_YXC[region]))
+                step = float(network.distance(before[side], now)) if side in before else None
+                if any(metric.needs == "step" for metric in metrics):
+                    before[side] = now
+                if side == _TRUTH:
+                    real, real_step = now, step
+                    continue
+                for metric in metrics:
+                    if metric.needs == "distance":
+                        scores[side][metric.name] = float(network.distance(now, real))
+                    elif step is not None and real_step is not None:
+                        scores[side][metric.name] = TLP_FACTOR * abs(real_step - step)
         return scores
 
-    def _distances(
-        self, name: str, network: _Network, real_YXC: Tensor, fakes: Mapping[str, Tensor], scores: Scores
-    ) -> None:
-        frame_metric, pair_metric = _DISTANCES[name]
-        real = network.features(_image(real_YXC))
-        real_before = self._before.get((name, ""))
-        wants_pair = pair_metric is not None and pair_metric in self._names
-        if wants_pair and real_before is not None:
-            real_step = float(network.distance(real_before, real))
-        for method, fake_YXC in fakes.items():
-            fake = network.features(_image(fake_YXC))
-            if frame_metric in self._names:
-                scores[method][frame_metric] = float(network.distance(fake, real))
-            if wants_pair and pair_metric and real_before is not None:
-                fake_step = float(network.distance(self._before[name, method], fake))
-                scores[method][pair_metric] = TLP_FACTOR * abs(real_step - fake_step)
-            if wants_pair:
-                self._before[name, method] = fake
-        if wants_pair:
-            self._before[name, ""] = real
-
-    def over_sequence(self, real_YXC: Tensor | None, fakes: Mapping[str, Tensor]) -> dict[str, list[float]]:
-        """VMAF's next known values per method, in order; None as the truth ends the sequence."""
-        if not self._has_vmaf:
-            return {}
+    def over_sequence(self, real_YXC: Tensor | None, fakes: Mapping[str, Tensor]) -> dict[tuple[str, str], list[float]]:
+        """The next known values, in order, by method and metric; None as the truth ends the sequence."""
         if real_YXC is None:
-            return {method: stream.end() for method, stream in self._vmaf.items()}
-        region = self._region("other", tuple(real_YXC.shape))
+            return {key: stream.end() for key, stream in self._streams.items()}
         found = {}
-        for method, fake_YXC in fakes.items():
-            stream = self._vmaf.setdefault(method, VmafStream())
-            found[method] = stream.push(fake_YXC[region], real_YXC[region])
+        for metric in self._streamed:
+            region = self._region("whole", tuple(real_YXC.shape))
+            for method, fake_YXC in fakes.items():
+                key = (method, metric.name)
+                if key not in self._streams:
+                    self._streams[key] = metric.function()
+                found[key] = self._streams[key].push(fake_YXC[region], real_YXC[region])
         return found
 
-    def on_host(self, frame: HostFrame) -> Scores:
-        """Metrics of one frame that a thread computes."""
-        scores: Scores = {method: {} for method in frame.fakes}
-        if self._fidelity and not self._fidelity_on_device:
-            region = self._region("fidelity", frame.real.shape)
+    def on_host(self, frame: _Frame, before: _Frame | None) -> Scores:
+        """Metrics of one frame that a thread computes; `before` is None for the first of a sequence."""
+        scores: Scores = {}
+        real_TYXC = frame.real_YXC[None]
+        for method, fake_YXC in frame.fakes.items():
+            scores[method] = measure_clip(self._frames, *self._how, fake_YXC[None], real_TYXC)
+            if before is None and self._checked:  # the first frame stands for the others
+                region = self._region("inside", fake_YXC.shape)
+                found = {name: scores[method][name] for name in self._checked}
+                check_against_scikit_image(fake_YXC[region], frame.real_YXC[region], found, self._how[0].round_luma)
+        if before is not None and self._pairs:
+            real_TYXC = np.stack((before.real_YXC, frame.real_YXC))
+            motion = TruthMotion(real_TYXC)
             for method, fake_YXC in frame.fakes.items():
-                pair = (fake_YXC[region], frame.real[region])
-                measured = frame_fidelity(*pair, self._fidelity, self._preset.round_luma)
-                if frame.real_before is None:  # the first frame of a sequence stands for the others
-                    check_against_scikit_image(*pair, measured, self._preset.round_luma)
-                scores[method] |= measured
-        if frame.real_before is not None:
-            self._over_time(frame, frame.real_before, scores)
+                fake_TYXC = np.stack((before.fakes[method], fake_YXC))
+                scores[method] |= measure_clip(self._pairs, *self._how, fake_TYXC, real_TYXC, motion)
         return scores
-
-    def _over_time(self, frame: HostFrame, real_before: ByteArray, scores: Scores) -> None:
-        if "tof" in self._names or "warp" in self._names:
-            grays = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (real_before, frame.real)]
-            forward_YX2 = farneback(*grays)
-        if "tof" in self._names:
-            region = self._region("flow", frame.real.shape)
-            for method, fake_YXC in frame.fakes.items():
-                pair = (frame.fakes_before[method], fake_YXC)
-                flow_YX2 = farneback(*(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in pair))
-                scores[method]["tof"] = flow_distance(flow_YX2, forward_YX2, region)
-        region = self._region("other", frame.real.shape)
-        if "tdiff" in self._names:
-            real_pair = np.stack([real_before[region], frame.real[region]])
-            for method, fake_YXC in frame.fakes.items():
-                fake_pair = np.stack([frame.fakes_before[method][region], fake_YXC[region]])
-                scores[method]["tdiff"] = tdiff(fake_pair, real_pair)
-        if "flicker" in self._names:
-            for method, fake_YXC in frame.fakes.items():
-                before_YXC = frame.fakes_before[method]
-                level = flicker(before_YXC[region], fake_YXC[region], real_before[region], frame.real[region])
-                if level is not None:
-                    scores[method]["flicker"] = level
-        if "warp" in self._names:
-            mask_YX = visible(forward_YX2, farneback(grays[1], grays[0]))
-            for method, fake_YXC in frame.fakes.items():
-                scores[method]["warp"] = warp_pair(frame.fakes_before[method], fake_YXC, forward_YX2, mask_YX, region)
 
 
 def _image(frame_YXC: Tensor) -> Tensor:
@@ -217,17 +183,6 @@ class Measured:
     sequence: str
     rows: list[FrameRow]
     picture: Picture | None
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """One frame under every method, uint8 RGB: on the host, and on the device where networks or a GPU measure it."""
-
-    position: int
-    number: int
-    low_HWC: ByteArray | None
-    real_YXC: ByteArray
-    fakes: Mapping[str, ByteArray]
 
 
 @dataclass
@@ -295,7 +250,7 @@ class Measurement:
         self.source, self.subjects, self.scorer, self.trim_frames = source, list(subjects), scorer, trim_frames
         self._device = device
         self._pending: list[_Pending] = []
-        self._vmaf_done = 0
+        self._num_late: Counter[tuple[str, str]] = Counter()
         self._num_workers = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
     def run(self, pictures: Path | None, world: World) -> list[Measured]:
@@ -335,7 +290,7 @@ class Measurement:
                     show.add(self._shown(frame), frame.number)
                 before = self._measure_frame(frame, scores, real_YXC, fakes, before, info, pool)
                 progress.advance()
-        self._add_vmaf(self.scorer.over_sequence(None, {}))
+        self._add_late(self.scorer.over_sequence(None, {}))
         self.scorer.reset()
 
     def _on_device(self, frames: Sequence[_Frame]) -> Iterator[tuple[_Frame, Scores, Tensor, Mapping[str, Tensor]]]:
@@ -358,24 +313,21 @@ class Measurement:
         scores: Scores,
         real_YXC: Tensor,
         fakes: Mapping[str, Tensor],
-        before: HostFrame | None,
+        before: _Frame | None,
         info: SequenceInfo,
         pool: ThreadPoolExecutor,
-    ) -> HostFrame | None:
+    ) -> _Frame | None:
         """Start the scores of one frame, unless the protocol trims it; returns it for the next one."""
         if not self.trim_frames <= frame.position < info.num_frames - self.trim_frames:
             return None
-        host = HostFrame(
-            frame.real_YXC, frame.fakes, None if before is None else before.real, {} if before is None else before.fakes
-        )
         found = self.scorer.on_device(real_YXC, fakes)
         both = {method: {**scores[method], **found[method]} for method in found}
-        self._pending.append(_Pending(info, frame.number, both, pool.submit(self.scorer.on_host, host)))
-        self._add_vmaf(self.scorer.over_sequence(real_YXC, fakes))
+        self._pending.append(_Pending(info, frame.number, both, pool.submit(self.scorer.on_host, frame, before)))
+        self._add_late(self.scorer.over_sequence(real_YXC, fakes))
         if len(self._pending) > 4 * self._num_workers:
             # Frames that wait for their scores are held in memory: limit their number.
             self._pending[-4 * self._num_workers].host.result()
-        return host
+        return frame
 
     def _shown(self, frame: _Frame) -> FrameSet:
         """Baseline and the next method; a second network is measured, but not shown."""
@@ -385,12 +337,12 @@ class Measurement:
         shown = (names[0], names[1] if len(names) > 1 else OURS)
         return FrameSet(frame.low_HWC, frame.fakes[names[0]], second, frame.real_YXC, shown)
 
-    def _add_vmaf(self, known: Mapping[str, list[float]]) -> None:
+    def _add_late(self, known: Mapping[tuple[str, str], list[float]]) -> None:
         """Values that became known late go to the frames that wait for them."""
-        for place in range(max((len(values) for values in known.values()), default=0)):
-            for method, values in known.items():
-                self._pending[self._vmaf_done].scores[method]["vmaf"] = values[place]
-            self._vmaf_done += 1
+        for (method, name), values in known.items():
+            for value in values:
+                self._pending[self._num_late[method, name]].scores[method][name] = value
+                self._num_late[method, name] += 1
 
     def _rows(self, infos: Mapping[str, SequenceInfo]) -> dict[str, list[FrameRow]]:
         rows: dict[str, list[FrameRow]] = {name: [] for name in infos}

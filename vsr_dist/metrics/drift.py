@@ -19,11 +19,11 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import scipy  # its `stats` is imported where it is used: half a second that only a measurement need pay
 import torch
-from scipy.stats import ks_2samp, rankdata, theilslopes
 from torch import Tensor
 
-from vsr_dist.ops.color import rgb_to_y_bt601
+from vsr_dist.ops.color import ByteArray, from_uint8, rgb_to_y_bt601
 
 Scores = npt.ArrayLike
 # An undecided logit's gradient, times their number, is 1 (hinge), 0.5 (bce, rpgan) or 0.25 (paper): far above this.
@@ -61,7 +61,7 @@ def auc(real: Scores, fake: Scores) -> float:
     The Mann-Whitney statistic over the product of the counts, which is the area under the ROC curve.
     """
     real_scores, fake_scores = _flat(real), _flat(fake)
-    ranks = rankdata(np.concatenate((real_scores, fake_scores)))
+    ranks = scipy.stats.rankdata(np.concatenate((real_scores, fake_scores)))
     num_real, num_fake = len(real_scores), len(fake_scores)
     wins = ranks[:num_real].sum() - num_real * (num_real + 1) / 2.0
     return float(wins / (num_real * num_fake))
@@ -73,7 +73,7 @@ def kolmogorov_smirnov(real: Scores, fake: Scores) -> float:
     Like `auc` it does not change when the scores go through an increasing function, so it compares discriminators of
     different objectives. Two samples of n scores of one distribution lie about 0.87 / sqrt(n / 2) apart.
     """
-    return float(ks_2samp(_flat(real), _flat(fake)).statistic)
+    return float(scipy.stats.ks_2samp(_flat(real), _flat(fake)).statistic)
 
 
 def dead_fraction(gradient: npt.ArrayLike, threshold: float = DEAD_GRADIENT) -> float:
@@ -95,7 +95,7 @@ def theil_sen(position: npt.ArrayLike, value: npt.ArrayLike, confidence: float =
     where, what = _pair(position, value)
     if len(where) < 2 or np.ptp(where) == 0.0:
         raise ValueError(f"slope: expected at least 2 points at different positions, found {len(where)}")
-    result = theilslopes(what, where, alpha=confidence)
+    result = scipy.stats.theilslopes(what, where, alpha=confidence)
     return Trend(float(result.slope), float(result.low_slope), float(result.high_slope), len(where))
 
 
@@ -178,13 +178,16 @@ def _window_and_bands(rows: int, columns: int, num_bands: int) -> tuple[Tensor, 
     return window_YX, np.floor(radius_YX / 0.5 * num_bands).astype(np.int64)
 
 
-def high_frequency_gap(real: Features, fake: Features) -> float:
-    """Mean difference of log power, fake less real, over the upper half of the bands; in nats, 0 for equal spectra.
+def high_frequency_gap(fake_TYXC: ByteArray, real_TYXC: ByteArray) -> float:
+    """Mean difference of a clip's log power, fake less real, over the upper half of the bands; in nats.
 
-    real, fake: (N, num_bands). Negative: the fake images are too smooth.
+    0 for equal spectra; negative: the fake images are too smooth. uint8 RGB.
     """
-    upper = real.shape[1] // 2
-    return float(np.mean(fake[:, upper:]) - np.mean(real[:, upper:]))
+    fake, real = (
+        band_powers(from_uint8(torch.from_numpy(clip).permute(0, 3, 1, 2)))[NUM_BANDS // 2 :]
+        for clip in (fake_TYXC, real_TYXC)
+    )
+    return float(np.mean(fake) - np.mean(real))
 
 
 @dataclass(frozen=True)

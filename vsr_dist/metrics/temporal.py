@@ -1,21 +1,24 @@
 """Behaviour over time: change of frames, motion, and what is left after motion.
 
-All take clips of uint8 RGB frames. Axes: T time, Y X rows and columns, C channels, 2 flow (dx, dy) in pixels.
+Clips are uint8 RGB, at least two frames. Axes: T time, Y X rows and columns, C channels, 2 flow (dx, dy) in pixels.
 """
 
 from __future__ import annotations
+
+import itertools
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from vsr_dist.core.errors import BadInputError
-from vsr_dist.metrics.registry import CROP_MARGIN_PX, CROP_MULTIPLE_PX, Region, centre_crop
 from vsr_dist.ops.color import ByteArray, rgb_to_y_bt601_array
 from vsr_dist.ops.motion import FlowArray, estimate_motion
 from vsr_dist.ops.warp import backward_warp
 
 BoolArray = npt.NDArray[np.bool_]
+# Rows and columns that count.
+Region = tuple[slice, slice]
 # A pixel is static where the truth's luma changes by less than this, in 8-bit levels; a frame with a smaller share of
 # static pixels has no flicker.
 STATIC_BELOW_LEVELS = 1.0
@@ -27,7 +30,6 @@ def tdiff(fake_TYXC: ByteArray, real_TYXC: ByteArray) -> float:
 
     Lower is better. Not motion compensated: an error that stands still costs nothing.
     """
-    _check(fake_TYXC, real_TYXC, min_frames=2)
     # Frame by frame: a clip in float64 takes eight times its bytes.
     total = 0.0
     for t in range(1, len(real_TYXC)):
@@ -37,31 +39,32 @@ def tdiff(fake_TYXC: ByteArray, real_TYXC: ByteArray) -> float:
     return total / (len(real_TYXC) - 1)
 
 
-def tof(fake_TYXC: ByteArray, real_TYXC: ByteArray, trim_frames: int = 2, crop_to_multiple: bool = True) -> float:
+class TruthMotion:
+    """Optical flow of a clip of truths, estimated when it is first asked for: every method and metric shares it."""
+
+    def __init__(self, real_TYXC: ByteArray) -> None:
+        self._real_TYXC = real_TYXC
+
+    @cached_property
+    def forward(self) -> FlowArray:
+        """(T-1, Y, X, 2): from each frame to the next."""
+        return estimate_motion(self._real_TYXC, "forward")
+
+    @cached_property
+    def visible(self) -> BoolArray:
+        """(T-1, Y, X): `visible` of each pair of frames."""
+        backward_TYX2 = estimate_motion(self._real_TYXC, "backward")
+        return np.stack([visible(*pair) for pair in zip(self.forward, backward_TYX2, strict=True)])
+
+
+def tof(fake_TYXC: ByteArray, motion: TruthMotion, region: Region) -> float:
     """Mean length of the difference between the optical flows of two clips, in pixels. Lower is better.
 
-    As TecoGAN's metrics.py (github.com/thunil/TecoGAN): Farneback flow of whole 8-bit grey frames, `trim_frames`
-    cut at both ends of the clip, and of the flow the centred crop to the largest multiple of 32 that leaves a margin
-    of 16. Set `trim_frames=0` for clips shorter than 6 frames and `crop_to_multiple=False` for images below 48
-    pixels, and say so beside the number. BadInputError if too little is left.
+    As TecoGAN's metrics.py (github.com/thunil/TecoGAN): Farneback flow of whole 8-bit grey frames, of which a region
+    counts; there it is the centred crop to the largest multiple of 32 that leaves a margin of 16, and the protocol of
+    that name leaves out two frames at both ends.
     """
-    num_frames = len(real_TYXC) - 2 * trim_frames
-    if num_frames < 2:
-        raise BadInputError(
-            f"tOF: expected at least {2 * trim_frames + 2} frames with {trim_frames} cut at both ends, found "
-            f"{len(real_TYXC)}; use longer clips or trim_frames=0"
-        )
-    _check(fake_TYXC, real_TYXC, min_frames=2)
-    region: Region = (slice(None), slice(None))
-    if crop_to_multiple:
-        if min(real_TYXC.shape[1:3]) < CROP_MULTIPLE_PX + CROP_MARGIN_PX:
-            raise BadInputError(
-                f"tOF: expected images of at least {CROP_MULTIPLE_PX + CROP_MARGIN_PX} pixels, found "
-                f"{min(real_TYXC.shape[1:3])}"
-            )
-        region = centre_crop(*real_TYXC.shape[1:3])
-    kept = slice(trim_frames, trim_frames + num_frames)
-    flows = zip(estimate_motion(fake_TYXC[kept]), estimate_motion(real_TYXC[kept]), strict=True)
+    flows = zip(estimate_motion(fake_TYXC), motion.forward, strict=True)
     return float(np.mean([flow_distance(fake, real, region) for fake, real in flows]))
 
 
@@ -71,20 +74,13 @@ def flow_distance(fake_YX2: FlowArray, real_YX2: FlowArray, region: Region) -> f
     return float(np.sqrt(np.square(difference).sum(axis=-1)).mean())
 
 
-def warping_error(fake_TYXC: ByteArray, real_TYXC: ByteArray) -> float:
+def warping_error(fake_TYXC: ByteArray, motion: TruthMotion, region: Region) -> float:
     """Mean squared change of the fake clip along the real clip's motion, on [0, 1] images. Lower is steadier.
 
-    The mean over the pairs of `warp_pair`, with the whole frame as its region.
+    The mean over the pairs of `warp_pair`.
     """
-    _check(fake_TYXC, real_TYXC, min_frames=2)
-    forward = estimate_motion(real_TYXC, "forward")
-    backward = estimate_motion(real_TYXC, "backward")
-    everywhere: Region = (slice(None), slice(None))
-    errors = [
-        warp_pair(fake_TYXC[t], fake_TYXC[t + 1], forward[t], visible(forward[t], backward[t]), everywhere)
-        for t in range(len(forward))
-    ]
-    return float(np.mean(errors))
+    pairs = zip(itertools.pairwise(fake_TYXC), motion.forward, motion.visible, strict=True)
+    return float(np.mean([warp_pair(*frames, flow, seen, region) for frames, flow, seen in pairs]))
 
 
 def warp_pair(
@@ -128,25 +124,20 @@ def visible(forward_YX2: FlowArray, backward_YX2: FlowArray) -> BoolArray:
     return mask
 
 
-def flicker(
-    fake_before_YXC: ByteArray, fake_YXC: ByteArray, real_before_YXC: ByteArray, real_YXC: ByteArray
-) -> float | None:
+def flicker(fake_TYXC: ByteArray, real_TYXC: ByteArray) -> float | None:
     """Mean absolute luma change from a frame to the next where the truth stands still, in 8-bit levels.
 
     Luma is BT.601, 16 to 235, not rounded. Static pixels are those where the truth's luma changes by less than
-    `STATIC_BELOW_LEVELS`; None where they are less than `MIN_STATIC_SHARE` of the frame, as under a moving camera.
-    Lower is steadier; the truth itself is above 0 (noise), and blur lowers it: read it beside the PSNR.
+    `STATIC_BELOW_LEVELS`; a pair in which they are less than `MIN_STATIC_SHARE` of the frame, as under a moving
+    camera, does not count, and without any pair the value is None. Lower is steadier; the truth itself is above 0
+    (noise), and blur lowers it: read it beside the PSNR.
     """
-    real_change_YX = np.abs(rgb_to_y_bt601_array(real_YXC) - rgb_to_y_bt601_array(real_before_YXC))
-    static_YX = real_change_YX < STATIC_BELOW_LEVELS
-    if static_YX.mean() < MIN_STATIC_SHARE:
-        return None
-    fake_change_N = rgb_to_y_bt601_array(fake_YXC[static_YX]) - rgb_to_y_bt601_array(fake_before_YXC[static_YX])
-    return float(np.abs(fake_change_N).mean())
-
-
-def _check(fake_TYXC: ByteArray, real_TYXC: ByteArray, min_frames: int) -> None:
-    if fake_TYXC.shape != real_TYXC.shape:
-        raise BadInputError(f"temporal metrics: expected equal shapes, found {fake_TYXC.shape} and {real_TYXC.shape}")
-    if len(real_TYXC) < min_frames:
-        raise BadInputError(f"temporal metrics: expected at least {min_frames} frames, found {len(real_TYXC)}")
+    levels = []
+    for (fake_before, fake), (real_before, real) in zip(
+        itertools.pairwise(fake_TYXC), itertools.pairwise(real_TYXC), strict=True
+    ):
+        static_YX = np.abs(rgb_to_y_bt601_array(real) - rgb_to_y_bt601_array(real_before)) < STATIC_BELOW_LEVELS
+        if static_YX.mean() >= MIN_STATIC_SHARE:
+            change_N = rgb_to_y_bt601_array(fake[static_YX]) - rgb_to_y_bt601_array(fake_before[static_YX])
+            levels.append(np.abs(change_N).mean())
+    return float(np.mean(levels)) if levels else None

@@ -114,9 +114,8 @@ def report_csv(compared: Compared) -> str:
     writer.writerow(["label", "kind", "folder", "scope", "method", "metric", "step", "value", "better"])
     for run in compared.runs:
         for metric, step, value in _last_values(run):
-            plain = metric.rpartition("/")[2]
-            better = find_metric(plain).better if metric.startswith("val") else "-"
-            writer.writerow([run.label, "run", run.folder, "held-out windows", "", metric, step, repr(value), better])
+            row = [run.label, "run", run.folder, "held-out windows", "", metric, step, repr(value)]
+            writer.writerow([*row, find_metric(metric).better])
     for one in compared.evaluations:
         for scope, by_method in one.table.items():
             for method, scores in by_method.items():
@@ -184,7 +183,7 @@ def validation_blocks(runs: Sequence[TrainingRun], colours: Mapping[str, str]) -
     for name in names:
         metric = find_metric(name)
         values = [values.get(_OURS + name) for _, values in found]
-        best = best_places(values, metric.direction if same else 0)
+        best = best_places(values, metric.better if same else "-")
         cells = [
             score_cell(name, value, baseline.get(_BICUBIC + name), place in best)
             for place, (value, baseline) in enumerate(zip(values, bicubic, strict=True))
@@ -406,7 +405,7 @@ def _evaluation_table(
     for name in dict.fromkeys(name for column in columns for name in column):
         metric = find_metric(name)
         values = [column.get(name) for column in columns]
-        best = best_places(values, metric.direction if mark else 0)
+        best = best_places(values, metric.better if mark else "-")
         cells = [score_cell(name, value, None, place in best) for place, value in enumerate(values)]
         if scope == "overall":
             sure = [one.interval(name) for one in shown]

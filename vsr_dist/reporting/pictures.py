@@ -75,8 +75,8 @@ class Panel:
 _PSNR_Y = METRICS["psnr_y"]
 PANELS = (
     Panel("val/psnr_y", f"held-out {_PSNR_Y.heading} ({_PSNR_Y.better} is better)", bicubic="val_bicubic/psnr_y"),
-    Panel(NORMALISED_LOSS, "held-out discriminator loss / chance", has_band=True),
-    Panel("perf/clips_per_s", "training speed, clips/s"),
+    Panel(NORMALISED_LOSS, METRICS[NORMALISED_LOSS].heading, has_band=True),
+    Panel("perf/clips_per_s", METRICS["perf/clips_per_s"].heading),
     Panel("loss_g/total", "generator loss, weighted total"),
     Panel("loss_g/image", "image term"),
     Panel("loss_g/perceptual", "perceptual term"),

@@ -16,7 +16,7 @@ from vsr_dist.core.config_io import io, speed
 from vsr_dist.core.errors import BadConfigError, nearest_hint
 from vsr_dist.losses.adversarial import AdversarialName
 from vsr_dist.losses.penalties import PenaltyName
-from vsr_dist.metrics.registry import METRICS, direction_of
+from vsr_dist.metrics.registry import TABLE, direction_of
 
 # Fused: one pass over memory per step, on CPUs as on GPUs.
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -328,7 +328,7 @@ class TrainConfig:
         if not 0 < self.rollback_factor < 1:
             faults.append(f"rollback_factor is {self.rollback_factor}, expected above 0 and below 1")
         if self.best_metric and self.best_mode is None and not direction_of(self.best_metric):
-            hint = nearest_hint(self.best_metric, [f"val/{name}" for name in METRICS])
+            hint = nearest_hint(self.best_metric, [metric.scalar for metric in TABLE])
             faults.append(
                 f"best_metric is {self.best_metric}{hint}, whose better direction is not known: set best_mode"
             )

@@ -10,8 +10,6 @@ from vsr_dist.core.console import LiveView
 from vsr_dist.metrics.drift import verdict_sentence
 from vsr_dist.training.drift import verdict_of
 
-# Every name under `perf/` that a log line may hold.
-PERFORMANCE = frozenset(f"perf/{name}" for name in ("clips_per_s", "step_ms", "data_wait_ms", "peak_memory_mb"))
 _PLAYERS = ("loss_g/", "loss_d/")
 _OURS, _BICUBIC = "val/", "val_bicubic/"
 

@@ -32,23 +32,15 @@ from vsr_dist.metrics.drift import (
     drift_slope,
     fit_probe,
     gradient_ratio,
-    kolmogorov_smirnov,
     normalised_loss,
     paired_accuracy,
     verdict,
 )
+from vsr_dist.metrics.registry import TABLE
 from vsr_dist.training.gan_step import spread_frames
 from vsr_dist.training.validation import DiscriminatorOutputs, Validator
 
 NORMALISED_LOSS, VERDICT_CODE = "drift/normalized_loss", "drift/verdict_code"
-# Every name that an evaluation may hold, for whoever must know before there is one.
-MEASURES = frozenset({NORMALISED_LOSS, VERDICT_CODE}) | {
-    f"drift/{name}"
-    for name in (
-        *("paper_loss", "paired_accuracy", "auc", "ks", "dead_fraction", "overfit", "gradient_ratio"),
-        *("probe_auc", "probe_gap", "slope", "slope_ci_low", "slope_ci_high"),
-    )
-}
 # The slope looks at every pair of its points: at ten thousand it would take longer than what lies between two of them.
 _SLOPE_POINTS = 1000
 # The gradient ratio takes a backward pass through the discriminator for each window that it looks at.
@@ -123,11 +115,8 @@ def drift_scores(outputs: Sequence[DiscriminatorOutputs], objective: Adversarial
     return {
         NORMALISED_LOSS: normalised_loss(float(loss.detach()), objective.chance),
         "drift/paper_loss": float(paper_formula(objective, real.detach(), fake.detach())),
-        "drift/paired_accuracy": paired_accuracy(real_means, fake_means),
-        "drift/auc": auc(real_means, fake_means),
-        "drift/ks": kolmogorov_smirnov(real_means, fake_means),
         "drift/dead_fraction": float(np.mean([dead_fraction(gradient.numpy()) for gradient in gradients])),
-    }
+    } | {metric.name: metric.function(real_means, fake_means) for metric in TABLE if metric.needs == "logits"}
 
 
 def probe_scores(

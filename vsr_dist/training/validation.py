@@ -9,18 +9,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vsr_dist.core.collectives import World, gather_lists
 from vsr_dist.data.loader import ClipBatch
 from vsr_dist.losses.pixel import PIXEL, PixelName
-from vsr_dist.metrics.drift import Features, band_powers, high_frequency_gap
-from vsr_dist.metrics.fidelity import frame_fidelity
+from vsr_dist.metrics.drift import Features, band_powers
 from vsr_dist.metrics.perceptual import Features as ImageFeatures
 from vsr_dist.metrics.perceptual import ShiftTolerantLpips
-from vsr_dist.metrics.temporal import tdiff, tof
+from vsr_dist.metrics.registry import PROTOCOLS, measure_clip, validation_metrics
 from vsr_dist.ops.color import from_uint8, to_uint8
 from vsr_dist.ops.picture import Picture, two_by_two
 from vsr_dist.ops.resample import bicubic_upsample
@@ -181,22 +179,13 @@ class Validator:
 
 
 def clip_scores(prefix: str, fake_TCYX: Tensor, real_TCYX: Tensor, scale: int) -> dict[str, float]:
-    """Fidelity, spectral and temporal metrics of one clip (float RGB in [0, 1]), rounded to 8 bits first."""
-    fake_TCYX, real_TCYX = to_uint8(fake_TCYX), to_uint8(real_TCYX)
-    fake_TYXC = fake_TCYX.permute(0, 2, 3, 1).cpu().numpy()
-    real_TYXC = real_TCYX.permute(0, 2, 3, 1).cpu().numpy()
-    inside = slice(scale, -scale)
-    frames = [
-        frame_fidelity(fake[inside, inside], real[inside, inside])
-        for fake, real in zip(fake_TYXC, real_TYXC, strict=True)
-    ]
-    scores = {name: float(np.mean([frame[name] for frame in frames])) for name in frames[0]}
-    real_bands, fake_bands = (band_powers(from_uint8(clip))[None] for clip in (real_TCYX, fake_TCYX))
-    scores["high_frequency_gap"] = high_frequency_gap(real_bands, fake_bands)
-    if len(real_TYXC) > 1:
-        # Windows are short: no frame is cut at their ends, unlike in the published protocol.
-        scores["tdiff"] = tdiff(fake_TYXC, real_TYXC)
-        scores["tof"] = tof(fake_TYXC, real_TYXC, trim_frames=0)
+    """What every validation measures of one clip (float RGB in [0, 1]), rounded to 8 bits first.
+
+    By the protocol `default`, but a window is too short to leave frames out, unlike a published tOF.
+    """
+    fake_TYXC, real_TYXC = (to_uint8(clip).permute(0, 2, 3, 1).cpu().numpy() for clip in (fake_TCYX, real_TCYX))
+    metrics = validation_metrics(len(real_TYXC))
+    scores = measure_clip(metrics, PROTOCOLS["default"], scale, fake_TYXC, real_TYXC)
     return {f"{prefix}/{name}": value for name, value in scores.items()}
 
 

@@ -92,6 +92,12 @@ def test_ratio_hinge_and_weight():
         objective_value(ratio, zero)
 
 
+def test_a_signed_metric_is_a_sum_of_its_two_sides():
+    terms = (Term("val/high_frequency_gap", above=0.0), Term("val/high_frequency_gap", below=0.0))
+    config = ObjectiveConfig(direction="minimize", terms=terms)
+    assert [objective_value(config, [(1, {"val/high_frequency_gap": gap})]) for gap in (-0.5, 0.25)] == [0.5, 0.25]
+
+
 def test_best_goes_where_the_objective_wants_to_go():
     up = ObjectiveConfig(direction="maximize", terms=(Term("drift/slope", reduce="best"),))
     down = ObjectiveConfig(direction="minimize", terms=(Term("drift/slope", reduce="best"),))
@@ -138,6 +144,8 @@ def test_constraints_are_feasible_at_zero_and_below():
         rows(),
     )
     assert known == pytest.approx({"weak": -0.15, "strong": 0.15, "psnr": -0.5, "low": -0.15, "high": -0.05})
+    logits = Constraint("apart", "d/real", relative_to="d/fake", at_least=0.5)
+    assert logits.measure([(10, {"d/real": 1.0, "d/fake": 0.25})]) == 0.75
     constraint = Constraint("psnr", "val/psnr_y", at_least=4.5)
     for measured in (3.0, 6.0):
         assert constraint.measured(constraint.excess(measured)) == measured
@@ -176,7 +184,9 @@ def test_a_stop_rule_needs_evaluations_in_succession():
     assert stop_reason([StopRule("drift/dead_fraction", above=0.5)], rows()) is None
 
 
-@pytest.mark.parametrize("metric", ["loss_g/total", "loss_d/total", "drift/gradient_ratio", "drift/verdict_code"])
+@pytest.mark.parametrize(
+    "metric", ["loss_g/total", "loss_d/total", "drift/gradient_ratio", "drift/verdict_code", "d/real"]
+)
 def test_what_contains_the_tuned_weights_is_no_objective(metric):
     for make in (lambda: Term(metric), lambda: ObjectiveConfig(metric), lambda: Term("val/tof", relative_to=metric)):
         with pytest.raises(BadConfigError, match="contains the loss weights that a study tunes"):
@@ -193,6 +203,12 @@ def test_what_contains_the_tuned_weights_is_no_objective(metric):
         (lambda: ObjectiveConfig(terms=(Term("val/psnr_y", below=30.0),)), "improves if you minimize it"),
         (lambda: Term("val/tof", weight=0.0), "weight 0"),
         (lambda: Term("val/tof", above=1.0, below=2.0), "a term of its own"),
+        (lambda: ObjectiveConfig("drift/ks", "minimize"), "improves if you maximize it"),
+        (lambda: ObjectiveConfig("perf/data_wait_ms"), "improves if you minimize it"),
+        (lambda: ObjectiveConfig("val_bicubic/tof"), "improves if you minimize it"),
+        (lambda: ObjectiveConfig("val/high_frequency_gap"), "is best at 0; give one term with above: 0"),
+        (lambda: ObjectiveConfig(terms=(Term("val/high_frequency_gap", above=0.0),)), "improves if you minimize it"),
+        (lambda: ObjectiveConfig(terms=(Term("val/high_frequency_gap", below=0.0),)), "improves if you minimize it"),
         (lambda: Term("learning_rate/generator"), "does not measure a trial"),
         (lambda: Constraint("c", "val/tof"), "give at_most or at_least"),
         (lambda: Constraint("c", "val/tof", at_most=1.0, at_least=0.0), "not both"),

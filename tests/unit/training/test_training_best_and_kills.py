@@ -90,9 +90,11 @@ def test_the_direction_is_that_of_the_metric(tmp_path):
         keeper_of(tmp_path, best_metric="val/tof").keep_best(step, {"val/tof": value}, state)
     found = checkpoint.read_state(checkpoint.best(tmp_path / "checkpoints"))
     assert (found["step"], found["best"]["mode"]) == (2, "min")
-    with pytest.raises(BadConfigError, match=r"drift/auc.*, whose better direction is not known: set best_mode"):
-        TrainConfig(best_metric="drift/auc")
-    assert TrainConfig(best_metric="drift/auc", best_mode="max").is_highest_best
+    assert TrainConfig(best_metric="drift/auc").is_highest_best
+    for name in ("drift/slope", "psnr_y"):
+        with pytest.raises(BadConfigError, match=rf"{name}.*, whose better direction is not known: set best_mode"):
+            TrainConfig(best_metric=name)
+    assert TrainConfig(best_metric="drift/slope", best_mode="max").is_highest_best
 
 
 def test_no_candidates(tmp_path):
