@@ -11,7 +11,7 @@ from typing import Any
 from sharding.codec import CODECS
 from sharding.console import say
 from sharding.degrade import DEFAULT_CRF, RECIPES, SCALES
-from sharding.errors import BadShardError, OneLineParser, UserError
+from sharding.errors import BadShardError, OneLineParser, UserError, number_type
 from sharding.index import load_index, read_index, rebuild_index, write_index
 from sharding.inspect import summarise, write_sheet
 from sharding.pack import PackJob, merge, pack
@@ -173,7 +173,7 @@ def _add_pack(subparsers: Subparsers) -> None:
     add("--drop-overlap", action="store_true", help="remove the sequences of RealVSR's test set from its training set")
     add("--shard-mb", metavar="MB", type=float, default=256.0, help="target size of a shard (default %(default)g)")
     add = verb.add_argument_group("execution (does not change the bytes)").add_argument
-    add("--workers", metavar="N", type=_positive, default=1, help="number of processes (default %(default)s)")
+    add("--workers", metavar="N", type=number_type(int, 1), default=1, help="number of processes (default %(default)s)")
     add("--part", metavar="I/N", type=_part, help="write every N-th shard, starting at I (from 0); then --merge")
     add("--merge", action="store_true", help="write the index of the shards of all parts")
     add("--overwrite", action="store_true", help="replace another data set in DIR")
@@ -208,9 +208,3 @@ def _part(text: str) -> tuple[int, int]:
     if not part.isdecimal() or not total.isdecimal() or int(part) >= int(total):
         raise argparse.ArgumentTypeError(f"expected I/N with I from 0 to N-1, for example 0/4, got '{text}'")
     return int(part), int(total)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got '{text}'")
-    return int(text)

@@ -12,7 +12,9 @@ import difflib
 import errno
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import NoReturn
+from contextlib import suppress
+from fractions import Fraction
+from typing import NoReturn, TypeVar
 
 
 class UserError(Exception):
@@ -41,6 +43,24 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise `message`, followed by the command that lists the options."""
         raise UserError(f"{message}; see '{self.prog} --help'")
+
+
+Number = TypeVar("Number", int, float, Fraction)
+
+
+def number_type(kind: Callable[[str], Number], least: int, *, above: bool = False) -> Callable[[str], Number]:
+    """A type of an option: a number of at least, or above, a limit."""
+    expected = {int: "a whole number", float: "a number"}.get(kind, "a rate such as 24 or 30000/1001")  # type: ignore[call-overload]
+    expected += f" above {least}" if above else f" of at least {least}"
+
+    def convert(text: str) -> Number:
+        with suppress(ValueError, ZeroDivisionError):
+            value = kind(text)
+            if value > least or (value == least and not above):
+                return value
+        raise argparse.ArgumentTypeError(f"expected {expected}, found {text}")
+
+    return convert
 
 
 # Errors of the operating system that the user can fix; any other OSError is a bug.

@@ -42,6 +42,7 @@ from vsr_dist.evaluation.subjects import (
     open_device,
     open_method,
 )
+from vsr_dist.inference.engine import StreamOptions, add_stream_arguments
 from vsr_dist.inference.pictures import stack_rows
 from vsr_dist.metrics.registry import EVALUATED, PROTOCOLS, Protocol, find_protocol, parse_metrics
 from vsr_dist.training.tracked_runs import TrackedRun, log_evaluation, tracked_run
@@ -87,7 +88,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="output folder for metrics, pictures, videos and report"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    add = parser.add_argument_group("network").add_argument
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    add_stream_arguments(add)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ def _check(arguments: argparse.Namespace) -> None:
     out, results, data, real, low = (getattr(arguments, name) for name in ("out", "results", "data", "real", "low"))
     has_fake, scale, frames = arguments.fake is not None, arguments.scale, arguments.frames
     measures = results is None
+    networks = [path for path in (arguments.checkpoint, arguments.against) if path is not None and not is_result(path)]
     faults = {
         f"--out {out} is a file; expected a folder, or a new name": out.exists() and not out.is_dir(),
         "--track needs --checkpoint: the results go to the run that trained it": arguments.track
@@ -152,6 +156,8 @@ def _check(arguments: argparse.Namespace) -> None:
         and real is not None
         and low is None,
         "--scale is for --real; a shard set states its scale": scale is not None and data is not None,
+        "--tile, --tile-overlap, --precision, --compile and --no-cuts are for networks: give --checkpoint": not networks
+        and StreamOptions.of(arguments) != StreamOptions(),
         f"--scale is {scale}; expected at least 1": scale is not None and scale < 1,
         f"--frames is {frames}; expected at least 2": frames is not None and frames < 2,
     }
@@ -178,7 +184,7 @@ def _open(arguments: argparse.Namespace, world: World) -> _Job:
     if arguments.against is not None and not is_result(arguments.against):
         if not source.has_low:
             raise BadConfigError(f"--against {arguments.against} is a network, which needs --low as its input")
-        subjects.append(open_checkpoint(arguments.against, source, device, OTHER))
+        subjects.append(open_checkpoint(arguments.against, source, device, StreamOptions.of(arguments), OTHER))
     subjects.append(_subject(arguments, source, device))
     tracked = None
     if arguments.track:
@@ -215,7 +221,7 @@ def _subject(arguments: argparse.Namespace, source: EvaluationSource, device: to
         return Subject(RESULT, None, {"result": str(arguments.fake)})
     if arguments.method is not None:
         return open_method(arguments.method, source, device)
-    return open_checkpoint(arguments.checkpoint, source, device)
+    return open_checkpoint(arguments.checkpoint, source, device, StreamOptions.of(arguments))
 
 
 def _report(arguments: argparse.Namespace, job: _Job, measured: Sequence[Measured]) -> Report:

@@ -11,18 +11,19 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from vsr_dist.core.collectives import World, barrier, from_main, is_lost_rank, join_ranks, raise_on_all_ranks, shutdown
 from vsr_dist.core.console import format_duration, say
-from vsr_dist.core.errors import LostRankError, OneLineParser, run_cli
+from vsr_dist.core.errors import LostRankError, OneLineParser, number_type, run_cli
+from vsr_dist.inference.engine import add_stream_arguments
 from vsr_dist.inference.video.job import (
     UpscaleJob,
     UpscaleOptions,
@@ -35,23 +36,6 @@ from vsr_dist.inference.video.job import (
 from vsr_dist.inference.video.part import PartState
 from vsr_dist.inference.video.video_out import ENCODERS
 from vsr_dist.upscaler import find_device, find_generator
-
-Number = TypeVar("Number", int, float, Fraction)
-
-
-def _number(kind: Callable[[str], Number], least: int, *, above: bool = False) -> Callable[[str], Number]:
-    """A type of an option: a number of at least, or above, a limit."""
-    expected = {int: "a whole number", float: "a number"}.get(kind, "a rate such as 24 or 30000/1001")  # type: ignore[call-overload]
-    expected += f" above {least}" if above else f" of at least {least}"
-
-    def convert(text: str) -> Number:
-        with suppress(ValueError, ZeroDivisionError):
-            value = kind(text)
-            if value > least or (value == least and not above):
-                return value
-        raise argparse.ArgumentTypeError(f"expected {expected}, found {text}")
-
-    return convert
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,30 +62,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("input").add_argument
     add("--no-audio", dest="audio", action="store_false", help="drop the audio")
     add("--no-subtitles", dest="subtitles", action="store_false", help="drop the subtitles")
-    add("--start", dest="start_s", type=_number(float, 0), metavar="SECONDS", help="skip this much (default: 0)")
+    add("--start", dest="start_s", type=number_type(float, 0), metavar="SECONDS", help="skip this much (default: 0)")
     add(
         "--frames",
         dest="num_frames",
-        type=_number(int, 1),
+        type=number_type(int, 1),
         metavar="N",
         help="stop after N frames (default: at the end)",
     )
     add("--deinterlace", action="store_true", help="make interlaced video progressive first (bwdif)")
-    add("--fps", dest="image_rate", type=_number(Fraction, 0, above=True), default=Fraction(25), metavar="RATE",
+    add("--fps", dest="image_rate", type=number_type(Fraction, 0, above=True), default=Fraction(25), metavar="RATE",
         help="frame rate of a folder of images, such as 24 or 30000/1001 (default: %(default)s)")  # fmt: skip
 
     add = parser.add_argument_group("network").add_argument
     add("--device", metavar="NAME", help="cpu or cuda (default: a GPU if there is one)")
-    add("--tile", dest="tile_px", type=_number(int, 1), metavar="PX", help="largest side of the input that the network "
-        "sees at once (default: what fits into the free memory)")  # fmt: skip
-    add("--tile-overlap", dest="overlap_px", type=_number(int, 0), metavar="PX", help="overlap of tiles (default: as "
-        "far as the network sees)")  # fmt: skip
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 is faster on GPUs (default: %(default)s)")
-    add("--compile", action="store_true", help="compile the network: starts slowly, then runs faster")
-    add("--no-cuts", dest="cuts", action="store_false", help="do not detect scene cuts")
+    add_stream_arguments(add)
 
     add = parser.add_argument_group("unfinished work").add_argument
-    add("--segment-frames", type=_number(int, 1), default=250, metavar="N", help="an interrupted job resumes at a "
+    add("--segment-frames", type=number_type(int, 1), default=250, metavar="N", help="an interrupted job resumes at a "
         "multiple of N frames (default: %(default)s)")  # fmt: skip
     add("--work-dir", type=Path, metavar="DIR", help="new folder for unfinished work, removed at the end (default: "
         ".OUTPUT.work beside OUTPUT)")  # fmt: skip

@@ -44,6 +44,11 @@ def test_options_that_do_not_go_together(evaluation_fails, tmp_path, film_pair):
     assert "--scale is -2; expected at least 1" in evaluation_fails(
         "--fake", fake, "--real", real, "--scale", "-2", *out
     )
+    message = evaluation_fails("--fake", fake, "--real", real, "--tile", "16", *out)
+    assert "--no-cuts are for networks: give --checkpoint" in message
+    assert "--tile: expected a whole number of at least 1, found 0" in evaluation_fails(
+        "--checkpoint", "x", "--real", real, "--tile", "0", *out
+    )
     assert "give --against" in evaluation_fails("--results", out[1], *out)
     message = evaluation_fails("--results", out[1], "--against", out[1], "--metrics", "tof", *out)
     assert "--results does not measure again" in message

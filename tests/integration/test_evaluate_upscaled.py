@@ -60,11 +60,17 @@ def test_a_video_is_decoded_as_upscale_decodes_it(tmp_path, film):
     )
 
 
-def test_a_state_that_is_kept_across_the_cut_would_give_other_numbers(tmp_path, film):
-    """The control: without the reset, `upscale --no-cuts`, the numbers differ."""
+@pytest.mark.parametrize("options", [("--tile", "20", "--tile-overlap", "0"), ("--precision", "bf16"), ("--no-cuts",)])
+def test_the_options_of_the_network_are_those_of_upscale(tmp_path, film, options):
+    """And they act: without the reset at the cut, for instance, the numbers are other ones."""
     low, real = film
     run = make_generator(tmp_path / "run", noise=0.2)
-    ours = evaluate(tmp_path / "e", "--checkpoint", run, "--low", low, "--real", real, *METRICS)
-    assert main(["upscale", str(low), str(tmp_path / "f"), "--checkpoint", str(run), "--no-cuts"]) == 0
-    delivered = evaluate(tmp_path / "d", "--fake", tmp_path / "f", "--low", low, "--real", real, *METRICS)
-    assert delivered["table"]["overall"]["result"] != ours["table"]["overall"]["ours"]
+    sides = ("--low", low, "--real", real, *METRICS)
+    ours = evaluate(tmp_path / "e", "--checkpoint", run, *sides, *options)
+    assert main(["upscale", str(low), str(tmp_path / "f"), "--checkpoint", str(run), *options]) == 0
+    delivered = evaluate(tmp_path / "d", "--fake", tmp_path / "f", *sides)
+    assert delivered["table"]["overall"]["result"] == ours["table"]["overall"]["ours"]
+    plain = evaluate(tmp_path / "p", "--checkpoint", run, *sides)
+    assert plain["table"]["overall"]["ours"] != ours["table"]["overall"]["ours"]
+    assert "The network ran with" in (tmp_path / "e" / "report.md").read_text()
+    assert "The network ran with" not in (tmp_path / "p" / "report.md").read_text()

@@ -12,6 +12,7 @@ from sharding.errors import (
     OneLineParser,
     UserError,
     nearest_hint,
+    number_type,
     run_cli,
 )
 
@@ -46,5 +47,6 @@ __all__ = [
     "OneLineParser",
     "UserError",
     "nearest_hint",
+    "number_type",
     "run_cli",
 ]

@@ -7,7 +7,7 @@ import io
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from vsr_dist.evaluation.results import (
 )
 from vsr_dist.evaluation.sources import EvaluationSource
 from vsr_dist.evaluation.subjects import Subject
+from vsr_dist.inference.engine import StreamOptions
 from vsr_dist.inference.pictures import FILES_TEXT, FOLDERS, SHOW_TEXT, clear_pictures, stack_rows, write_png
 from vsr_dist.metrics.registry import METRICS, Protocol, best_places
 from vsr_dist.ops.picture import Picture
@@ -178,6 +179,11 @@ def _blocks(report: Report, table: Scores, sure: Mapping[str, Any]) -> list[Bloc
     )
     if report.max_frames is not None:
         blocks.append(Paragraph(f"Only the first {report.max_frames} frames of each sequence (`--frames`)."))
+    default = asdict(StreamOptions())
+    run = report.subjects[-1].description.get("inference", default)
+    changed = [f"{name} {value}" for name, value in run.items() if value != default[name]]
+    if changed:
+        blocks.append(Paragraph(f"The network ran with {', '.join(changed)}."))
     blocks += [Paragraph(f"`{name}` was not measured: {reason}.") for name, reason in report.left_out.items()]
     if report.pictures:
         caption = ", ".join(["input", *report.methods[:2], "ground truth"])

@@ -6,7 +6,7 @@ Axis letters: H W low-resolution, Y X high-resolution rows and columns, C channe
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,9 @@ def open_method(name: str, source: EvaluationSource, device: torch.device) -> Su
     return Subject(name, NamedMethod(name, source.scale, device), {"method": name})
 
 
-def open_checkpoint(path: Path, source: EvaluationSource, device: torch.device, name: str = OURS) -> Subject:
+def open_checkpoint(
+    path: Path, source: EvaluationSource, device: torch.device, options: StreamOptions, name: str = OURS
+) -> Subject:
     """A trained generator, run as `vsr-dist upscale` runs it. BadConfigError if its scale is not the source's."""
     generator, description = load_generator(path)
     if generator.scale != source.scale:
@@ -94,4 +96,4 @@ def open_checkpoint(path: Path, source: EvaluationSource, device: torch.device, 
             f"the generator in {path} has scale {generator.scale}, but {source.title} has scale {source.scale}; "
             f"evaluate on a set of scale {generator.scale}"
         )
-    return Subject(name, VideoStream(generator, StreamOptions(), device), description)
+    return Subject(name, VideoStream(generator, options, device), {**description, "inference": asdict(options)})

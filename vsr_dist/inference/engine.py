@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sharding.shots import MIN_SCORE, NUM_STEPS_AROUND, THUMBNAIL_SIZE_PX, StepScorer, find_cuts
-from vsr_dist.core.errors import BadConfigError, BadInputError
+from vsr_dist.core.errors import BadConfigError, BadInputError, number_type
 from vsr_dist.inference.frames import Frame, check_frame, from_network, to_8_bits, to_network
 from vsr_dist.inference.receptive_field import context_frames, context_px, moving_texture, probe_size
 from vsr_dist.inference.tiles import BLEND_PX, Overlap, TiledNetwork
@@ -143,6 +143,22 @@ class StreamOptions:
             faults.append(f"windows of at least 1 image, found {self.chunk_frames}")
         if faults:
             raise BadConfigError(f"upscaling: expected {'; '.join(faults)}")
+
+    @classmethod
+    def of(cls, source: Any) -> StreamOptions:  # noqa: ANN401 - parsed arguments, or options that include them
+        """From the attributes of the same names; windows have the default length."""
+        return cls(source.tile_px, source.overlap_px, source.precision, source.compile, source.cuts)
+
+
+def add_stream_arguments(add: Callable[..., Any]) -> None:
+    """The options of a command that `StreamOptions.of` reads, by the `add_argument` of its parser."""
+    add("--tile", dest="tile_px", type=number_type(int, 1), metavar="PX", help="largest side of the input that the "
+        "network sees at once (default: what fits into the free memory)")  # fmt: skip
+    add("--tile-overlap", dest="overlap_px", type=number_type(int, 0), metavar="PX", help="overlap of tiles (default: "
+        "as far as the network sees)")  # fmt: skip
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 is faster on GPUs (default: %(default)s)")
+    add("--compile", action="store_true", help="compile the network: starts slowly, then runs faster")
+    add("--no-cuts", dest="cuts", action="store_false", help="do not detect scene cuts")
 
 
 class VideoStream:

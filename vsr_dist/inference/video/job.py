@@ -117,9 +117,7 @@ class UpscaleJob:
 
     def open_stream(self) -> VideoStream:
         """The network."""
-        one = self.options
-        options = StreamOptions(one.tile_px, one.overlap_px, one.precision, one.compile, one.cuts)
-        return VideoStream(self.generator, options, one.device)
+        return VideoStream(self.generator, StreamOptions.of(self.options), self.options.device)
 
     def open_segment(self, path: Path, first_frame: int) -> PacketWriter | PngWriter:
         """The writer of a segment."""
