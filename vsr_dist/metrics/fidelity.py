@@ -263,11 +263,6 @@ def _blur(planes: Tensor) -> Tensor:
     return planes
 
 
-def mae(fake_YXC: ByteArray, real_YXC: ByteArray) -> float:
-    """Mean absolute error over all values of RGB, in 8-bit levels. Lower is better."""
-    return float(np.abs(np.subtract(fake_YXC, real_YXC, dtype=np.int16)).mean())
-
-
 def check_against_scikit_image(fake_YXC: ByteArray, real_YXC: ByteArray, found: Scores, round_luma: bool) -> None:
     """Raise UserError unless scikit-image measures the same on this machine, within 1e-4 dB of PSNR and 1e-5 of SSIM.
 

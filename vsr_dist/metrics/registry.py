@@ -17,7 +17,7 @@ import numpy as np
 
 from vsr_dist.core.errors import BadConfigError, BadInputError, nearest_hint
 from vsr_dist.metrics.drift import auc, high_frequency_gap, kolmogorov_smirnov, paired_accuracy
-from vsr_dist.metrics.fidelity import frame_fidelity, mae
+from vsr_dist.metrics.fidelity import frame_fidelity
 from vsr_dist.metrics.perceptual import Dists, Lpips, ShiftTolerantLpips, VmafStream
 from vsr_dist.metrics.temporal import Region, TruthMotion, flicker, tdiff, tof, warping_error
 from vsr_dist.ops.color import ByteArray
@@ -146,7 +146,6 @@ TABLE: tuple[Metric, ...] = (
            f"{_PSNR}; over all values of RGB", "inside", in_validation=True),
     Metric("ssim_rgb", "SSIM-RGB", "", 4, "higher", "mean", "fidelity", frame_fidelity,
            f"{_SSIM}; mean over R, G and B", "inside", in_validation=True),
-    Metric("mae", "MAE", "levels", 3, "lower", "mean", "frames", mae, "mean absolute error over all values of RGB"),
     Metric("tof", "tOF", "px", 3, "lower", "mean", "flow", tof, _TOF, "centre", in_validation=True),
     Metric("tdiff", "tdiff", "", 2, "lower", "mean", "pairs", tdiff, _TDIFF, factor=1e4, in_validation=True),
     Metric("warp", "E-warp", "", 2, "lower", "mean", "flow", warping_error, _WARP, factor=1e4),

@@ -50,7 +50,6 @@ REFERENCES = {
     "ssim_y": (scikit("ssim_y"), 1e-6),
     "psnr_rgb": (scikit("psnr_rgb"), 1e-6),
     "ssim_rgb": (scikit("ssim_rgb"), 1e-6),
-    "mae": (lambda fake, real: np.abs(fake.astype(float) - real).mean(), 1e-9),
     "tof": (lambda fake, real: tecogan_tof(fake, real, 0), 1e-6),
     "tdiff": (tdiff_in_float, 1e-9),
     "warp": (blind_warping_error, 1e-3),
