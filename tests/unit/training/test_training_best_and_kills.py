@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
+import shutil
 import signal
-import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,8 +145,29 @@ def test_the_last_good_checkpoint_has_no_broken_weight(tmp_path):
     assert keeper.restore_last_good() is None
 
 
-def save_for_ever(folder, first):
-    """Checkpoint after checkpoint, each weight the number of its step, until somebody kills this process."""
+def save_until_killed(folder, first, num_operations):
+    """Checkpoint after checkpoint, each weight the number of its step, killed in the middle of a file operation.
+
+    The operations are counted, not timed, so that a busy machine changes nothing: the last one is half a write, or a
+    rename or removal that does not happen.
+    """
+    left = num_operations
+
+    def counted(real, half=None):
+        def operation(*arguments, **named):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                if half is not None:
+                    half(*arguments)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **named)
+
+        return operation
+
+    write_bytes = Path.write_bytes
+    os.replace, shutil.rmtree = counted(os.replace), counted(shutil.rmtree)
+    Path.write_bytes = counted(write_bytes, lambda path, data: write_bytes(path, bytes(data)[: len(data) // 2]))
     step = first
     while True:
         live = make_live(float(step))
@@ -161,33 +182,28 @@ def loads_whole(path):
     return step, torch.equal(live.modules["generator"].weight, torch.full((3, 3), float(step)))
 
 
-@pytest.mark.timeout(240)
-def test_twenty_kills_during_saves_leave_the_newest_complete_checkpoint(tmp_path):
-    folder, delays = tmp_path / "checkpoints", random.Random(0)
+def test_kills_in_any_operation_of_a_save_leave_the_newest_complete_checkpoint(tmp_path):
+    folder = tmp_path / "checkpoints"
     step, interrupted, had_best = 0, 0, False
-    for _ in range(20):
+    for num_operations in range(1, 31):
         child = os.fork()
         if child == 0:
-            save_for_ever(folder, step + 1)
-        # The first save of this child is waited for, so that every round gets further.
-        begin_s = time.monotonic()
-        while checkpoint.newest(folder) != checkpoint.checkpoint_path(folder, step + 1):
-            assert time.monotonic() - begin_s < 60
-            if (newest := checkpoint.newest(folder)) is not None and int(newest.name[5:]) > step:
-                break
-            time.sleep(0.001)
-        time.sleep(delays.uniform(0, 0.03))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+            try:
+                save_until_killed(folder, step + 1, num_operations)
+            finally:
+                os._exit(1)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+        newest = checkpoint.newest(folder)
         interrupted += bool(list(folder.glob("*.tmp")))
-        found, whole = loads_whole(checkpoint.newest(folder))
-        assert whole
-        assert found > step
+        if newest is not None:
+            found, whole = loads_whole(newest)
+            assert whole and found >= step
+            step = found
+        assert newest is not None or not step
         best = checkpoint.best(folder)
         assert best is None or loads_whole(best)[1]
         assert best is not None or not had_best
         had_best = best is not None
-        step = found
     assert had_best
-    assert interrupted >= 3, "the kills must hit saves"
+    assert step > 5 and interrupted > 10
     assert json.loads((checkpoint.newest(folder) / "state.json").read_text())["step"] == step
