@@ -20,16 +20,16 @@ help:  ## list the targets
 demo: $(DEMO)  ## train on real clips, evaluate, upscale, run a small study (DEMO_SHORT=1 for a quick pass)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
 
-experiment: $(DEMO)  ## hours in the background: make experiment NAME=drift; run again to go on
+experiment: $(DEMO)  ## run an experiment in the background, hours: make experiment NAME=drift; repeat to resume
 	@test -f experiments/$(NAME).py || { echo "usage: make experiment NAME=drift (a script of experiments/)" >&2; exit 2; }
 	@mkdir -p runs/$(NAME)
 	@nohup nice -n 19 $(BIN)/python experiments/$(NAME).py $(OPTIONS) >> runs/$(NAME)/log.txt 2>&1 & \
-	  echo "runs in the background: tail -f runs/$(NAME)/log.txt; stop it with: kill $$!; go on: make experiment NAME=$(NAME)"
+	  echo "runs in the background: tail -f runs/$(NAME)/log.txt; stop it with: kill $$!; resume: make experiment NAME=$(NAME)"
 
 test: lint  ## lint, types, import contracts, quick tests
 	$(PYTEST) -m "not slow"
 
-test-full: $(DEV)  ## the slow tests: what launches processes, kills them, or runs the documents
+test-full: $(DEV)  ## slow tests: those that launch or kill processes, or run the commands in the docs
 	$(PYTEST) -m slow
 
 lint: $(DEV)  ## ruff, formatting, mypy and the import contracts
@@ -42,9 +42,9 @@ quick: $(DEV)  ## ruff and the quick tests, stopping at the first failure
 	$(BIN)/ruff check
 	$(PYTEST) -q -x -m "not slow"
 
-venv: $(DEV)  ## make .venv with everything needed to develop
+venv: $(DEV)  ## create .venv for development
 
-docs: $(DEV)  ## build the documentation site into site/, links and pictures checked
+docs: $(DEV)  ## build the documentation site into site/; checks links and pictures
 	$(BIN)/mkdocs build --strict --quiet
 
 constraints: $(DEV)  ## upgrade .venv within pyproject's ranges and write its versions to constraints.txt
@@ -53,7 +53,7 @@ constraints: $(DEV)  ## upgrade .venv within pyproject's ranges and write its ve
 	  | grep -viE '^(#|-e|nvidia-|cuda-|triton==)' | LC_ALL=C sort -fu; } > constraints.new
 	@mv constraints.new constraints.txt
 
-clean:  ## remove caches, build products and demo/ (keeps .venv and runs/)
+clean:  ## remove caches, build output and demo/ (keeps .venv and runs/)
 	rm -rf demo build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 

@@ -1,7 +1,7 @@
-"""How much of a second process's work DDP leaves: steps of the GAN with one and two processes, equal threads each.
+"""DDP scaling efficiency: step time of the GAN with one and two processes, with equal threads per process.
 
-Each process has the same micro-batch, so that perfect scaling keeps the step time: efficiency = time of one process
-over time of two. Run alone on the machine; writes benchmarks/results/ddp_scaling.json:
+The micro-batch per process is constant, so perfect scaling keeps the step time: efficiency = time with one process /
+time with two. Needs a machine without other load; writes benchmarks/results/ddp_scaling.json:
 
     python benchmarks/ddp_scaling.py --data demo/data [--steps 40]
 """
@@ -52,12 +52,22 @@ def step_times_ms(config: Path, data: Path, run_dir: Path, processes: int, steps
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--config", type=Path, default=ROOT / "configs/demo.yaml")
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/ddp_scaling.json")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="data set written by pack")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=ROOT / "configs/demo.yaml",
+        help="training configuration (default: configs/demo.yaml)",
+    )
+    parser.add_argument("--steps", type=int, default=40, help="optimiser steps per run (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs per number of processes (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "benchmarks/results/ddp_scaling.json",
+        help="output file (default: benchmarks/results/ddp_scaling.json)",
+    )
     arguments = parser.parse_args()
     times: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,11 @@
-"""Ship a trained default generator: its files into the package, its held-out table into docs/default_generator.md.
+"""Copy a trained default generator into the package, and its held-out table into docs/default_generator.md.
 
     vsr-dist train --config configs/default_generator.yaml
     .venv/bin/python benchmarks/default_generator.py --run runs/default-generator --data demo/data
 
 Needs the data of `make demo`. The run is evaluated on the split `val`, the last fifth of bikes and bigbuckbunny and all
-of carphone: nothing of it was trained on, and the shipped weights are those of the last step, so that it chose nothing
-either. Writes benchmarks/results/default_generator.json.
+of carphone. These frames were not trained on, and the shipped weights are those of the last step, so these frames did
+not select them either. Writes benchmarks/results/default_generator.json.
 """
 
 from __future__ import annotations
@@ -79,9 +79,21 @@ def ship(run: Path) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs/default-generator"), help="finished run directory")
-    parser.add_argument("--data", type=Path, default=Path("demo/data"), help="set that `make demo` packs")
-    parser.add_argument("--out", type=Path, default=Path("runs/default-generator-evaluation"), help="of the evaluation")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        default=Path("runs/default-generator"),
+        help="directory of a finished run (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("demo/data"), help="data set that `make demo` packs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/default-generator-evaluation"),
+        help="output folder of the evaluation (default: %(default)s)",
+    )
     arguments = parser.parse_args()
     check_config(arguments.run)
     table = evaluate(arguments.run, arguments.data, arguments.out)

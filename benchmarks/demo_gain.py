@@ -1,4 +1,4 @@
-"""How far the demo's generator is above bicubic on held-out video: every clip, several seeds.
+"""Gain of the demo's generator over bicubic on held-out video: every clip, several seeds.
 
     .venv/bin/python benchmarks/demo_gain.py --data demo/data --work demo/gain --seeds 0 1 2
 
@@ -77,9 +77,13 @@ def sharper_bicubic(data: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("demo/data"))
-    parser.add_argument("--work", type=Path, default=Path("demo/gain"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--data", type=Path, default=Path("demo/data"), help="data set that `make demo` packs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("demo/gain"), help="folder for runs and evaluations (default: %(default)s)"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds (default: %(default)s)")
     arguments = parser.parse_args()
     tables = {seed: train_and_evaluate(seed, arguments.data, arguments.work) for seed in arguments.seeds}
     sharper = sharper_bicubic(arguments.data)

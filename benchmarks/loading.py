@@ -1,22 +1,23 @@
-"""How fast training windows are delivered, beside other stores of the same frames; and what a cold store reads.
+"""Throughput of training windows compared with other stores of the same frames, and the bytes read from a cold disk.
 
     python benchmarks/loading.py --work /data/loading-benchmark [--rounds 5]
 
-Windows of 7 frames, high-resolution crop 256, batch 4, from two sample clips. Ways are compared where they do the same
-work on the same bytes: raw arrays beside raw arrays, PNG beside PNG, WebP beside WebP. The PNG and WebP files and LMDB
-records are the very bytes of our shards. All ways take turns in every round; a ratio is the median over the rounds of
-the ratio within a round. Frames per CPU-second count the process and its workers, after a warm-up, with everything in
-the page cache.
+Windows of 7 frames, high-resolution crop 256, batch 4, from two sample clips. Loaders are compared that do the same
+work on the same bytes: raw arrays with raw arrays, PNG with PNG, WebP with WebP. The PNG and WebP files and LMDB
+records have the same bytes as our shards. All loaders run in turn in every round; a ratio is the median over the rounds
+of the ratio within a round. Frames per CPU-second count the process and its workers, after a warm-up, with everything
+in the page cache.
 
-What our figure includes: order, augmentation draw (symmetries off), the copy into a ring of batches, and for image
-codecs a hash of every frame that is decoded. The other stores check nothing. For raw arrays we hash each clip once per
-process, when it is first touched: that is before the timed part, and its cost is measured by itself
-(`hash_all_clips_once`). Decoded frames are not cached (`data.frame_cache_mb: 0`).
+Our figure includes the order, the draw of the augmentation (symmetries off), the copy into preallocated batches, and
+for image codecs a hash of every decoded frame. The other loaders check nothing. For raw arrays we hash each clip once
+per
+process, at its first use, before the timed part; its cost is measured separately (`hash_all_clips_once`). Decoded
+frames are not cached (`data.frame_cache_mb: 0`).
 
 webdataset, litdata and MosaicML Streaming hold one sample per clip of 16 frames, as their formats suggest, and must
-read a whole clip for a window of 7 frames and a crop; a store of ready-made windows would be faster and fixed.
+read a whole clip for a window of 7 frames and a crop; a store of precomputed windows would be faster, but fixed.
 
-Needs the packages lmdb, litdata and mosaicml-streaming, best in an environment of their own; a way whose package is
+Needs the packages lmdb, litdata and mosaicml-streaming, preferably in a separate environment; a loader whose package is
 missing is reported with its error. Writes benchmarks/results/loading.json and the tables of docs/loading.md.
 """
 
@@ -603,8 +604,8 @@ def write_page(result: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for the stores, about 4 GB; kept")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the stores, about 4 GB, which are kept")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: %(default)s)")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)

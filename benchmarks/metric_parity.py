@@ -1,16 +1,17 @@
-"""Every metric of `evaluate` beside its reference, on real frames; the table of docs/evaluation.md.
+"""Every metric of `evaluate` compared with its reference on real frames; the table of docs/evaluation.md.
 
     python benchmarks/metric_parity.py
 
 The references are other packages, or the formula written out in tests/metric_references.py. Frames: 6 each of carphone
-(the distorted film against the pristine one) and of bikes reduced to a quarter and enlarged by bicubic. AlexNet and
-VGG16 get random weights, the same on both sides: the trained ones cannot be fetched everywhere, and the arithmetic is
-what is compared. Needs the extras perceptual and metrics. Writes benchmarks/results/metric_parity.json and the
-table between the marks of docs/evaluation.md.
+(the distorted video against the pristine one) and of bikes reduced to a quarter and enlarged by bicubic. AlexNet and
+VGG16 get random weights, the same on both sides: the trained ones are not available everywhere, and the arithmetic is
+the same. Needs the extras perceptual and metrics. Writes benchmarks/results/metric_parity.json and the table between
+the marks of docs/evaluation.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -186,6 +187,7 @@ def table(rows: list[Row]) -> str:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     data = clips()
     rows = [*fidelity_rows(data), *temporal_rows(data)]

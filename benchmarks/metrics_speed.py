@@ -1,12 +1,12 @@
-"""PSNR and SSIM of a frame: ours beside the loop over scikit-image that `evaluate` had before.
+"""Speed of PSNR and SSIM per frame, compared with a loop over scikit-image.
 
     python benchmarks/metrics_speed.py [--rounds 7]
 
 Real frames of the sample clips, reduced to a quarter and enlarged by bicubic, 4 frames each at 272 x 640 and 720 x 1280
-px; PSNR and SSIM on Y and RGB with a border of 4 px. The sides take turns, round by round; the number is the median of
-the rounds' ratios, so that what else the machine does meets both; `cpu` is processor time, which waiting for a turn on
-a loaded machine does not lengthen. With two threads both sides measure two frames at a
-time, as `evaluate` does. `tensor` is what a GPU runs, here on the CPU. Writes benchmarks/results/metrics_speed.json.
+px; PSNR and SSIM on Y and RGB with a border of 4 px. Both run in turn in every round, so that other load affects both;
+the number is the median of the rounds' ratios. `cpu` is CPU time, which does not grow with the load of the machine.
+With two threads both measure two frames at a time, as `evaluate` does. `tensor` is what a GPU runs, here on the CPU.
+Writes benchmarks/results/metrics_speed.json.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def measure(clip: str, threads: int, rounds: int) -> dict[str, object]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="measured rounds (default: %(default)s)")
     arguments = parser.parse_args()
     rows = [measure(clip, threads, arguments.rounds) for clip in CLIPS for threads in (1, 2)]
     content = {"command": shlex.join(["python", *sys.argv]), **describe_machine(), "rows": rows}

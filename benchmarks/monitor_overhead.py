@@ -1,12 +1,12 @@
-"""What the drift monitor and the metrics file cost beside the training that they watch.
+"""Cost of the drift monitor and of the metrics file, relative to training.
 
     python benchmarks/monitor_overhead.py [--config configs/demo.yaml] [--steps 12] [--rounds 3] [--threads 1]
 
-The networks, losses and sizes of a configuration on synthetic clips, one process. Measured: a training step once the
-discriminator plays, with the controllers off and on; one call of the monitor (`data.val_clips` held-out and as many
-training windows of `data.val_crop_px`), beside the validation of quality that takes place at the same step; and one
-line of `metrics.jsonl`. The shares are those at the default intervals (`train.validate_every`, `train.log_every` of
-`TrainConfig`). MLflow is left out: it is served in the background. Writes benchmarks/results/monitor_overhead.json.
+The networks, losses and sizes of a configuration on synthetic clips, one process. Measured: an adversarial training
+step with the controllers off and on; one call of the monitor (`data.val_clips` held-out and as many training windows of
+`data.val_crop_px`); the validation at the same step; and one line of `metrics.jsonl`. The shares are those at the
+default intervals (`train.validate_every`, `train.log_every` of
+`TrainConfig`). MLflow is not measured: it is served in the background. Writes benchmarks/results/monitor_overhead.json.
 """
 
 from __future__ import annotations
@@ -118,10 +118,15 @@ def measure(config: Config, num_steps: int, rounds: int) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "demo.yaml")
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=ROOT / "configs" / "demo.yaml",
+        help="training configuration (default: configs/demo.yaml)",
+    )
+    parser.add_argument("--steps", type=int, default=12, help="training steps per round (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     config = load_config(arguments.config)

@@ -1,11 +1,11 @@
-"""What the order of training windows costs, and how far it roams over the shards.
+"""Cost of the order of training windows, and the number of shards that it reads from.
 
     python benchmarks/order_cost.py
 
 A set of 1,000 shards with 20 sequences of 100 frames each (1.9 million windows of 7 frames) exists as an index only:
-nothing of the order depends on data. Measured for each order: CPU time per sample, planned 512 at a time as the
-loader does, from the start and from position 10^12; memory of the order itself; and the number of different
-shards among 1,000 and 10,000 samples in a row. Writes benchmarks/results/order_cost.json.
+the order does not depend on the data. Measured for each order: CPU time per sample, planned 512 at a time as the loader
+does, from the start and from position 10^12; memory of the order itself; and the number of different shards among 1,000
+and 10,000 samples in a row. Writes benchmarks/results/order_cost.json.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Kill -9 a pack at random moments, run it again, and compare every byte with an undisturbed one.
+"""Kill a pack with kill -9 at random moments, run it again, and compare every byte with an uninterrupted one.
 
     .venv/bin/python benchmarks/pack_kill.py --kills 20
 
-Each time a pack of real clips (two; `--clips` chooses) on two workers is started in an empty folder, killed after a
-random part of the time that the undisturbed one took (every second time the parent alone, else the whole process
-group; again if it had ended by then), checked to be no data set, and run again to its end. Writes
+Each time a pack of real clips (`--clips`) on two workers is started in an empty folder and killed after a random part
+of the time of the uninterrupted one. Every second time only the parent is killed, otherwise the whole process group; a
+kill after the end is repeated. The output must not be a data set. Then the pack is run again to its end. Writes
 benchmarks/results/pack_kill.json.
 """
 
@@ -82,11 +82,22 @@ def kill_and_rerun(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--clips", nargs="+", choices=CLIPS, default=["bikes", "carphone_pristine"], metavar="CLIP")
-    parser.add_argument("--shard-mb", type=float, default=5)
-    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--kills", type=int, default=20, help="number of kills (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default: %(default)s)")
+    parser.add_argument(
+        "--clips",
+        nargs="+",
+        choices=CLIPS,
+        default=["bikes", "carphone_pristine"],
+        metavar="CLIP",
+        help="sample clips (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--shard-mb", type=float, default=5, help="target size of a shard, 1e6 bytes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--result", type=Path, default=RESULT, help="output file (default: benchmarks/results/pack_kill.json)"
+    )
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
     command = pack_command(arguments.clips, arguments.shard_mb)

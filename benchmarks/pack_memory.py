@@ -1,10 +1,10 @@
-"""Peak memory of `vsr-dist pack` on a long video: 10,000 frames of 1280x720 in one single take.
+"""Peak memory of `vsr-dist pack` on a long video: 10,000 frames of 1280x720 in a single shot.
 
     python benchmarks/pack_memory.py [--frames 10000] [--workers 2]
 
-The film is a real clip played forward and backward over and over, so that it has no cut: one sequence, one shard,
-the worst case. Beside it stands the same number of frames as many shots, packed by two workers. The high-water mark
-of every process is read from the system while it runs. Writes benchmarks/results/pack_memory.json.
+The video is a real clip, repeated forward and backward, so that it has no cut: one sequence, one shard, the worst case.
+The same number of frames is also packed as many shots by two workers. The peak resident memory of every process is read
+from the system while it runs. Writes benchmarks/results/pack_memory.json.
 """
 
 from __future__ import annotations
@@ -69,9 +69,13 @@ def pack(video: Path, out: Path, workers: int) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=10_000)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--frames", type=int, default=10_000, help="length of the video, frames (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="worker processes for the many shots (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--result", type=Path, default=RESULT, help="output file (default: benchmarks/results/pack_memory.json)"
+    )
     arguments = parser.parse_args()
     clip = "bigbuckbunny"
     with tempfile.TemporaryDirectory() as name:

@@ -1,11 +1,10 @@
-"""What a second worker brings when `vsr-dist pack` packs one video.
+"""Speed-up of `vsr-dist pack` on one video by a second worker.
 
     python benchmarks/pack_workers.py [--rounds 3]
 
-A real 720p clip several times behind itself is one video of as many shots, longer for the codec that is written
-faster. It is packed with one and with two processes, in turns; wall time from start to end, process start and scan
-included; figures are medians. Needs two free cores.
-Writes benchmarks/results/pack_workers.json.
+A real 720p clip is repeated to form one video of as many shots, longer for the faster codec. It is packed with one and
+with two processes in turn. Figures are medians of the wall time, including process start and scan. Needs two free
+cores. Writes benchmarks/results/pack_workers.json.
 """
 
 from __future__ import annotations
@@ -59,8 +58,10 @@ def compare_workers(rounds: int, folder: Path) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds (default: %(default)s)")
+    parser.add_argument(
+        "--result", type=Path, default=RESULT, help="output file (default: benchmarks/results/pack_workers.json)"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = {

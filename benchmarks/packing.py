@@ -1,12 +1,11 @@
-"""How fast clips are written, beside webdataset's ShardWriter.
+"""Speed of writing clips, compared with webdataset's ShardWriter.
 
     python benchmarks/packing.py [--rounds 5]
 
-The same decoded frames (HR and LR of a real clip) go to a tar through our writer, which also makes the index and
-every hash, and through `webdataset.ShardWriter` (integer time stamps, its faster way), as npy clips and as PNG
-frames; PNG once with each side's own encoder and once with the bytes encoded before. CPU time, since both write the
-same bytes to the same disk. All ways take turns in one run; figures are medians. Writes
-benchmarks/results/packing.json.
+The same decoded frames (HR and LR of a real clip) are written to a tar by our writer, which also computes the index and
+all hashes, and by `webdataset.ShardWriter` (with integer time stamps, which is faster), as npy clips and as PNG frames;
+PNG once with each writer's own encoder and once encoded beforehand. CPU time is compared, since both write the same
+bytes to the same disk. The writers run in turn; figures are medians. Writes benchmarks/results/packing.json.
 """
 
 from __future__ import annotations
@@ -148,8 +147,10 @@ def compare_writers(rounds: int, folder: Path) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: %(default)s)")
+    parser.add_argument(
+        "--result", type=Path, default=RESULT, help="output file (default: benchmarks/results/packing.json)"
+    )
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""Regenerate what the README shows, from a finished `make demo`: the table, the comparison picture, the MLflow page.
+"""Regenerate the README's table, comparison picture and MLflow screenshot from a finished `make demo`.
 
     .venv/bin/pip install playwright
     .venv/bin/python benchmarks/readme_figures.py --demo demo --chromium chromium
 
-Needs Debian's `chromium` for the screenshot. The MLflow server runs on loopback for as long as the screenshot takes.
+Needs Debian's `chromium` for the screenshot. The MLflow server listens on loopback and stops after the screenshot.
 """
 
 from __future__ import annotations

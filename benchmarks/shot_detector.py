@@ -1,12 +1,12 @@
-"""How often the scene cut detector errs, on films cut together at random from the real clips.
+"""Error rate of the scene cut detector on videos cut together at random from the real clips.
 
     python benchmarks/shot_detector.py [--films 40] [--seed 0]
 
-A film is 10 to 20 pieces of 12 to 60 frames, each from inside one known shot of one of the four clips; neighbours
-may come from the same clip, or even the same shot. A piece is played at 1, 2 or 3 times its speed, forward or
-backward, with its own brightness, contrast and grain, so that steps inside a piece are larger than in the clips.
+A video has 10 to 20 pieces of 12 to 60 frames, each from one known shot of one of the four clips; consecutive pieces
+may come from the same clip, or even the same shot. A piece is played at 1, 2 or 3 times its speed, forward or backward,
+with its own brightness, contrast and grain, so that steps inside a piece are larger than in the clips.
 Counted: cuts found, cuts missed, and cuts where there are none. The detector's constants were chosen on the four
-clips as they are, so footage is shared; the edits are not. Writes benchmarks/results/shot_detector.json.
+unedited clips: the footage is shared, the edits are not. Writes benchmarks/results/shot_detector.json.
 """
 
 from __future__ import annotations
@@ -73,9 +73,11 @@ def judge(film: list[np.ndarray], cuts: list[int]) -> tuple[int, int, int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--films", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--films", type=int, default=40, help="number of videos (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the edits (default: %(default)s)")
+    parser.add_argument(
+        "--result", type=Path, default=RESULT, help="output file (default: benchmarks/results/shot_detector.json)"
+    )
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     shots, draw = read_shots(), random.Random(arguments.seed)

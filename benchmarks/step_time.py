@@ -1,18 +1,18 @@
-"""Our training step beside a plain transcription of the paper's; `recurrent` beside its blocks written naively.
+"""Our training step compared with a plain transcription of the paper's; `recurrent` compared with a naive version.
 
     python benchmarks/step_time.py [--channels 64] [--rounds 5] [--threads 1 2]
 
 Training: the model of configs/paper/improved.yaml (LSTM, listing 1 as printed, all five loss terms on all frames) at
-`--channels`, the paper's learning rate, the same initial weights and the same batches for every side. First five steps
-on five batches are run on each side and their losses compared; then all sides take turns, step by step, on one batch.
-To tell rounding from error the five steps are also compared in float64 (slow), on one clip of half the side.
-`transcription, used passes` leaves out the two forward passes of the base code whose results nothing reads.
+`--channels`, the paper's learning rate, the same initial weights and the same batches for every side. First, five steps
+on five batches are run on each side and their losses compared; then all sides run in turn, step by step, on one batch.
+To separate rounding from errors, the five steps are also compared in float64 (slow), on one clip of half the width and
+height. `transcription, used passes` omits the two forward passes of the base code whose results are not used.
 
 Inference: a clip through `recurrent`, on the whole at once, frame by frame, and naively: frame by frame, with one
 convolution of the concatenated input and state per gate. The three results are compared.
 
-The FLOPs are those that torch.utils.flop_counter counts (a multiplication and an addition are two), with the LSTM
-taken apart so that it sees it. Writes benchmarks/results/step_time.json.
+The FLOPs are those that torch.utils.flop_counter counts (a multiplication and an addition are two), with the LSTM split
+into operators that it knows. Writes benchmarks/results/step_time.json.
 """
 
 from __future__ import annotations
@@ -274,14 +274,22 @@ def sizes() -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--channels", type=int, default=64, help="width of both networks (default: the paper's)")
-    parser.add_argument("--crop-px", type=int, default=24, help="low-resolution crop; 64 in the paper")
-    parser.add_argument("--clips", type=int, default=2, help="clips per batch")
-    parser.add_argument("--frame-px", type=int, nargs=2, default=[90, 160], help="rows and columns for inference")
-    parser.add_argument("--frames", type=int, default=10, help="frames for inference")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--channels", type=int, default=64, help="width of both networks (default: 64, the paper's)")
+    parser.add_argument(
+        "--crop-px", type=int, default=24, help="low-resolution crop (default: %(default)s); 64 in the paper"
+    )
+    parser.add_argument("--clips", type=int, default=2, help="clips per batch (default: %(default)s)")
+    parser.add_argument(
+        "--frame-px", type=int, nargs=2, default=[90, 160], help="rows and columns for inference (default: 90 160)"
+    )
+    parser.add_argument("--frames", type=int, default=10, help="frames for inference (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[1, 2], help="CPU threads, each measured (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--result", type=Path, default=RESULT, help="output file (default: benchmarks/results/step_time.json)"
+    )
     arguments = parser.parse_args()
     config = paper_config(arguments.channels, arguments.crop_px)
     training = compare_training(config, arguments.clips, arguments.rounds, arguments.threads)

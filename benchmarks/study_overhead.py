@@ -1,12 +1,12 @@
-"""What a study's driver costs beside the trainings that it starts, and what a second worker gains.
+"""Overhead of a study's driver, and the speed-up by a second worker.
 
     python benchmarks/study_overhead.py [--trials 30] [--seconds 2] [--storages journal sqlite]
 
-A trial is a script that writes what a training writes (metrics at two steps, a summary) and sleeps in between, so its
-own time is known: it is started once by itself, as often as a round has trials, and the driver's share is what a trial
-takes longer within a study. The check before trial 0 is told apart, for it happens once per run. Then the same number
-of trials with 2 workers. Real trainings share the machine's cores, so their gain is smaller than that of sleeping ones
-unless each has a GPU of its own. Writes benchmarks/results/study_overhead.json.
+A trial is a script that writes the files of a training run (metrics at two steps, a summary) and sleeps in between, so
+its own time is known. It is first run without a study, as often as a round has trials; the overhead is the difference
+per trial. The check before trial 0 is reported separately, because it happens once per run. Then the same number of
+trials runs with 2 workers. Real training runs share the cores, so their speed-up is smaller unless each has its own
+GPU. Writes benchmarks/results/study_overhead.json.
 """
 
 from __future__ import annotations
@@ -111,10 +111,18 @@ def measure(folder: Path, storage: str, trials: int, seconds: float) -> dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=30)
-    parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--storages", nargs="+", choices=["journal", "sqlite"], default=["journal", "sqlite"])
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--trials", type=int, default=30, help="trials per round (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="duration of a trial, s (default: %(default)s)")
+    parser.add_argument(
+        "--storages",
+        nargs="+",
+        choices=["journal", "sqlite"],
+        default=["journal", "sqlite"],
+        help="Optuna storages (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=RESULT, help="output file (default: benchmarks/results/study_overhead.json)"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = {name: measure(Path(folder), name, arguments.trials, arguments.seconds) for name in arguments.storages}

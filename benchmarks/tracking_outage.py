@@ -1,12 +1,12 @@
-"""What tracking costs a training whose MLflow server works, dies in the middle, or is absent.
+"""Overhead of tracking while the MLflow server works, is killed during training, or is absent.
 
     python benchmarks/tracking_outage.py --data demo/data [--config configs/demo.yaml] [--steps 120] [--rounds 3]
 
-One process and one thread, real clips from npy shards, a real `mlflow server` on loopback. In each round, in turns: no
-tracking; a server that works; one that is killed after a third of the steps and is back after two thirds; none at all.
-Compared is the median of `perf/step_ms`, which holds everything between two steps but validation and checkpoints. For
-each run, points that MLflow lacks or has twice are counted after `vsr-dist track replay`. Also the share of the step
-that waits for data. Writes benchmarks/results/tracking_outage.json.
+One process and one thread, real clips from npy shards, a real `mlflow server` on loopback. Each round runs four cases:
+no tracking; a working server; a server that is killed after a third of the steps and restarted after two thirds; no
+server. The median of `perf/step_ms` is compared, which includes everything between two steps except validation and
+checkpoints. For each run, points that MLflow lacks or has twice are counted after `vsr-dist track replay`. The share of
+the step spent waiting for data is also measured. Writes benchmarks/results/tracking_outage.json.
 """
 
 from __future__ import annotations
@@ -93,12 +93,22 @@ def points_lost_and_doubled(run_dir: Path, server: MlflowServer) -> tuple[int, i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--config", type=Path, default=ROOT / "configs/demo.yaml")
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--log-every", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/tracking_outage.json")
+    parser.add_argument("--data", type=Path, required=True, help="data set written by pack")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=ROOT / "configs/demo.yaml",
+        help="training configuration (default: configs/demo.yaml)",
+    )
+    parser.add_argument("--steps", type=int, default=120, help="optimiser steps per run (default: %(default)s)")
+    parser.add_argument("--log-every", type=int, default=10, help="steps between log lines (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "benchmarks/results/tracking_outage.json",
+        help="output file (default: benchmarks/results/tracking_outage.json)",
+    )
     arguments = parser.parse_args()
     step_ms: dict[str, list[float]] = {arm: [] for arm in ARMS}
     waits, lost, doubled = [], 0, 0

@@ -1,10 +1,10 @@
-"""What `vsr-dist upscale` takes beside its network: time, memory, and whether everything of the input is kept.
+"""Overhead of `vsr-dist upscale` over its network, its memory, and a check that the input's tracks are kept.
 
     python benchmarks/upscale_pipeline.py [--frames 16] [--long 2000] [--checkpoint RUN]
 
-Time: a real clip, scaled to 854x480, through a whole job, by the encoder's default preset and a fast one, against the
-time that the same frames take in the network alone, without any decoding or encoding beside it. Memory: the peak of a
-fresh process for a short and a long video of tiny frames with sound. Writes benchmarks/results/upscale_pipeline.json.
+Time: a whole job on a real clip, scaled to 854x480, with the encoder's default preset and a fast one, compared with the
+network's time for the same frames without decoding and encoding. Memory: the peak of a fresh process for a short and a
+long video of tiny frames with sound. Writes benchmarks/results/upscale_pipeline.json.
 """
 
 from __future__ import annotations
@@ -176,11 +176,15 @@ def measure_memory(folder: Path, lengths: tuple[int, int]) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--long", type=int, default=2000)
-    parser.add_argument("--checkpoint", help="default: the generator that ships")
-    parser.add_argument("--device")
-    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--frames", type=int, default=16, help="frames of the timed jobs (default: %(default)s)")
+    parser.add_argument(
+        "--long", type=int, default=2000, help="frames of the long video, for memory (default: %(default)s)"
+    )
+    parser.add_argument("--checkpoint", help="run directory or weight file (default: the packaged generator)")
+    parser.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
+    parser.add_argument(
+        "--result", type=Path, default=RESULT, help="output file (default: benchmarks/results/upscale_pipeline.json)"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,16 +1,16 @@
-"""What each technique is worth: rows that differ in one thing, at equal CPU time, measured on unseen video.
+"""Gain of each technique: rows that differ in one setting, at equal CPU time, measured on unseen video.
 
-    python experiments/ablation.py                  runs what is missing; stop and start again at any time
-    python experiments/ablation.py --report         docs/ablation.md from what is finished
+    python experiments/ablation.py                  run what is missing; may be stopped and repeated at any time
+    python experiments/ablation.py --report         write docs/ablation.md from the finished runs
 
 Every row is experiments/configs/ablation.yaml with a few changed settings, trained with three seeds on the training
 part of the demo (bikes and bigbuckbunny without their last fifth). A row is compared with its base row, from which it
-differs in one thing. The first call measures the CPU time of a step of each row, in short runs next to runs of the
-reference row, and stores the resulting numbers of steps in `plan.json` beside the results: later calls use the same.
-A row that is added later is measured then, again next to the reference row.
+differs in one setting. The first call measures the CPU time of a step of each row, in short runs next to runs of the
+reference row, and stores the resulting numbers of steps in `plan.json` with the results; later calls use them. A row
+that is added later is measured in the same way.
 
-Held out are 14 sequences of 5 videos; three of the videos appear in no training. Two of them are films of Debian's
-package opencv-doc (apt-get install opencv-doc). No setting of any row was chosen by looking at them.
+14 sequences of 5 videos are held out; no run trains on three of these videos. Two of them are from Debian's package
+opencv-doc (apt-get install opencv-doc). No setting of any row was chosen by looking at them.
 """
 
 from __future__ import annotations
@@ -238,8 +238,9 @@ def result_path(row: Row, seed: int, here: Experiment) -> Path:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--page", type=Path, default=ROOT / "docs/ablation.md")
-    parser.add_argument("--picture", type=Path, default=ROOT / "docs/images/ablation.png")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/ablation.md", help="default: docs/ablation.md")
+    picture = "docs/images/ablation.png"
+    parser.add_argument("--picture", type=Path, default=ROOT / picture, help=f"default: {picture}")
 
 
 if __name__ == "__main__":

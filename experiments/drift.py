@@ -1,10 +1,10 @@
-"""The discriminator's drift: the paper's adversary, its two proposed remedies, ours, and none, under one protocol.
+"""The discriminator's drift: the paper's adversary, its two proposals, ours, and no adversary, under one protocol.
 
-    make experiment NAME=drift                    in the background; run again to go on
-    python experiments/drift.py --only 'none-*'   some runs only; --list shows them, --report writes docs/drift.md
+    make experiment NAME=drift                    in the background; repeat to resume
+    python experiments/drift.py --only 'none-*'   only some runs; --list names all, --report writes docs/drift.md
 
-Every run goes on from one generator (`configs/drift/pretrain.yaml`, trained first), sees the same frames in 1,500
-adversarial steps, has constant learning rates for both players and is measured alike: the discriminator on 64 held-out
+Every run starts from the same generator (`configs/drift/pretrain.yaml`, trained first), trains on the same frames for
+1,500 adversarial steps with constant learning rates, and is measured in the same way: the discriminator on 64 held-out
 windows every 30 steps, the final generator on whole frames of four sequences.
 
 Order: the six arms, 5 seeds each; the arm `cure` at other adversarial weights, 3 seeds each; and, once a study
@@ -13,11 +13,11 @@ Order: the six arms, 5 seeds each; the arm `cure` at other adversarial weights, 
     vsr-dist study run --config configs/studies/drift.yaml && vsr-dist study report --config configs/studies/drift.yaml
     vsr-dist study promote --config configs/studies/drift.yaml --out experiments/results/drift/winner.yaml
 
-The study and everything that was tried beforehand used other held-out windows than the arms.
+The study and all exploratory runs used other held-out windows than the arms.
 
-Cut to fit about 6.5 CPU-hours: a generator of 16 channels and 4 blocks, crops of 48 x 48 high-resolution pixels, three
-clips of three frames per step, 16 filters in D (64 in the paper's source), the perceptual term on one frame of each
-clip, 8 frames of each sequence in the final measurement, ST-LPIPS only there.
+Reduced to fit about 6.5 CPU-hours: a generator of 16 channels and 4 blocks, crops of 48 x 48 high-resolution pixels,
+three clips of three frames per step, 16 filters in D (64 in the paper's source), the perceptual term on one frame of
+each clip, 8 frames of each sequence in the final measurement, ST-LPIPS only there.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def report(experiment: Experiment, arguments: argparse.Namespace) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("--pictures", type=Path, default=PICTURES)
+    parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/drift.md")
+    parser.add_argument("--pictures", type=Path, default=PICTURES, help="folder of its pictures (default: docs/images)")
 
 
 if __name__ == "__main__":

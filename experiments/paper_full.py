@@ -1,6 +1,6 @@
 """The first 3 steps of the paper's models at the paper's size: time per step and memory.
 
-    python experiments/paper_full.py                  run it alone: it needs 13 GB of memory
+    python experiments/paper_full.py                  needs 13 GB of memory and a machine without other load
     python experiments/paper_full.py --only lstm
 
 Data: 24 frames of the sample clip bigbuckbunny in RealVSR's layout (GT the frames, LQ the frames blurred and compressed

@@ -1,22 +1,22 @@
-"""The paper's models, trained until they stop gaining, and measured on held-out video beside controls.
+"""The paper's models, trained until they stop improving, compared with controls on held-out video.
 
-    make experiment NAME=paper_table                 in the background; run again to go on
+    make experiment NAME=paper_table                 in the background; repeat to resume
     python experiments/paper_table.py --jobs 2       the same in the foreground
-    python experiments/paper_table.py --report       write docs/paper_table.md from what is finished
+    python experiments/paper_table.py --report       write docs/paper_table.md from the finished runs
 
 Data: the demo's shards, the last fifth of bikes and bigbuckbunny and all of carphone held out. Each of the paper's four
 rows has three seeds. A run ends when the held-out PSNR of its validations gained less than 0.1 dB in the last fifth of
 its steps, or after 20 CPU-minutes. The learning rate is constant, as in the paper, so a run that ends early is the run
-that was configured for that many steps. No setting was chosen by looking at held-out clips, but for where a run ends.
+that was configured for that many steps. Held-out clips decide when a run ends, and nothing else.
 
 Controls: the mean colour of the training set, bicubic, and SRResNet (one seed, the same rule). Linear code: LR crops of
 the size that the LSTM sees, projected on as many principal components of training crops as the LSTM has hidden units,
-and enlarged by bicubic and by every network without LSTM. It shows what a picture looks like that has passed through a
-linear code of the LSTM's size. It is no strict bound: the paper's encoder is not linear, and its decoder is linear in
-features, not in pixels.
+and enlarged by bicubic and by every network without LSTM. It shows how much of an image a linear code of the LSTM's
+size keeps. It is not a strict bound: the paper's encoder is not linear, and its decoder is linear in features, not in
+pixels.
 
-Cut to fit 4 CPU-hours on one slow core: 16 channels, 64 hidden units and 24 x 24 crops where the paper has 64, 256 and
-64 x 64 (configs/paper/full has these); VGG looks at 1 of 5 frames; 20 CPU-minutes per seed, not 30; one seed of
+Reduced to fit 4 CPU-hours on one slow core: 16 channels, 64 hidden units and 24 x 24 crops where the paper has 64, 256
+and 64 x 64 (configs/paper/full has these); VGG gets 1 of 5 frames; 20 CPU-minutes per seed, not 30; one seed of
 SRResNet. At most 4.4 CPU-hours of training, and 0.4 for the evaluations.
 """
 
@@ -377,8 +377,9 @@ def write_page(experiment: Experiment, arguments: argparse.Namespace) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--page", type=Path, default=ROOT / "docs/paper_table.md")
-    parser.add_argument("--picture", type=Path, default=ROOT / "docs/images/paper_table.png")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/paper_table.md", help="default: docs/paper_table.md")
+    picture = "docs/images/paper_table.png"
+    parser.add_argument("--picture", type=Path, default=ROOT / picture, help=f"default: {picture}")
 
 
 if __name__ == "__main__":

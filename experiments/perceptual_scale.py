@@ -1,20 +1,20 @@
-"""What the perceptual loss weighs: its scale against the MSE, its share of the gradient, and 60 steps with it.
+"""The weight of the perceptual loss: its scale relative to the MSE, its share of the gradient, and 60 steps with it.
 
     make experiment NAME=perceptual_scale         about 10 CPU-minutes
 
 SRGAN (Ledig et al. 2017, section 3.2) multiplies VGG's feature maps by 1/12.75, "to obtain VGG losses of a scale that
-is comparable to the MSE loss", and says that this is a factor of about 0.006 on the loss. The paper takes over the
-0.006 with another VGG, another layer and another range of the images. Here the missing factor, `perceptual.rescale`,
-is measured for our trunk by SRGAN's rule:
+is comparable to the MSE loss", and says that this is a factor of about 0.006 on the loss. The paper uses the 0.006 with
+another VGG, another layer and another range of the images. Here the missing factor, `perceptual.rescale`, is measured
+for our trunk by SRGAN's rule:
 
     0.006 * rescale * perceptual loss = MSE,   both of a reconstruction, images in [0, 1]
 
 for two reconstructions: bicubic enlargement and the shipped generator's. (SRGAN's perceptual stage begins with a
 generator trained on the MSE, so its scales were compared there.) The factor is the geometric mean over both and over
-the crop sizes of the reduced and the full configurations. Beside it: the same for an untrained generator, the ratio of
-the gradients' norms at the image, and each shipped configuration's share at its first step, the norm of the weighted
-perceptual gradient at the generator's output over the image term's. All on training crops of the demo's clips;
-`experiments/results/perceptual_scale/scales.json`.
+the crop sizes of the reduced and the full configurations. Also measured: the factor for an untrained generator, the
+ratio of the gradient norms at the image, and for each shipped configuration the share at its first step: the norm of
+the weighted perceptual gradient at the generator's output over the image term's. All on training crops of the demo's
+clips; `experiments/results/perceptual_scale/scales.json`.
 
 Then the paper's base is trained for 60 steps with the term as it was first configured (standardised inputs, no factor),
 as printed (no factor), calibrated, without it, and on the MSE alone: one result file each.

@@ -491,18 +491,38 @@ def main(
     report: writes the page from `experiment.load(runs)`; called after the runs, and alone with `--report`.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, one core each")
-    parser.add_argument("--only", default="*", metavar="GLOB", help="only runs with such names")
-    parser.add_argument("--limit-hours", type=float, default=float("inf"), help="start no run after these CPU-hours")
-    parser.add_argument("--list", action="store_true", help="list the runs and whether they are finished; run nothing")
-    parser.add_argument("--report", action="store_true", help="run nothing; write the page from what is finished")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="PATH=VALUE", help="every run")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / experiment, help="default: runs/" + experiment)
+    parser.add_argument("--jobs", type=int, default=1, help="training runs in parallel, one core each (default: 1)")
+    parser.add_argument("--only", default="*", metavar="GLOB", help="only runs whose name matches (default: all)")
+    parser.add_argument(
+        "--limit-hours",
+        type=float,
+        default=float("inf"),
+        metavar="HOURS",
+        help="start no run after so many CPU-hours (default: no limit)",
+    )
+    parser.add_argument("--list", action="store_true", help="list all runs and which are finished; run nothing")
+    parser.add_argument("--report", action="store_true", help="write the page from the finished runs; run nothing")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="override one key in every run; may be repeated",
+    )
+    parser.add_argument(
+        "--work",
+        metavar="DIR",
+        type=Path,
+        default=ROOT / "runs" / experiment,
+        help=f"folder for data and runs (default: runs/{experiment})",
+    )
     parser.add_argument(
         "--results",
+        metavar="DIR",
         type=Path,
         default=ROOT / "experiments/results" / experiment,
-        help="default: experiments/results/" + experiment,
+        help=f"folder for result files (default: experiments/results/{experiment})",
     )
     if extra_options is not None:
         extra_options(parser)

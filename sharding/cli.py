@@ -28,7 +28,7 @@ def register(subparsers: Subparsers) -> None:
     _add_pack(subparsers)
     verb = _add(subparsers, "verify", "read a whole data set and list every fault", "verify data/demo")
     verb.add_argument("root", metavar="DIR", type=Path, help="data set written by pack")
-    verb.add_argument("--rebuild-index", action="store_true", help="first write index.json again, from the shards")
+    verb.add_argument("--rebuild-index", action="store_true", help="first rebuild index.json from the shards")
     verb.set_defaults(handler=run_verify)
     verb = _add(subparsers, "inspect", "show the contents of a data set", "inspect data/demo --sheet sheet.png")
     verb.add_argument("root", metavar="DIR", type=Path, help="data set written by pack")
@@ -157,12 +157,23 @@ def _add_pack(subparsers: Subparsers) -> None:
     add("--scale", type=int, choices=SCALES, default=4, help="HR size / LR size (default %(default)s)")
     add("--codec", choices=list(CODECS), default="npy", help=_codec_help())
     add("--degradation", choices=list(RECIPES), default="bicubic", help="how LR is made from HR (default %(default)s)")
-    add("--crf", metavar="N", type=int, help=f"H.264 rate factor of video_compression, 0 to 51 (default {DEFAULT_CRF})")
+    add(
+        "--crf",
+        metavar="N",
+        type=int,
+        help=f"rate factor of video_compression, 0 to 51 (default {DEFAULT_CRF})",
+    )
     add("--flow", choices=FLOW_NAMES, default="none", help="also store LR optical flow (default %(default)s)")
-    add("--clip-frames", metavar="T", type=int, default=16, help="maximum frames per clip (default %(default)s)")
+    add("--clip-frames", metavar="T", type=int, default=16, help="frames per clip, at most (default %(default)s)")
     add("--min-frames", metavar="N", type=int, default=2, help="drop shots with fewer frames (default %(default)s)")
-    add("--holdout-tail", metavar="FRACTION", type=float, default=0.0, help="end of each source for split val")
-    add("--holdout", metavar="NAME", action="append", default=[], help="source for split val (repeatable)")
+    add(
+        "--holdout-tail",
+        metavar="FRACTION",
+        type=float,
+        default=0.0,
+        help="fraction of the frames of each source, at its end, for split val (default %(default)g)",
+    )
+    add("--holdout", metavar="NAME", action="append", default=[], help="source for split val; may be repeated")
     add("--paired", metavar="lq=DIR,gt=DIR", type=_pair, help="LR and HR folders or zip files, instead of SOURCE")
     add(
         "--realvsr",
@@ -171,11 +182,17 @@ def _add_pack(subparsers: Subparsers) -> None:
         help="RealVSR, instead of SOURCE: GT, LQ, GT_test and LQ_test (folders or .zip) in ROOT",
     )
     add("--drop-overlap", action="store_true", help="remove the sequences of RealVSR's test set from its training set")
-    add("--shard-mb", metavar="MB", type=float, default=256.0, help="target size of a shard (default %(default)g)")
+    add(
+        "--shard-mb",
+        metavar="MB",
+        type=float,
+        default=256.0,
+        help="target size of a shard (default %(default)g)",
+    )
     add = verb.add_argument_group("execution (does not change the bytes)").add_argument
-    add("--workers", metavar="N", type=number_type(int, 1), default=1, help="number of processes (default %(default)s)")
-    add("--part", metavar="I/N", type=_part, help="write every N-th shard, starting at I (from 0); then --merge")
-    add("--merge", action="store_true", help="write the index of the shards of all parts")
+    add("--workers", metavar="N", type=number_type(int, 1), default=1, help="worker processes (default %(default)s)")
+    add("--part", metavar="I/N", type=_part, help="write every N-th shard from number I on (0 to N-1); then --merge")
+    add("--merge", action="store_true", help="check that all parts are finished, and write the index")
     add("--overwrite", action="store_true", help="replace another data set in DIR")
     verb.set_defaults(handler=run_pack)
 

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 def main(argv: Sequence[str]) -> int:
     """`python -m sweeps ARGV`; returns the exit status. Raises UserError."""
     parser = OneLineParser(
-        prog="python -m sweeps", description="Tune a training with Optuna, one launched run per trial."
+        prog="python -m sweeps", description="Tune hyperparameters with Optuna, one launched training run per trial."
     )
     add_arguments(parser)
     return run(parser.parse_args(argv))
@@ -70,11 +70,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     """Settings that depend on the machine rather than on the study."""
+    parser.add_argument("--workers", type=int, metavar="N", help="trials in parallel (default: workers in FILE, or 1)")
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="trials to run at a time (default: workers of FILE, or 1)"
-    )
-    parser.add_argument(
-        "--gpus-per-trial", type=int, metavar="K", help="GPUs of each worker (default: all are visible to every trial)"
+        "--gpus-per-trial",
+        type=int,
+        metavar="K",
+        help="GPUs per trial (default: as in FILE, or all of them)",
     )
 
 
@@ -112,7 +113,7 @@ def promote_verb(arguments: argparse.Namespace) -> int:
 
 
 VERBS = {
-    "run": Verb("run a study, or continue it", run_verb),
+    "run": Verb("run or continue a study", run_verb),
     "report": Verb("write the report (markdown, HTML, CSV), even while the study runs", report_verb),
     "promote": Verb("write the training configuration of the best trial, or of one chosen by number", promote_verb),
 }

@@ -33,17 +33,17 @@ VERBS: dict[str, Verb] = {
     ),
     "evaluate": Verb(
         "vsr_dist.evaluate",
-        "evaluate a generator beside bicubic, in numbers, pictures and videos",
+        "evaluate a generator against bicubic: metrics, pictures and videos",
         "vsr-dist evaluate --checkpoint demo/run --data demo/data --out demo/evaluation",
     ),
     "report": Verb(
         "vsr_dist.report",
-        "compare runs and evaluations on one page, which MLflow keeps with the runs",
+        "compare runs and evaluations on one HTML page, which is also logged to MLflow",
         "vsr-dist report demo/report --runs demo/run demo/evaluation",
     ),
     "upscale": Verb(
         "vsr_dist.upscale",
-        "enlarge a video, or a folder of images",
+        "upscale a video, or a folder of images",
         "vsr-dist upscale in.mp4 out.mp4 --quality 18 --compare comparison.mp4",
     ),
     "export": Verb(
@@ -53,18 +53,18 @@ VERBS: dict[str, Verb] = {
     ),
     "config": Verb(
         "vsr_dist.config_cli",
-        "show a resolved configuration, or check that a training can run with it",
+        "show a resolved configuration, or check that training can run with it",
         "vsr-dist config check configs/demo.yaml --set loss.tv=1e-3",
     ),
     "track": Verb(
         "vsr_dist.track_cli",
-        "upload what the MLflow server has not received from a training",
+        "upload what the MLflow server has not received",
         "vsr-dist track replay runs/run",
     ),
     # Named and not imported: `sweeps` stands above this package, which must work without it.
     "study": Verb(
         "sweeps.cli",
-        "tune a training with Optuna, report, promote the best",
+        "tune hyperparameters with Optuna, report, promote the best trial",
         "vsr-dist study run --config configs/studies/demo.yaml",
     ),
 }
@@ -75,7 +75,7 @@ def make_parser(chosen: str | None) -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="vsr-dist",
         description="Train, compare and tune video super-resolution GANs on many GPUs.",
-        epilog="'vsr-dist VERB --help' tells a verb's options and gives an example.",
+        epilog="'vsr-dist VERB --help' lists the options of a verb and gives an example.",
     )
     parser.add_argument("--version", action="version", version=f"vsr-dist {__version__}")
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -84,8 +84,8 @@ def make_parser(chosen: str | None) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(
             name,
             help=verb.summary,
-            description=verb.summary,
-            epilog=f"example: {verb.example}",
+            description=verb.summary[0].upper() + verb.summary[1:] + ".",
+            epilog=f"example:\n  {verb.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if name == chosen:

@@ -18,19 +18,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
         choices=["show", "check"],
-        help="show: print the resolved YAML; check: open the data and all weights that a training would read, and "
-        "report every error",
+        help="show: print the resolved YAML; check: open the data and all weights that training would read, and report "
+        "every error",
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="YAML configuration")
     add_override_option(parser)
-    parser.add_argument(
-        "--no-data", action="store_true", help="check: without data and weights, which may be elsewhere"
-    )
+    parser.add_argument("--no-data", action="store_true", help="check: open neither data nor weights")
     parser.add_argument(
         "--measure",
         action="store_true",
-        help="check: also measure, on the first batch and with the generator as training starts, the gradient of every "
-        "loss term at the generator's output as a share of the image term's",
+        help="check: also print the gradient norm of every loss term at the generator's output as a share of the image "
+        "term's, for the first batch and the initial weights",
     )
 
 

@@ -54,42 +54,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vsr-dist evaluate`."""
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "--checkpoint", type=Path, help="run directory of a finished training, or its generator.safetensors"
+        "--checkpoint", metavar="RUN", type=Path, help="directory of a finished run, or its generator.safetensors"
     )
-    what.add_argument("--method", choices=NAMED_METHODS, help="a method that needs no training")
+    what.add_argument("--method", choices=NAMED_METHODS, help="method without training")
     what.add_argument(
-        "--fake", type=Path, help="a finished result of any tool: a video, a folder of images, or a folder of either"
+        "--fake", metavar="RESULT", type=Path, help="result of any program: video, folder of images, or folder of these"
     )
-    what.add_argument("--results", type=Path, help="a finished evaluation to compare with another one (--against)")
-    parser.add_argument("--data", type=Path, help="shard set to evaluate on")
+    what.add_argument("--results", metavar="DIR", type=Path, help="finished evaluation, to compare with --against")
+    parser.add_argument("--data", metavar="DIR", type=Path, help="data set written by pack, to evaluate on")
     parser.add_argument("--split", default="val", help="split of --data (default: %(default)s)")
     parser.add_argument(
-        "--real", type=Path, help="ground truth to evaluate on: a video, a folder of images, or a folder of either"
+        "--real", metavar="PATH", type=Path, help="ground truth: video, folder of images, or folder of these"
     )
-    parser.add_argument("--low", type=Path, help="low-resolution input for --real, in the same layout")
-    parser.add_argument("--against", type=Path, help="baseline to compare with: a run, a weight file, or an evaluation")
+    parser.add_argument("--low", metavar="PATH", type=Path, help="low-resolution input of --real, in the same layout")
+    parser.add_argument("--against", metavar="PATH", type=Path, help="run, weight file or evaluation to compare with")
     parser.add_argument(
         "--protocol",
         choices=list(PROTOCOLS),
         default="default",
-        help="borders, frames and rounding of the measurement (default: %(default)s)",
+        help="which border, frames and rounding the metrics use (default: %(default)s)",
     )
     parser.add_argument(
         "--metrics",
-        help="comma-separated names (default: those of the protocol), or all that are installed: "
+        metavar="NAMES",
+        help=f"comma-separated (default: those of the protocol), or all: every one that is installed of "
         f"{', '.join(EVALUATED)}",
     )
-    parser.add_argument("--scale", type=int, help="scale of --fake without --low, which sets the border (default: 1)")
-    parser.add_argument("--frames", type=int, help="measure only the first FRAMES frames of each sequence")
-    parser.add_argument("--no-pictures", action="store_true", help="numbers only, without pictures and videos (faster)")
     parser.add_argument(
-        "--track", action="store_true", help="add the results to the MLflow run that trained the checkpoint"
+        "--scale", metavar="N", type=int, help="scale of --fake without --low, for the border (default: 1)"
+    )
+    parser.add_argument("--frames", metavar="N", type=int, help="first N frames of each sequence (default: all)")
+    parser.add_argument("--no-pictures", action="store_true", help="metrics only, no pictures or videos (faster)")
+    parser.add_argument(
+        "--track", action="store_true", help="log the results to the MLflow run that trained the checkpoint"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="output folder for metrics, pictures, videos and report"
+        "--out", metavar="DIR", type=Path, required=True, help="output folder for metrics, pictures, videos and report"
     )
     add = parser.add_argument_group("network").add_argument
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    add(
+        "--device",
+        metavar="NAME",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu or cuda (default: a GPU if there is one)",
+    )
     add_stream_arguments(add)
 
 

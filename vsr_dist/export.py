@@ -31,15 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vsr-dist export`."""
     parser.add_argument(
         "--checkpoint",
-        help="finished run directory, its generator.safetensors, or models:/NAME/VERSION in MLflow (default: the "
-        "generator that comes with the package)",
+        metavar="RUN",
+        help="run directory, generator.safetensors, or models:/NAME/VERSION (default: the packaged generator)",
     )
-    parser.add_argument("--tracking-uri", help="MLflow server of models:/... (default: MLFLOW_TRACKING_URI)")
+    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow server (default: MLFLOW_TRACKING_URI)")
     parser.add_argument("--format", choices=list(_SUFFIXES), required=True, help="onnx, or torch for torch.export")
-    parser.add_argument("--out", type=Path, required=True, help="output file, *.onnx or *.pt2")
-    parser.add_argument("--height", type=int, help="height of the frames in px (default: any)")
-    parser.add_argument("--width", type=int, help="width of the frames in px (default: any)")
-    parser.add_argument("--frames", type=int, help="frames per window, for generators without a streaming step")
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="output file, *.onnx or *.pt2")
+    parser.add_argument("--height", metavar="PX", type=int, help="input height (default: any)")
+    parser.add_argument("--width", metavar="PX", type=int, help="input width (default: any)")
+    parser.add_argument(
+        "--frames",
+        metavar="N",
+        type=int,
+        help="frames per window, only for generators without a streaming step (default: 8 and their context)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -19,14 +19,14 @@ from vsr_dist.training.tracked_runs import log_report, tracked_run
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vsr-dist report`."""
-    parser.add_argument("out", metavar="OUT_DIR", type=Path, help="folder of the report; an older report is replaced")
+    parser.add_argument("out", metavar="OUT_DIR", type=Path, help="output folder; an older report in it is replaced")
     parser.add_argument(
         "--runs",
         metavar="RUN",
         type=Path,
         nargs="+",
         required=True,
-        help="run directories (vsr-dist train) and output folders of vsr-dist evaluate, in the order to show them",
+        help="run directories and output folders of vsr-dist evaluate, in the order of the columns",
     )
     parser.add_argument("--no-mlflow", action="store_true", help="do not add the report to the MLflow runs")
 

@@ -15,13 +15,13 @@ from vsr_dist.training.tracking import FOLDER_NAME
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vsr-dist track`."""
     parser.add_argument(
-        "action", choices=["replay"], help="upload what the MLflow server has not received; may be repeated"
+        "action", choices=["replay"], help="upload what the MLflow server has not received; safe to repeat"
     )
     parser.add_argument(
         "run_dir",
         metavar="RUN_DIR",
         type=Path,
-        help="a run that is not training now, or the folder of an evaluation, report or study that was tracked",
+        help="directory of a run that is not training, or folder of a tracked evaluation, report or study",
     )
 
 

@@ -1,4 +1,4 @@
-"""One training run, on however many processes it was launched with.
+"""Train one run on all processes that were launched.
 
 accelerate launch --config_file configs/accelerate/cpu-2.yaml -m vsr_dist.train --config configs/demo.yaml
 """
@@ -80,12 +80,12 @@ _PR_SET_PDEATHSIG = 1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vsr-dist train` and `python -m vsr_dist.train`, which are the same command."""
-    parser.add_argument("--config", type=Path, required=True, help="YAML configuration")
+    parser.add_argument("--config", metavar="FILE", type=Path, required=True, help="YAML configuration")
     add_override_option(parser)
     parser.add_argument(
         "--resume",
         choices=["auto"],
-        help="continue from the newest complete checkpoint in run_dir; start if there is none",
+        help="resume from the newest complete checkpoint in run_dir, if any (default: an existing run is an error)",
     )
 
 
@@ -352,7 +352,7 @@ def _hear_of_launchers_end() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry of `python -m vsr_dist.train`; returns the exit status."""
     parser = OneLineParser(
-        prog="vsr_dist.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m vsr_dist.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
     return run_cli(lambda arguments: run(parser.parse_args(arguments)), argv)

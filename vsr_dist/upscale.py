@@ -45,15 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "output", type=Path, metavar="OUTPUT", help=".mp4, .mkv, .mov or .webm; without a suffix, a folder of PNG files"
     )
-    add("--checkpoint", help="run folder, generator.safetensors, or models:/NAME/VERSION of MLflow (default: the "
-        "generator that comes with this package)")  # fmt: skip
-    add("--tracking-uri", help="MLflow server of a models:/ or runs:/ checkpoint")
-    add("--overwrite", action="store_true", help="replace OUTPUT if it exists, once the new one is complete")
+    add("--checkpoint", metavar="RUN", help="run directory, generator.safetensors, or models:/NAME/VERSION in MLflow "
+        "(default: the packaged generator)")  # fmt: skip
+    add("--tracking-uri", metavar="URI", help="MLflow server of models:/... (default: MLFLOW_TRACKING_URI)")
+    add("--overwrite", action="store_true", help="replace an existing OUTPUT, once the new one is complete")
 
     add = parser.add_argument_group("output video").add_argument
     add("--codec", metavar="NAME", help=f"{', '.join(ENCODERS)} (default: libx264; for .webm libvpx-vp9, above 8 bits "
         "libsvtav1)")  # fmt: skip
-    add("--quality", type=int, metavar="N", help="crf, lower is better; for prores_ks its profile (default: 16 for "
+    add("--quality", type=int, metavar="N", help="rate factor, lower is better; prores_ks: profile (default: 16 for "
         "libx264, 18 for libx265, 24 for libsvtav1 and libvpx-vp9)")  # fmt: skip
     add("--preset", metavar="NAME", help="speed of the encoder, such as veryfast or slow (default: medium for libx264)")
     add("--pixel-format", metavar="NAME", help="such as yuv420p10le (default: bits and chroma of the input)")
@@ -62,13 +62,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("input").add_argument
     add("--no-audio", dest="audio", action="store_false", help="drop the audio")
     add("--no-subtitles", dest="subtitles", action="store_false", help="drop the subtitles")
-    add("--start", dest="start_s", type=number_type(float, 0), metavar="SECONDS", help="skip this much (default: 0)")
+    add(
+        "--start", dest="start_s", type=number_type(float, 0), metavar="SECONDS", help="start at this time (default: 0)"
+    )
     add(
         "--frames",
         dest="num_frames",
         type=number_type(int, 1),
         metavar="N",
-        help="stop after N frames (default: at the end)",
+        help="upscale N frames (default: all)",
     )
     add("--deinterlace", action="store_true", help="make interlaced video progressive first (bwdif)")
     add("--fps", dest="image_rate", type=number_type(Fraction, 0, above=True), default=Fraction(25), metavar="RATE",
@@ -78,11 +80,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", metavar="NAME", help="cpu or cuda (default: a GPU if there is one)")
     add_stream_arguments(add)
 
-    add = parser.add_argument_group("unfinished work").add_argument
-    add("--segment-frames", type=number_type(int, 1), default=250, metavar="N", help="an interrupted job resumes at a "
-        "multiple of N frames (default: %(default)s)")  # fmt: skip
-    add("--work-dir", type=Path, metavar="DIR", help="new folder for unfinished work, removed at the end (default: "
-        ".OUTPUT.work beside OUTPUT)")  # fmt: skip
+    add = parser.add_argument_group("resume").add_argument
+    add("--segment-frames", type=number_type(int, 1), default=250, metavar="N", help="frames per segment; a job "
+        "resumes at the last finished one (default: %(default)s)")  # fmt: skip
+    add("--work-dir", type=Path, metavar="DIR", help="new folder for finished segments, removed at the end "
+        "(default: .OUTPUT.work next to OUTPUT)")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -152,13 +152,13 @@ class StreamOptions:
 
 def add_stream_arguments(add: Callable[..., Any]) -> None:
     """The options of a command that `StreamOptions.of` reads, by the `add_argument` of its parser."""
-    add("--tile", dest="tile_px", type=number_type(int, 1), metavar="PX", help="largest side of the input that the "
-        "network sees at once (default: what fits into the free memory)")  # fmt: skip
-    add("--tile-overlap", dest="overlap_px", type=number_type(int, 0), metavar="PX", help="overlap of tiles (default: "
-        "as far as the network sees)")  # fmt: skip
+    add("--tile", dest="tile_px", type=number_type(int, 1), metavar="PX", help="largest side of a tile, in input "
+        "pixels (default: what fits into the free memory)")  # fmt: skip
+    add("--tile-overlap", dest="overlap_px", type=number_type(int, 0), metavar="PX", help="overlap of tiles, in "
+        "input pixels (default: from the receptive field, which is measured)")  # fmt: skip
     add("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 is faster on GPUs (default: %(default)s)")
-    add("--compile", action="store_true", help="compile the network: starts slowly, then runs faster")
-    add("--no-cuts", dest="cuts", action="store_false", help="do not detect scene cuts")
+    add("--compile", action="store_true", help="compile the network: slower start, then faster")
+    add("--no-cuts", dest="cuts", action="store_false", help="do not reset the state at scene cuts")
 
 
 class VideoStream:
