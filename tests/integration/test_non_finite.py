@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -16,10 +17,11 @@ from vsr_dist.core.collectives import World
 from vsr_dist.core.rng import step_seed
 from vsr_dist.data.loader import TrainLoader
 from vsr_dist.data.shards import open_shard_set
+from vsr_dist.data.windows import SampleReader
 from vsr_dist.metrics.registry import METRICS
 from vsr_dist.training import checkpoint
 from vsr_dist.training.tracking import read_metrics
-from vsr_dist.training.trainer import Trainer
+from vsr_dist.training.trainer import Trainer, write_bundle
 
 TREE = {
     "seed": 5,
@@ -100,6 +102,50 @@ def test_rollback_goes_on_from_the_last_checkpoint_with_a_lower_learning_rate(tr
     state = checkpoint.read_state(checkpoint.newest(tmp_path / "run/checkpoints"))
     assert (state["step"], state["rollbacks"]) == (12, 1)
     assert (tmp_path / "run/debug/step_00000006/rank_0.safetensors").is_file()
+
+
+def test_a_rollback_forgets_the_best_of_the_abandoned_steps(train, tmp_path):
+    """After it the rate is so low that no later validation is better than the abandoned one."""
+    overrides = ["train.on_non_finite=rollback", "train.rollback_factor=0.0001", "train.validate_every=2"]
+    status, _ = train(*overrides, "train.log_every=6", faults=[7])
+    assert status == 0
+    best = checkpoint.read_state(tmp_path / "run" / "checkpoints" / "best")
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "val/psnr_y" in line]
+    measured = {line["step"]: line["val/psnr_y"] for line in lines}
+    assert best["best"]["value"] == measured[best["step"]] == max(v for step, v in measured.items() if step)
+
+
+def test_the_bundle_counts_no_damaged_window_again(train, tmp_path, monkeypatch):
+    """The limit is what the training itself meets: the bundle reads a damaged window of the bad step once more."""
+    read = SampleReader.read
+
+    def damaged(self, sample, out):
+        found = read(self, sample, out)
+        return found._replace(is_replacement=True) if sample.position == 24 else found
+
+    monkeypatch.setattr(SampleReader, "read", damaged)
+    overrides = ["data.on_bad_sample=replace", "data.max_bad_samples=2", "train.on_non_finite=rollback"]
+    status, texts = train(*overrides, faults=[6])
+    assert status == 0, texts.err
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    # Once before the rollback, once after it.
+    assert [line["data/bad_samples"] for line in lines if "data/bad_samples" in line][-1] == 2
+    assert (tmp_path / "run" / "debug").is_dir()
+
+
+def test_the_newest_bundles_are_kept_whatever_their_step(tmp_path):
+    class Loader:
+        world = World(0, 1)
+        num_replaced = 0
+
+        def batches(self, step):
+            return (batch for batch in ())
+
+    steps = [50, 40, 30, 20, 10, 5]
+    for number, step in enumerate(steps):
+        folder = write_bundle(tmp_path, Loader(), step, 0, {})
+        os.utime(folder, (number, number))
+    assert {path.name for path in (tmp_path / "debug").iterdir()} == {f"step_{step:08d}" for step in steps[1:]}
 
 
 def test_before_the_first_checkpoint_rollback_goes_back_to_the_start(train, tmp_path):

@@ -253,6 +253,14 @@ class CheckpointKeeper:
             _save_best(self.folder, done, self.live, full)
         barrier()
 
+    def forget_best_after(self, step: int) -> None:
+        """Remove the best checkpoint if it is of a later step, which a rollback has abandoned."""
+        path = best(self.folder) if self.world.is_main else None
+        if path is not None and read_state(path)["step"] > step:
+            for name in (_BEST, _BEST_BEFORE):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+        self._best = from_main(raise_on_all_ranks(self._known_best))
+
     def has_checkpoint(self) -> bool:
         """True on every rank if there is a complete"""
         return from_main(self.world.is_main and newest(self.folder) is not None)

@@ -57,7 +57,10 @@ class MicroStep:
 
 
 class Controllers:
-    """The controllers of a run. One that is off leaves its part of the plan as configured."""
+    """The controllers of a run. One that is off leaves its part of the plan as configured.
+
+    shares: the terms whose configured weight is a share of the image term's gradient, with that share.
+    """
 
     def __init__(self, adversarial: AdversarialConfig, loss: LossConfig, device: torch.device) -> None:
         self.adversarial, self.loss, self.device = adversarial, loss, device
@@ -65,7 +68,7 @@ class Controllers:
         self._configured = {**loss.weights(), ADVERSARIAL_TERM: adversarial.weight}
         by_share = loss.balance == "shares"
         steered = adversarial.weight_control.ratio > 0
-        self._shares = {
+        self.shares = {
             name: weight
             for name, weight in self._configured.items()
             if by_share and name != "image" and weight > 0 and not (name == ADVERSARIAL_TERM and steered)
@@ -77,7 +80,7 @@ class Controllers:
         weights: dict[str, float | Tensor] = dict(self._configured)
         if self.adversarial.weight_control.ratio > 0:
             weights[ADVERSARIAL_TERM] = self._controlled_weight()
-        weights |= {name: self._shared_weight(name) for name in self._shares}
+        weights |= {name: self._shared_weight(name) for name in self.shares}
         weights = {name: self._float32(weight) for name, weight in weights.items()}
         weights[ADVERSARIAL_TERM] = weights[ADVERSARIAL_TERM] * adversarial_factor
         scale = self._gamma / self._start_gamma if self.adversarial.gamma_control.target > 0 else 1.0
@@ -117,7 +120,7 @@ class Controllers:
             values["control/r2_gamma"] = self.adversarial.r2_gamma * scale
         if self.adversarial.weight_control.ratio > 0:
             values["control/adversarial_weight"] = float(self._controlled_weight())
-        measured = [name for name in self._shares if self._measured[name][0] > 0]
+        measured = [name for name in self.shares if self._measured[name][0] > 0]
         return values | {f"control/{name}_weight": float(self._shared_weight(name)) for name in measured}
 
     def saved(self) -> dict[str, Any]:
@@ -141,13 +144,13 @@ class Controllers:
             "gamma_loss": None,
             "gamma_steps": 0,
             "adversarial_weight": None,
-            "shares": {name: {"steps": 0, "term": 0.0, "image": 0.0} for name in self._shares},
+            "shares": {name: {"steps": 0, "term": 0.0, "image": 0.0} for name in self.shares},
         }
         state: Mapping[str, Any] = nothing if saved is None else saved
-        if state.keys() != nothing.keys() or state["shares"].keys() != self._shares.keys():
+        if state.keys() != nothing.keys() or state["shares"].keys() != self.shares.keys():
             raise BadCheckpointError(
                 f"the checkpoint's controllers hold {sorted(state)}; expected {sorted(nothing)} with shares of "
-                f"{sorted(self._shares)}: another version of this program wrote it"
+                f"{sorted(self.shares)}: another version of this program wrote it"
             )
         self._gamma = self._tensor(state["gamma"])
         self._gamma_loss = self._tensor(state["gamma_loss"])
@@ -160,7 +163,7 @@ class Controllers:
 
     def _wants_norms(self, is_warmup: bool) -> bool:
         """True while a rule needs the gradient norms of the terms that act."""
-        acting = [name for name in self._shares if not is_warmup or (name in TERMS and TERMS[name].in_warmup)]
+        acting = [name for name in self.shares if not is_warmup or (name in TERMS and TERMS[name].in_warmup)]
         measuring = any(self._measured[name][0] < self.loss.balance_steps for name in acting)
         return measuring or (self.adversarial.weight_control.ratio > 0 and not is_warmup)
 
@@ -169,11 +172,11 @@ class Controllers:
         if name == _LOSS:
             return self.adversarial.gamma_control.target > 0
         steered = self.adversarial.weight_control.ratio > 0
-        return name in self._shares or (steered and name == ADVERSARIAL_TERM) or (name == "image" and self._needs_image)
+        return name in self.shares or (steered and name == ADVERSARIAL_TERM) or (name == "image" and self._needs_image)
 
     @property
     def _needs_image(self) -> bool:
-        return bool(self._shares) or self.adversarial.weight_control.ratio > 0
+        return bool(self.shares) or self.adversarial.weight_control.ratio > 0
 
     def _update_gamma(self, loss: Tensor) -> None:
         rule = self.adversarial.gamma_control
@@ -192,7 +195,7 @@ class Controllers:
         self._weight = torch.where(adversarial_norm < _VANISHED, self._weight, updated)
 
     def _update_shares(self, means: Mapping[str, Tensor]) -> None:
-        for name in self._shares:
+        for name in self.shares:
             steps, term, image = self._measured[name]
             if name in means and steps < self.loss.balance_steps:
                 self._measured[name] = (steps + 1, term + means[name], image + means["image"])
@@ -204,7 +207,7 @@ class Controllers:
         steps, term, image = self._measured[name]
         if steps == 0:
             return _PROBE_WEIGHT
-        return self._shares[name] * self.loss.image * image / term.clamp(min=_VANISHED)
+        return self.shares[name] * self.loss.image * image / term.clamp(min=_VANISHED)
 
     def _tensor(self, value: float | None) -> Tensor:
         return torch.tensor(math.nan if value is None else value, dtype=torch.float64, device=self.device)

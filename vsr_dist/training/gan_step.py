@@ -190,20 +190,20 @@ class GanStep:
         """Add the generator's gradient on one micro-batch; returns the generated clip and what is logged."""
         self.discriminator.network.requires_grad_(False)
         fake_BTCYX, returned_BTCYX = self._generate(clips, micro_batch)
-        norms = _GradientNorms() if plan.measure else None
+        norms = _GradientNorms(measure=plan.measure)
         terms: dict[str, Tensor] = {}
         for name in self._active_terms(clips, plan):
             inputs = LossInputs(
                 fake_BTCYX, clips.real_BTCYX, self.scale, returned_BTCYX=returned_BTCYX, flow_BTKCHW=clips.flow_BTKCHW
             )
-            terms[name] = self._term(name, inputs if norms is None else norms.watch(name, inputs), clips)
+            terms[name] = self._term(name, norms.watch(name, inputs), clips)
         total = weighted_sum(terms, plan.weights)
         self.accelerator.backward(_nan_gradient_if_not_finite(total))
         self.discriminator.network.requires_grad_(True)
         scalars = {"loss_g/total": total} | {f"loss_g/{name}": value for name, value in terms.items()}
         noted.append({name: value.detach() for name, value in scalars.items() if name != "loss_g/total"})
         measured: dict[str, Tensor] = {}
-        if norms is not None:
+        if plan.measure:
             # The backward pass saw each gradient with its weight, and divided by the number of micro-batches.
             parts = self.accelerator.gradient_accumulation_steps
             measured = {name: norm * (parts / plan.weights[name]) for name, norm in norms.read().items()}
@@ -248,8 +248,10 @@ class GanStep:
         assert self.features is not None, "build.py makes the feature network whenever a term needs it"
         fake_BTCYX, real_BTCYX = inputs.fake_BTCYX, inputs.real_BTCYX
         frames = spread_frames(fake_BTCYX.shape[1], self.perceptual_frames)
-        if len(frames) < fake_BTCYX.shape[1]:  # Indexing with all of them would copy them all.
-            fake_BTCYX, real_BTCYX = fake_BTCYX[:, frames], real_BTCYX[:, frames]
+        if len(frames) < fake_BTCYX.shape[1]:
+            # Not indexed with the list: on a GPU that would copy the list there and wait for it.
+            fake_BTCYX = torch.stack([fake_BTCYX[:, t] for t in frames], dim=1)
+            real_BTCYX = torch.stack([real_BTCYX[:, t] for t in frames], dim=1)
         with torch.no_grad():
             real_features = self.features(real_BTCYX.flatten(0, 1))
         return replace(
@@ -341,9 +343,14 @@ def gradient_shares(norms: Mapping[str, Tensor], weights: Mapping[str, float | T
 
 
 class _GradientNorms:
-    """Notes, in the backward pass, the norm of the gradient that each term sends to the generator's output."""
+    """Notes, in the backward pass, the norm of the gradient that each term sends to the generator's output.
 
-    def __init__(self) -> None:
+    measure: False notes nothing. The views are made all the same: they decide the order in which autograd adds up the
+    gradients of the terms, so that measured and other steps compute the same bits.
+    """
+
+    def __init__(self, *, measure: bool) -> None:
+        self._measure = measure
         self._squares: dict[str, list[Tensor]] = {}
 
     def watch(self, name: str, inputs: LossInputs) -> LossInputs:
@@ -358,9 +365,10 @@ class _GradientNorms:
     def _watched(self, name: str, clip_BTCYX: Tensor) -> Tensor:
         squares = self._squares.setdefault(name, [])
         view_BTCYX = clip_BTCYX.view_as(clip_BTCYX)
-        view_BTCYX.register_hook(  # type: ignore[no-untyped-call]
-            lambda gradient: squares.append(torch.linalg.vector_norm(gradient.detach().float()) ** 2)
-        )
+        if self._measure:
+            view_BTCYX.register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: squares.append(torch.linalg.vector_norm(gradient.detach().float()) ** 2)
+            )
         return view_BTCYX
 
     def read(self) -> dict[str, Tensor]:
@@ -393,7 +401,8 @@ class _DeviceGuard:
         kept = self._values.setdefault(player.name, {})
         for name in terms[0]:
             values = torch.stack([part[name] for part in terms])
-            kept[name] = torch.where(is_first, values, kept[name]) if name in kept else values
+            # 0 for a term that began to act after the bad step.
+            kept[name] = torch.where(is_first, values, kept.get(name, torch.zeros_like(values)))
         self._step = torch.where(is_first, step, self._step)
         self._player = torch.where(is_first, self._names.index(player.name), self._player)
         optimizer: Any = getattr(player.optimizer, "optimizer", player.optimizer)  # inside Accelerate's wrapper

@@ -54,6 +54,8 @@ _SQLITE = "sqlite:///"
 _TOKEN_TAG = "vsr_dist.token"
 _MAX_POINTS, _THUMBNAIL_PX = 1000, 256  # Both are MLflow's.
 _INTERVAL_S, _LONGEST_PAUSE_S, _FIRST_ANSWER_S = 2.0, 60.0, 30.0
+# How long the end of a run waits for a server that does not answer.
+_LAST_TRIES_S = 10.0
 # A run that is asked to stop has seconds until it is killed; what is left then is sent by the next one.
 _CLOSE_S: dict[Status, float] = {"FINISHED": 300.0, "FAILED": 10.0, "KILLED": 10.0}
 _MLFLOW_SETTINGS = {
@@ -335,7 +337,8 @@ class MlflowRun:
             try:
                 with self._classified():
                     getattr(self, f"_send_{kind}")(run_id, **events[0])
-            except Rejected as error:
+            # An event that cannot be read or made into a request stays so: it must not hold up those behind it.
+            except (Rejected, ValueError, TypeError, LookupError, AttributeError) as error:
                 say(f"warning: MLflow refuses the {kind} in {self.events}, now skipped: {error}")
             self.save(events_bytes=after)
 
@@ -370,7 +373,9 @@ class MlflowRun:
                 reason = f"MLFLOW_RUN_ID={state.run_id} is the run of another training; unset it or name a new run"
                 raise Unavailable(reason, refused=True)
             client.set_tag(state.run_id, _TOKEN_TAG, state.token)
-            self.save(adopted_from="", sent_steps={point.key: point.step for point in run.data.to_proto().metrics})
+            sent = {point.key: point.step for point in run.data.to_proto().metrics}
+            sent |= {name: max(step, sent.get(name, -1)) for name, step in state.sent_steps.items()}
+            self.save(adopted_from="", sent_steps=sent)
 
     def _create_run(self, client: Any) -> str:  # noqa: ANN401
         state = self.state
@@ -391,10 +396,10 @@ class MlflowRun:
         return str(run.info.run_id)
 
     def _send_scalars(self, run_id: str) -> None:
-        offset, lines = 0, read_lines(self.backlog, 0, _MAX_POINTS)[0]
+        lines, offset = read_lines(self.backlog, 0, _MAX_POINTS)
         while lines:
-            lines, offset = read_lines(self.backlog, offset, _MAX_POINTS)
             self._log(run_id, lines)
+            lines, offset = read_lines(self.backlog, offset, _MAX_POINTS)
         self.backlog.unlink(missing_ok=True)
         while True:
             with self.lock:
@@ -453,7 +458,9 @@ class MlflowRun:
         stem = f"{plain_key}+step+{step}+timestamp+{self.state.begin_ms}+{mark}"
         with tempfile.TemporaryDirectory() as folder:
             shutil.copy(path, Path(folder) / f"{stem}.png")
-            picture_YXC = np.asarray(cv2.imread(str(path)))
+            picture_YXC = cv2.imread(str(path))
+            if picture_YXC is None:
+                raise Rejected(f"{path} is damaged")
             share = _THUMBNAIL_PX / max(picture_YXC.shape[:2])
             cv2.imwrite(f"{folder}/{stem}+compressed.webp", cv2.resize(picture_YXC, None, fx=share, fy=share))
             self._client.log_artifacts(run_id, folder, "images")
@@ -677,6 +684,7 @@ class Tracker:
         if not self.run:
             return
         self.run.put_status(status)
+        self._closed_at_s = time.monotonic()
         self._closing.set()
         self._news.set()
         self._thread.join(_CLOSE_S[status])
@@ -695,6 +703,7 @@ class Tracker:
     def _send_in_background(self) -> None:
         """Send in batches; after a failure try again, after a longer pause each time."""
         assert self.run is not None
+        may_pass = True
         while True:
             closing = self._closing.is_set()
             before = self.run.state.metrics_bytes, self.run.state.events_bytes
@@ -707,10 +716,14 @@ class Tracker:
                 self._failures = 0
             except Exception as error:  # noqa: BLE001 - whatever is wrong here, training goes on and nothing is lost
                 self._note_failure(error)
+                may_pass = isinstance(error, Unavailable) and not error.refused
                 if before != (self.run.state.metrics_bytes, self.run.state.events_bytes):
                     self._failures = 1
             if closing:
-                return
+                if not self._failures or not may_pass or time.monotonic() > self._closed_at_s + _LAST_TRIES_S:
+                    return
+                time.sleep(_INTERVAL_S)
+                continue
             if not self._failures:
                 self._news.wait()
             self._news.clear()

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from vsr_dist.core.collectives import Vote, World, broadcast_buffers, gather_lists, mean_over_ranks
 from vsr_dist.core.console import LiveView, say
-from vsr_dist.core.errors import NonFiniteError
+from vsr_dist.core.errors import NonFiniteError, UserError
 from vsr_dist.core.rng import seed_step, step_seed
 from vsr_dist.data.loader import ClipBatch, TrainLoader, check_replaced
 from vsr_dist.losses.objective import ADVERSARIAL_TERM
@@ -156,7 +156,10 @@ class Trainer:
                 stopping = self._vote(self.stop_requested()) and not is_last
                 saves = stopping or done % config.checkpoint_every == 0 or is_last
                 if logs or validates or saves:
+                    # On a GPU this waits for the steps so far: their time is part of the training's.
+                    begin_s = time.perf_counter()
                     parts.step.raise_if_non_finite()
+                    self._interval.seconds += time.perf_counter() - begin_s
                 if logs:
                     self._log(done, progress)
                 if validates:
@@ -240,8 +243,8 @@ class Trainer:
         }
         try:
             folder = write_bundle(parts.run_dir, parts.loader, step, self.config.accumulation_steps, report)
-        except OSError as fault:
-            say(f"warning: the micro-batches of step {step} could not be written: {fault}")
+        except (OSError, UserError) as fault:
+            say(f"warning: the micro-batches of step {step + 1} could not be written: {fault}")
         else:
             if parts.world.is_main:
                 say(f"step {step + 1} is not finite; its micro-batches, losses and seeds are in {folder}")
@@ -262,6 +265,7 @@ class Trainer:
             ) from error
         parts.step.abandon()
         self._restore(state)
+        self.keeper.forget_best_after(self._step)
         self._num_rollbacks = count + 1
         if parts.world.is_main:
             parts.tracker.rewind(self._step)
@@ -296,18 +300,23 @@ class Trainer:
         """Name, once per term, a term that does nothing or drowns the others at the first look at its gradient."""
         if done <= self.config.warmup_steps + self.config.ramp_steps:
             means = {name: share for name, share in means.items() if name != f"share_g/{ADVERSARIAL_TERM}"}
-        plan = self.parts.controllers.plan(self._adversarial_factor_at(done - 1))
+        controllers = self.parts.controllers
+        plan = controllers.plan(self._adversarial_factor_at(done - 1))
+        low, high = _USUAL_SHARES
         for name, share in means.items():
             term = name.removeprefix("share_g/")
-            if term == name or term in self._seen_shares:
+            # A weight that is given as a share is set by what is measured.
+            if term == name or term in self._seen_shares or term in controllers.shares:
                 continue
             self._seen_shares.add(term)
-            low, high = _USUAL_SHARES
             if self.parts.world.is_main and not low <= share <= high:
-                advice = f"{_ADVISED_SHARE * float(plan.weights[term]) / share:.2g}" if share > 0 else "above 0"
+                advice = "it has no effect"
+                if share > 0:
+                    advised = _ADVISED_SHARE * float(plan.weights[term]) / share
+                    advice = f"a weight of {advised:.2g} gives {_ADVISED_SHARE:g}"
                 say(
                     f"warning: the gradient of the term {term} is {share:.2g} of the image term's at step {done}; "
-                    f"usual are {low:g} to {high:g}. A weight of {advice} would give {_ADVISED_SHARE:g}"
+                    f"usual are {low:g} to {high:g}: {advice}"
                 )
 
     def _validate(self, done: int, progress: LiveView) -> dict[str, float]:
@@ -391,20 +400,26 @@ def write_bundle(run_dir: Path, loader: TrainLoader, step: int, num_batches: int
     """
     tensors: dict[str, torch.Tensor] = {}
     windows = []
-    with closing(loader.batches(step)) as batches:
-        for number in range(num_batches):
-            batch = next(batches)
-            windows.append(batch.names)
-            fields = {"low": batch.low_BTCHW, "real": batch.real_BTCYX, "flow": batch.flow_BTKCHW}
-            # Copies: the loader fills a batch's memory again.
-            tensors |= {f"{name}_{number}": t.contiguous().clone() for name, t in fields.items() if t is not None}
+    num_replaced = loader.num_replaced
+    try:
+        with closing(loader.batches(step)) as batches:
+            for number in range(num_batches):
+                batch = next(batches)
+                windows.append(batch.names)
+                fields = {"low": batch.low_BTCHW, "real": batch.real_BTCYX, "flow": batch.flow_BTKCHW}
+                # Copies: the loader fills a batch's memory again.
+                tensors |= {f"{name}_{number}": t.contiguous().clone() for name, t in fields.items() if t is not None}
+    finally:
+        loader.num_replaced = num_replaced  # Damaged windows that are read again do not count twice.
     folder, rank = bundle_path(run_dir, step), loader.world.rank
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / f"rank_{rank}.safetensors")
     facts = {"step": step, "rank": rank, "windows": windows, **report}
     (folder / f"rank_{rank}.json").write_text(json.dumps(_plain(facts), indent=1, allow_nan=False) + "\n")
     if rank == 0:
-        for old in sorted(folder.parent.glob("step_*"))[:-_KEPT]:
+        # By age: after a rollback a newer bundle may be of an earlier step.
+        by_age = sorted(folder.parent.glob("step_*"), key=lambda path: path.stat().st_mtime_ns)
+        for old in by_age[:-_KEPT]:
             shutil.rmtree(old)
     return folder
 

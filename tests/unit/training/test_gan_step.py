@@ -236,6 +236,32 @@ def test_held_back_on_the_device_a_bad_step_and_all_after_it_move_nothing_until_
     assert any(not torch.equal(value, before[0][name]) for name, value in snapshot(networks[0]).items())
 
 
+def test_held_back_on_the_device_a_term_that_began_later_is_not_named():
+    step = make_step(hold_on_device=True)
+    norm, player = torch.tensor(math.nan), step.generator
+    step.guard.hold_back_if_non_finite(norm, player, [{"loss_g/image": norm}], 9)
+    later = {"loss_g/image": torch.tensor(0.1), "loss_g/adversarial": torch.tensor(math.nan)}
+    step.guard.hold_back_if_non_finite(torch.tensor(1.0), player, [later], 10)
+    with pytest.raises(NonFiniteError, match=r"step 10: not finite: the term\(s\) loss_g/image;"):
+        step.raise_if_non_finite()
+
+
+@pytest.mark.parametrize(
+    ("loss", "objective"),
+    [(LossConfig(perceptual=0.0, tv=0.01, temporal=0.1, tv_kind=kind), objective) for kind, objective in
+     [("isotropic", "rpgan"), ("anisotropic", "lsgan"), ("isotropic", "bce")]],
+)  # fmt: skip
+def test_measuring_the_shares_changes_no_bit(loss, objective):
+    found = []
+    for measure in (False, True):
+        AcceleratorState._reset_state()
+        step = make_step(loss, AdversarialConfig(loss=objective), learning_rate=0.1)
+        for number in range(3):
+            play(step, plan=plan_of(step, measure=measure), number=number)
+        found.append([snapshot(player.network) for player in (step.generator, step.discriminator)])
+    assert all(torch.equal(a[k], b[k]) for a, b in zip(*found, strict=True) for k in a)
+
+
 def test_the_device_path_moves_as_the_host_path_does():
     options = {"optimizer": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, fused=True)}
     found = []

@@ -210,6 +210,63 @@ def test_a_rejected_event_holds_nothing_up(tmp_path, uri, capsys):
     assert "best holds no generator any more" in out
 
 
+def test_a_damaged_event_holds_nothing_up(tmp_path, uri, capsys):
+    run, _ = open_run(tmp_path / "run", uri)
+    run.put_picture("samples/a", 1, np.zeros((8, 8, 3), np.uint8))
+    next(run.folder.glob("*.png")).write_bytes(b"x")
+    run.put("unheard", of=1)
+    run.put("tags", other="arguments")
+    run.put("tags", values={"good": "1"})
+    run.put_status("FINISHED")
+    run.send_all()
+    found = mlflow.MlflowClient(uri).get_run(run.state.run_id)
+    assert (found.data.tags["good"], found.info.status) == ("1", "FINISHED")
+    out = capsys.readouterr().out
+    assert out.count("now skipped") == 3 and ".png is damaged" in out
+
+
+def test_the_status_arrives_though_the_last_requests_fail_at_first(tmp_path, uri, capsys):
+    tracker = open_tracker(TrackingConfig(uri=uri), "name", tmp_path / "run", resume_step=0)
+    tracker.start()
+    until(lambda: tracker.run.num_waiting() == (0, 0))
+    client = tracker.run._client = Faulty(tracker.run._client)
+    left = iter(["before"] * 5)
+    client.fault = lambda: next(left, None) if tracker._closing.is_set() else "before"
+    tracker.metrics(1, {"loss": 1.0})
+    tracker.end("FINISHED")
+    assert "track replay" not in capsys.readouterr().out
+    assert history(uri, tracker.run_id) == [(1, 1.0)]
+    assert mlflow.MlflowClient(uri).get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_the_end_does_not_wait_for_a_server_that_refuses(tmp_path, uri, monkeypatch, capsys):
+    monkeypatch.setattr(tracking, "_LAST_TRIES_S", 0.05)
+    tracker = open_tracker(TrackingConfig(uri=uri), "name", tmp_path / "run", resume_step=0)
+    tracker.start()
+    until(lambda: tracker.run.num_waiting() == (0, 0))
+    tries: list[str] = []
+    tracker.run._client = Faulty(tracker.run._client)
+    tracker.run._client.fault = lambda: tries.append("x") or "before"
+    tracker.end("FINISHED")
+    assert not tracker._thread.is_alive() and tries
+    assert "track replay" in capsys.readouterr().out
+
+
+def test_a_run_that_is_adopted_late_gets_no_point_twice(tmp_path, uri, monkeypatch):
+    """The first attempt never reached the server; the second one takes over a run that somebody else made."""
+    tracker = open_tracker(TrackingConfig(uri=uri), "name", tmp_path / "run", resume_step=0)
+    for step in range(1, 11):
+        tracker.metrics(step, {"loss": 1.0})
+    client = mlflow.MlflowClient(uri)
+    monkeypatch.setenv("MLFLOW_RUN_ID", client.create_run("0").info.run_id)
+    tracker = open_tracker(TrackingConfig(uri=uri), "name", tmp_path / "run", resume_step=5)
+    tracker.start()
+    for step in range(6, 13):
+        tracker.metrics(step, {"loss": 1.0})
+    tracker.end("FINISHED")
+    assert [step for step, _ in history(uri, tracker.run_id)] == list(range(1, 13))
+
+
 def test_an_experiment_that_another_process_creates_meanwhile_is_used(tmp_path, uri, monkeypatch):
     """Between the question for it and its creation, as when a study starts several trainings at once."""
     find, create = mlflow.MlflowClient.get_experiment_by_name, mlflow.MlflowClient.create_experiment
