@@ -288,7 +288,7 @@ def run_alone(work: Path, script: str, do: Callable[[Runner], None]) -> int:
         try:
             do(runner)
         except Stopped:
-            runner.say("stopped; run the same command to go on")
+            runner.say("stopped; run the same command to resume")
             return STOPPED_STATUS
     return 0
 

@@ -63,7 +63,7 @@ def parse_npy_header(payload: bytes | memoryview) -> tuple[tuple[int, ...], np.d
     except (ValueError, SyntaxError, KeyError, TypeError) as error:
         raise BadShardError(f"a member is not an npy array: {error}") from error
     if head != npy_header(shape, dtype):
-        raise BadShardError("a member has another npy header than pack writes; pack the set again")
+        raise BadShardError("a member has an npy header that pack does not write; pack the data set again")
     return shape, dtype
 
 

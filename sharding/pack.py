@@ -165,8 +165,8 @@ def _prepare_output(out: Path, plan: Plan, overwrite: bool) -> None:
     same = plan_path.is_file() and _digest_of(plan_path) == plan.digest
     if existing and not same and not overwrite:
         raise BadShardError(
-            f"{out} has a data set with other sources or options ({_difference(plan_path, plan)}); expected an empty "
-            "folder or the same data set: use another --out, or --overwrite to replace it"
+            f"{out} has a data set with other sources or options ({_difference(plan_path, plan)}); expected an "
+            "empty folder or the same data set: choose another --out, or replace it with --overwrite"
         )
     if overwrite:
         for path in existing:

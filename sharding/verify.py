@@ -47,7 +47,7 @@ def shard_faults(root: Path, index: Index, shard: Shard, clips: list[Clip]) -> I
         yield f"has {num_bytes} bytes, expected {shard.num_bytes}"
     with path.open("rb") as file:
         if hash_file(file) != shard.xxh3:
-            yield "its hash differs from the index: its bytes were changed"
+            yield "its hash differs from the index: its bytes have changed"
         yield from layout_faults(file, num_bytes, index, clips)
         for clip in clips:
             for field, members in clip.members.items():

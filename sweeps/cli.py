@@ -108,7 +108,7 @@ def promote_verb(arguments: argparse.Namespace) -> int:
     chosen, path = promote(config, arguments.out, arguments.number)
     say(f"wrote {path}: trial {chosen.number}, {outcome(load_findings(config), chosen)}")
     if config.set:
-        say(f"the study's `set` is still in it ({', '.join(config.set)}); change it for a full training")
+        say(f"it still contains the study's `set` ({', '.join(config.set)}); change this for a full training run")
     return 0
 
 

@@ -263,7 +263,7 @@ def parse_study(tree: Tree, origin: str) -> StudyConfig:
     faults = [f"{key} is missing" for key in required if key not in tree]
     faults += key_faults({key: value for key, value in tree.items() if key != "space"}, types)
     if "objective" in tree and "objectives" in tree:
-        faults.append("objective and objectives: give one of the two")
+        faults.append("objective and objectives: give only one of them")
     values: dict[str, Any] = {}
     for key, value in tree.items():
         if key == "space":

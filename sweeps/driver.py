@@ -129,7 +129,7 @@ class _Driver:
         if running:
             say(
                 f"warning: trials {', '.join(str(trial.number) for trial in running)} are in state RUNNING; this "
-                "storage has no heartbeats, so they are taken for lost and replaced by new ones"
+                "storage has no heartbeats, so they count as lost and are replaced by new ones"
             )
 
     def run(self) -> None:
@@ -139,7 +139,7 @@ class _Driver:
         try:
             self._finished.get()
         except KeyboardInterrupt:
-            say("stopping: trainings save and end; press Ctrl-C again to kill them")
+            say("stopping: training runs save a checkpoint and exit; press Ctrl-C again to kill them")
             self.stopping.set()
             self._wait_or_kill()
             raise
@@ -338,7 +338,7 @@ class _Driver:
             self._lost.add(worker)
         if frozen.state != TrialState.RUNNING or SURPLUS in frozen.user_attrs:
             return
-        reason = _INTERRUPTED if isinstance(error, StoppedError) else f"its driver ended: {one_line(repr(error))}"
+        reason = _INTERRUPTED if isinstance(error, StoppedError) else f"its driver failed: {one_line(repr(error))}"
         trial.set_user_attr(REASON, reason)
         retry(study, frozen, None)
 
@@ -380,18 +380,18 @@ class _Driver:
         with self._lock:
             if self._outage_s is None:
                 self._outage_s = now_s
-                say(f"warning: storage {name} fails, trying again; trainings go on: {one_line(error)}")
+                say(f"warning: storage {name} fails, retrying; training runs continue: {one_line(error)}")
             if now_s - self._outage_s > _STORAGE_PATIENCE_S or self.stopping.is_set():
                 raise _StorageAwayError(
-                    f"storage {name} has failed for {format_duration(now_s - self._outage_s)}; repair it and start the "
-                    "study again: its trials resume from their checkpoints"
+                    f"storage {name} has failed for {format_duration(now_s - self._outage_s)}; repair it and run "
+                    "the study again: its trials resume from their checkpoints"
                 ) from error
 
     def note_answer(self) -> None:
         """The storage works."""
         with self._lock:
             if self._outage_s is not None:
-                say(f"study {self.config.name}: the storage answers again")
+                say(f"study {self.config.name}: the storage is available again")
             self._outage_s = None
 
 
@@ -438,7 +438,7 @@ class _Watch:
             self._driver.note_outage(error)
             return
         if state != TrialState.RUNNING:
-            say(f"trial {self._trial.number}: another driver has taken it over; its training is stopped here")
+            say(f"trial {self._trial.number}: another driver has taken over this trial; its training is stopped here")
             raise StoppedError
 
     def _report(self, rows: Sequence[Row]) -> str | None:

@@ -182,7 +182,7 @@ class Findings:
 
     def why_not(self, trial: FrozenTrial) -> str:
         """Why a trial has no result."""
-        return str(trial.user_attrs.get(REASON, "its driver died, and max_retries is used up"))
+        return str(trial.user_attrs.get(REASON, "its driver died, and max_retries is reached"))
 
     @property
     def summary(self) -> str:

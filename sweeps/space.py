@@ -278,11 +278,11 @@ def _check_range(low: float, high: float, *, log: bool, step: float | None) -> N
     if step is None:
         return
     if log:
-        raise BadConfigError(f"log: true and step {step} exclude each other; remove one")
+        raise BadConfigError(f"log: true and step {step} cannot be combined; remove one")
     _check_step(low, high, step)
 
 
 def _check_step(low: float, high: float, step: float) -> None:
     num_steps: Any = (high - low) / step if step > 0 else 0.0
     if num_steps < 1 - 1e-9 or abs(num_steps - round(num_steps)) > 1e-9 * max(1.0, num_steps):
-        raise BadConfigError(f"expected a step above 0 that leads from {low} to {high} in whole steps, found {step}")
+        raise BadConfigError(f"expected a step above 0 that divides high - low = {high - low:g}, found {step}")

@@ -179,8 +179,8 @@ def create_study(
         changed = [key for key in sorted(saved.keys() | wanted.keys()) if saved.get(key) != wanted.get(key)]
         listed = ", ".join(f"{key} {saved.get(key)!r} -> {wanted.get(key)!r}" for key in changed)
         raise BadConfigError(
-            f"study {config.name} in {config.study_dir} was begun with other settings ({listed}), so old and new "
-            "trials could not be compared; undo the change, or set another name and study_dir"
+            f"study {config.name} in {config.study_dir} was started with other settings ({listed}), so old and new "
+            "trials are not comparable; undo the change, or set another name and study_dir"
         )
     return study
 
@@ -212,10 +212,10 @@ def retry(study: optuna.Study, trial: FrozenTrial, max_retries: int | None) -> N
     trial.system_attrs = kept
     num_retries = len(history(trial))
     if max_retries is not None and num_retries >= max_retries:
-        say(f"trial {trial.number}: its driver died, as it did in {num_retries} retries before; not retried again")
+        say(f"trial {trial.number}: its driver died again after {num_retries} retries; not retried")
         return
     RetryHeartbeatStaleTrialCallback(max_retries)(study, trial)
-    say(f"trial {trial.number}: interrupted; it is queued again and resumes from its last checkpoint")
+    say(f"trial {trial.number}: interrupted; queued again to resume from its last checkpoint")
 
 
 def first_number(trial: FrozenTrial) -> int:

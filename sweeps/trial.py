@@ -348,5 +348,5 @@ def _header(findings: Findings, trial: FrozenTrial) -> str:
     if missed:
         lines.append(f"# It violates constraints: {'; '.join(missed)}.")
     if config.set:
-        lines.append(f"# The study's `set` is still in it: {', '.join(config.set)}.")
+        lines.append(f"# It still contains the study's `set`: {', '.join(config.set)}.")
     return "".join(f"{line}\n" for line in lines)

@@ -137,7 +137,7 @@ def _pruned(config: StudyConfig, run_dir: Path, ending: Ending, reason: str) -> 
     constraints = {c.name: known.get(c.name, UNKNOWN_EXCESS) for c in config.constraints}
     facts = {name: value for name, value in _last_values(rows).items() if _is_finite(value)}
     if ending.exit_status == -signal.SIGKILL:
-        reason += "; it was killed before it had saved, see grace_s"
+        reason += "; it was killed before it saved a checkpoint, see grace_s"
     return Verdict("pruned", constraints=constraints, reason=reason, facts=facts)
 
 
@@ -165,9 +165,9 @@ def why_no_summary(run_dir: Path, ending: Ending, log_path: Path) -> str:
     """Why a training failed, on one line: a limit of the study, else memory, else what `ended.json` says, else a
     signal, else the last error in the log."""
     if ending.stopped == "time_limit":
-        return f"stopped after {ending.seconds:.0f} s, the study's trial_timeout_s"
+        return f"stopped after {ending.seconds:.0f} s by the study's trial_timeout_s"
     if ending.stopped == "stall":
-        return f"stopped: nothing new in its metrics or output for stall_timeout_s ({ending.seconds:.0f} s in all)"
+        return f"stopped: no new metrics or output for stall_timeout_s ({ending.seconds:.0f} s in all)"
     log = _tail(log_path)
     cause = _memory_error(log)
     if cause:

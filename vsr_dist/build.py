@@ -53,7 +53,7 @@ _UNSAFE = ("fp16", "fp8")
 def launch_faults(config: TrainConfig, environment: Mapping[str, str]) -> list[str]:
     """What the launcher asks for, in environment variables, that this training must not be given."""
     faults = [
-        f"accelerate was told to use {engine}; these networks are trained with DDP: use a configuration such as "
+        f"accelerate is configured for {engine}; these networks are trained with DDP: use a configuration such as "
         "configs/accelerate/node-8.yaml"
         for variable, engine in _ENGINES.items()
         if environment.get(variable, "false").lower() == "true"
@@ -62,8 +62,8 @@ def launch_faults(config: TrainConfig, environment: Mapping[str, str]) -> list[s
     ours = "bf16" if config.precision == "bf16" else "no"
     if mixed in _UNSAFE:
         faults.append(
-            f"accelerate's mixed_precision is {mixed}, in which these networks are not safe: losses and gradient "
-            "penalties leave its range, and one loss scaler cannot serve two players; set mixed_precision: 'no' there, "
+            f"accelerate's mixed_precision is {mixed}, which these networks do not support: losses and gradient "
+            "penalties overflow, and one loss scaler cannot serve two optimisers; set mixed_precision: 'no' there, "
             "and train.precision=bf16 here"
         )
     elif mixed not in ("no", ours):
@@ -72,12 +72,12 @@ def launch_faults(config: TrainConfig, environment: Mapping[str, str]) -> list[s
             f"mixed_precision: 'no' there, or train.precision={mixed} here"
         )
     if environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
-        faults.append("accelerate was told to compile (dynamo_backend); use train.compile=true instead")
+        faults.append("accelerate is configured to compile (dynamo_backend); use train.compile=true instead")
     micro_batches = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if micro_batches not in ("1", str(config.accumulation_steps)):
         faults.append(
             f"accelerate's gradient_accumulation_steps is {micro_batches}, but train.accumulation_steps is "
-            f"{config.accumulation_steps}; leave it to the latter"
+            f"{config.accumulation_steps}; remove it from accelerate's configuration"
         )
     return faults
 
@@ -113,7 +113,9 @@ def refuse_compile(device: torch.device) -> None:
                 "one (apt-get install g++), set CXX, or set train.compile=false"
             )
     elif importlib.util.find_spec("triton") is None:
-        raise BadConfigError("train.compile=true on a GPU needs the package triton; install it or switch it off")
+        raise BadConfigError(
+            "train.compile=true on a GPU needs the package triton; install it, or set train.compile=false"
+        )
 
 
 def has_batch_norm(network: nn.Module) -> bool:

@@ -153,7 +153,7 @@ def _loss_faults(config: Config) -> list[str]:
     loss, data, faults = config.loss, config.data, []
     if loss.temporal > 0 and loss.temporal_kind == "warped":
         if loss.temporal_flow == "packed" and not data.flow:
-            faults.append("loss.temporal_flow=packed needs data.flow=true, and data that was packed with --flow")
+            faults.append("loss.temporal_flow=packed needs data.flow=true, and data packed with --flow")
         if loss.temporal_flow == "dis" and data.crop_px * config.scale < MIN_SIDE_PX:
             faults.append(
                 f"loss.temporal_flow=dis needs crops of at least {MIN_SIDE_PX} high-resolution px; data.crop_px "
@@ -170,7 +170,7 @@ def _adversarial_faults(config: Config) -> list[str]:
     gamma_on, weight_on = adversarial.gamma_control.target > 0, adversarial.weight_control.ratio > 0
     if not adversarial.is_on:
         if gamma_on or weight_on:
-            faults.append("adversarial.weight is 0, but a control of the adversarial game is on; set it above 0")
+            faults.append("adversarial.weight is 0, but gamma_control or weight_control is on; set it above 0")
         return faults
     is_penalised = max(adversarial.r1_gamma, adversarial.r2_gamma) > 0
     if is_penalised and adversarial.penalty == "exact" and config.train.compile:
@@ -181,15 +181,18 @@ def _adversarial_faults(config: Config) -> list[str]:
     dropout = getattr(config.discriminator, "dropout", 0.0)
     if is_penalised and adversarial.penalty == "finite_difference" and dropout > 0:
         faults.append(
-            "adversarial.penalty=finite_difference would take dropout for steepness; set discriminator.dropout=0 or "
-            "adversarial.penalty=exact"
+            "adversarial.penalty=finite_difference would measure the noise of dropout; set discriminator.dropout=0 "
+            "or adversarial.penalty=exact"
         )
     if gamma_on and not is_penalised:
         faults.append(
-            "adversarial.gamma_control controls adversarial.r1_gamma and r2_gamma; set one of them above 0 as its start"
+            "adversarial.gamma_control controls adversarial.r1_gamma and r2_gamma; set one of them above 0 as the "
+            "initial value"
         )
     if weight_on and config.loss.image == 0:
-        faults.append("adversarial.weight_control measures gradients by the image term's; set loss.image above 0")
+        faults.append(
+            "adversarial.weight_control measures gradients relative to the image term's; set loss.image above 0"
+        )
     return faults
 
 
@@ -215,8 +218,8 @@ def _network_faults(config: Config) -> list[str]:
             )
         if config.adversarial.is_on and side * config.scale % discriminator.multiple_px:
             faults.append(
-                f"data.{key} {side} x scale {config.scale} is no multiple of the {discriminator.multiple_px} px that "
-                f"discriminator {config.discriminator.kind} needs; change it or lower discriminator.levels"
+                f"data.{key} {side} x scale {config.scale} is not a multiple of the {discriminator.multiple_px} px "
+                f"that discriminator {config.discriminator.kind} needs; change it or lower discriminator.levels"
             )
         elif config.adversarial.is_on and side * config.scale < discriminator.min_px:
             faults.append(
@@ -225,13 +228,13 @@ def _network_faults(config: Config) -> list[str]:
             )
     if generator.uses_flow and not data.flow:
         faults.append(
-            f"generator {config.generator.kind} as configured is trained with packed flow; set data.flow=true, "
-            f"and pack the data with --flow {generator.flow_method}"
+            f"generator {config.generator.kind} as configured needs packed flow; set data.flow=true, and pack the "
+            f"data with --flow {generator.flow_method}"
         )
     if data.clip_frames < generator.min_frames:
         faults.append(
-            f"data.clip_frames is {data.clip_frames}; generator {config.generator.kind} as configured learns from "
-            f"{generator.min_frames} frames or more"
+            f"data.clip_frames is {data.clip_frames}; generator {config.generator.kind} as configured needs at "
+            f"least {generator.min_frames}"
         )
     faults += _recurrence_faults(config, generator)
     if config.adversarial.is_on and data.clip_frames < discriminator.min_frames:
@@ -250,15 +253,16 @@ def _recurrence_faults(config: Config, generator: Generator) -> list[str]:
             faults.append(f"train.carry_state needs data.order=ordered, found {config.data.order}")
         if not generator.carries_state:
             faults.append(
-                f"train.carry_state: generator {config.generator.kind} as configured carries no state; use recurrent "
-                "with a recurrence, without alignment, bidirectional or lookahead_frames, or paper_srgan with its LSTM"
+                f"train.carry_state: generator {config.generator.kind} as configured has no state to carry; use "
+                "recurrent with a recurrence, without alignment, bidirectional or lookahead_frames, or paper_srgan "
+                "with its LSTM"
             )
         if config.loss.is_ping_pong:
-            faults.append("train.carry_state and loss.temporal_kind=ping_pong exclude each other; choose one")
+            faults.append("train.carry_state and loss.temporal_kind=ping_pong cannot be combined; choose one")
     if config.loss.temporal > 0 and config.loss.temporal_kind == "ping_pong" and not _is_recurrent(config, generator):
         faults.append(
-            f"loss.temporal_kind=ping_pong compares what a recurrent generator remembers; generator "
-            f"{config.generator.kind} as configured runs no frame after the other: choose another temporal_kind"
+            f"loss.temporal_kind=ping_pong needs a recurrent generator, which {config.generator.kind} as configured "
+            "is not; choose another temporal_kind"
         )
     return faults
 

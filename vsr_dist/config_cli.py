@@ -35,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Show or check; an error in the configuration is a `BadConfigError`."""
     if (arguments.no_data or arguments.measure) and arguments.action == "show":
-        raise BadConfigError("--no-data and --measure go with 'config check'")
+        raise BadConfigError("--no-data and --measure are options of 'config check' only")
     if arguments.no_data and arguments.measure:
-        raise BadConfigError("--measure needs the data; leave --no-data out")
+        raise BadConfigError("--measure needs the data; remove --no-data")
     config = load_config(arguments.file, arguments.overrides)
     if arguments.action == "show":
         check_config(config)

@@ -47,14 +47,14 @@ def lock_run_dir(config: Config) -> TextIO:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadConfigError(f"run_dir {run_dir} cannot be made: {error}; name a folder that can") from error
+        raise BadConfigError(f"run_dir {run_dir} cannot be created: {error}; set a writable run_dir") from error
     file = (run_dir / "run.lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise BadConfigError(f"{run_dir} is in use by another training; wait for it or set another run_dir") from error
     except OSError as error:
-        raise BadConfigError(f"{run_dir} is on a file system without locks ({error}); name another run_dir") from error
+        raise BadConfigError(f"{run_dir} is on a file system without locks ({error}); set another run_dir") from error
     return file
 
 
@@ -65,7 +65,7 @@ def prepare_run_dir(config: Config, resume: str | None) -> Start:
     used = newest is not None or (run_dir / "metrics.jsonl").exists()
     if used and resume is None:
         raise BadConfigError(
-            f"{run_dir} holds a run already; add --resume auto to go on with it, or set another run_dir"
+            f"{run_dir} already contains a run; add --resume auto to resume it, or set another run_dir"
         )
     start = Start()
     if newest is not None:
@@ -103,8 +103,8 @@ def refuse_changed_data(start: Start, found: str) -> None:
     saved = start.state.get("data_digest")
     if saved is not None and saved != found:
         raise BadCheckpointError(
-            f"{start.checkpoint} was trained on the shard set with digest {saved}; data.root now has {found}: name the "
-            "same set, or set another run_dir to start a new run"
+            f"{start.checkpoint} was trained on the shard set with digest {saved}; data.root now has {found}: use "
+            "the same data set, or set another run_dir to start a new run"
         )
 
 
@@ -154,8 +154,8 @@ def note_ending(run_dir: Path | None) -> Iterator[Ending]:
                 raise
             reason = str(error).partition("\n")[0]
             raise LostRankError(
-                f"another process of this training is gone or does not answer ({reason}); the launcher names it; go on "
-                "with --resume auto"
+                f"another process of this run exited or does not respond ({reason}); the launcher's output names "
+                "it; resume with --resume auto"
             ) from error
     except BaseException as error:
         _write_ended(run_dir, *_judge(error), error)

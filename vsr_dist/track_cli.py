@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Replay; a server that still does not answer is a `UserError`, and everything stays for the next try."""
     run_dir: Path = arguments.run_dir
     if not (run_dir / FOLDER_NAME).is_dir():
-        raise BadInputError(f"{run_dir} holds nothing that is tracked in MLflow; name a run directory")
+        raise BadInputError(f"{run_dir} contains nothing that is tracked in MLflow; give a run directory")
     with lock_run_dir(Config(run_dir=str(run_dir))):
         replay(run_dir, finished=(run_dir / SUMMARY_NAME).exists())
     return 0

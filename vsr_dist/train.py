@@ -134,7 +134,7 @@ def _say_finished(run_dir: Path) -> None:
     say(f"{run_dir} is finished already (see {SUMMARY_NAME}); nothing to do")
     folder = run_dir / FOLDER_NAME
     if folder.is_dir() and any(MlflowRun(run_dir, folder).num_waiting()):
-        say(f"MLflow has not received all of it yet; send the rest with: vsr-dist track replay {run_dir}")
+        say(f"MLflow has not received all of it; upload the rest with: vsr-dist track replay {run_dir}")
 
 
 def report_error_once(action: Callable[[], Item]) -> Item:
@@ -163,7 +163,7 @@ def _tracked(config: Config, parts: Parts, start: Start, stop: StopRequest) -> i
     except Stopped as stopped:
         status = "KILLED"
         if parts.world.is_main:
-            say(f"{config.name}: asked to stop; saved step {stopped.steps}, continue with --resume auto")
+            say(f"{config.name}: stopped by SIGTERM; saved step {stopped.steps}, resume with --resume auto")
             _publish_best(config, parts)
         shutdown()
         return STOPPED_STATUS
@@ -216,7 +216,10 @@ def _announce(config: Config, parts: Parts, start: Start) -> None:
         before = _division(start.state["processes"], start.state["config"]["train"]["accumulation_steps"])
         now = _division(parts.world.size, config.train.accumulation_steps)
         if before != now:
-            say(f"the checkpoint is of {before}, this is of {now}: the order of samples goes on, rounding may differ")
+            say(
+                f"the checkpoint is from {before}, this run has {now}: the order of samples continues, rounding may "
+                "differ"
+            )
     facts = {
         "processes": parts.world.size,
         "generator_parameters": sizes["generator"],
@@ -290,7 +293,7 @@ def _publish(config: Config, parts: Parts, outcome: Outcome, seconds: float) -> 
     say(f"{config.name}: finished after {format_duration(seconds)}; {parts.run_dir / WEIGHTS_NAME}")
     say(summary_table(outcome.metrics))
     if config.tracking.mlflow:
-        say(f"MLflow: run {parts.tracker.run_id or 'not made yet'} at {parts.tracker.uri}")
+        say(f"MLflow: run {parts.tracker.run_id or 'not created yet'} at {parts.tracker.uri}")
 
 
 def _publish_best(config: Config, parts: Parts) -> None:

@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _prepare(arguments: argparse.Namespace, world: World) -> UpscaleJob:
     values = {one.name: getattr(arguments, one.name) for one in fields(UpscaleOptions)}
     values["device"] = _device(arguments.device, world)
-    values["checkpoint"] = arguments.checkpoint or "the generator that comes with this package"
+    values["checkpoint"] = arguments.checkpoint or "the packaged generator"
     generator, _ = find_generator(arguments.checkpoint, arguments.tracking_uri)
     return prepare(UpscaleOptions(**values), generator)
 
@@ -142,7 +142,7 @@ def _device(name: str | None, world: World) -> torch.device:
 def _report(job: UpscaleJob, total: PartState, num_new: int, network_s: float, wall_s: float) -> None:
     """Say what was written and what it took; warn of what was lost. num_new: frames of this run, in all processes."""
     facts, options, settings, scale = job.facts, job.options, job.join.settings, job.generator.scale
-    speed = "no frames were left, only the join"
+    speed = "all frames were finished; only the join ran"
     if num_new:
         speed = f"{num_new / wall_s:.{1 if num_new >= wall_s else 2}f} frames/s"
         speed += f", {network_s / wall_s:.0%} of it in the network" if network_s else ""
@@ -177,7 +177,7 @@ def _how(facts: dict[str, Any]) -> str:
     tiles = f", {facts.get('num_tiles')} tiles of up to {facts.get('tile_px')} px, overlap {facts.get('overlap_px')} px"
     words += tiles if (facts.get("num_tiles") or 1) > 1 else ", whole frames"
     retries = facts.get("out_of_memory_retries")
-    return words + (f", out of memory {retries} times and then in smaller tiles" if retries else "")
+    return words + (f", out of memory {retries} times, then smaller tiles" if retries else "")
 
 
 def _peak_memory(device: torch.device) -> str:

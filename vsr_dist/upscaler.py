@@ -36,14 +36,14 @@ def find_generator(
     is_remote = str(checkpoint).startswith(SCHEMES)
     if tracking_uri is not None and not is_remote:
         raise BadConfigError(
-            "a tracking URI needs a checkpoint in MLflow, such as models:/NAME/VERSION or runs:/RUN_ID, found "
+            "a tracking URI needs an MLflow checkpoint, such as models:/NAME/VERSION or runs:/RUN_ID, found "
             f"{checkpoint or 'none'}"
         )
     if checkpoint is None:
         if not (DEFAULT_FOLDER / WEIGHTS_NAME).is_file():
             raise BadCheckpointError(
-                f"the generator that comes with the package is missing ({DEFAULT_FOLDER / WEIGHTS_NAME}); install the "
-                "package again, or give a checkpoint"
+                f"the packaged generator is missing ({DEFAULT_FOLDER / WEIGHTS_NAME}); reinstall vsr-dist, or give "
+                "a checkpoint"
             )
         generator, description = load_generator(DEFAULT_FOLDER)
         return generator, {**description, "checkpoint": "the one that comes with vsr-dist"}

@@ -105,7 +105,7 @@ def test_torchrun_starts_all_again_after_a_death_and_ends_the_job_after_the_next
     assert status != 0
     assert "steps 5 to 20" in output
     assert "SIGKILL" in errors or "Signal 9" in errors, "the launcher names the signal"
-    assert "rank 0: another process of this training is gone" in errors
+    assert "rank 0: another process of this run exited" in errors
     assert time.monotonic() - begin_s < 300
     found = ended(launcher.folder / "run")
     assert (found["exit_reason"], found["status"], found["error"]) == ("lost_rank", 75, "LostRankError")
@@ -167,7 +167,7 @@ def test_a_precision_of_the_launcher_is_refused_once(launcher):
     status, _, errors = finished(start(launcher, words, "run"))
     assert status != 0
     assert errors.count("error: ") == 1, errors
-    assert "mixed_precision is fp16, in which these networks are not safe" in errors
+    assert "mixed_precision is fp16, which these networks do not support" in errors
 
 
 @pytest.mark.parametrize(

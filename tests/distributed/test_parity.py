@@ -117,8 +117,8 @@ def test_a_run_on_two_processes_resumes_on_two_and_on_one(launcher):
         done = launcher.attempt(run, *division, options=("--resume", "auto"), processes=processes)
         assert done.returncode == 0, done.stderr
         said[run] = done.stdout
-    assert "the checkpoint is of" not in said["two"]
-    moved = "the checkpoint is of 2 process(es) x 1 micro-batch(es), this is of 1 process(es) x {} micro-batch(es)"
+    assert "the checkpoint is from" not in said["two"]
+    moved = "the checkpoint is from 2 process(es) x 1 micro-batch(es), this run has 1 process(es) x {} micro-batch(es)"
     assert moved.format(2) in said["one"] and moved.format(1) in said["undivided"]
     assert_equal_bits(weights(straight), weights(launcher.folder / "two"))
     assert_equal_bits(weights(straight), weights(launcher.folder / "one"))

@@ -46,7 +46,7 @@ def test_sigterm_saves_a_checkpoint_and_ends_the_run_as_killed(launcher, empty_m
     for rank in ranks:
         rank.terminate()
     assert [rank.wait(120) for rank in ranks] == [143] * processes
-    assert "asked to stop; saved step" in ranks[0].output()[0]
+    assert "stopped by SIGTERM; saved step" in ranks[0].output()[0]
     assert checkpoint.newest(launcher.folder / "run" / "checkpoints") is not None
     assert not (launcher.folder / "run" / "summary.json").exists()
     mlflow.set_tracking_uri(uri)

@@ -228,7 +228,7 @@ def test_a_check_measures_the_share_of_every_term(config, capsys):
 def test_train_into_a_directory_in_use(fails, config, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
-    assert "holds a run already; add --resume auto" in fails("train", "--config", config)
+    assert "already contains a run; add --resume auto" in fails("train", "--config", config)
 
 
 def test_evaluate_without_a_checkpoint(fails, tmp_path, pack_films):

@@ -93,7 +93,7 @@ def test_stop_is_the_default_and_leaves_a_bundle(train, tmp_path):
 def test_rollback_goes_on_from_the_last_checkpoint_with_a_lower_learning_rate(train, tmp_path):
     status, texts = train("train.on_non_finite=rollback", faults=[6])
     assert status == 0, texts.err
-    assert "step 7 was not finite: back to step 4, learning rates x 0.5" in texts.out
+    assert "step 7 was not finite: rolled back to step 4, learning rates x 0.5" in texts.out
     lines = [line for line in read_metrics(tmp_path / "run/metrics.jsonl") if "learning_rate/generator" in line]
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
     assert {name for name in lines[0] if name.startswith("perf/")} == {n for n in METRICS if n.startswith("perf/")}
@@ -151,7 +151,7 @@ def test_the_newest_bundles_are_kept_whatever_their_step(tmp_path):
 def test_before_the_first_checkpoint_rollback_goes_back_to_the_start(train, tmp_path):
     status, texts = train("train.on_non_finite=rollback", faults=[2])
     assert status == 0, texts.err
-    assert "step 3 was not finite: back to step 0" in texts.out
+    assert "step 3 was not finite: rolled back to step 0" in texts.out
 
 
 def test_rollbacks_are_bounded_and_each_lowers_the_rate(train, tmp_path):

@@ -65,7 +65,7 @@ def study_file(tmp_path, pack_films):
             {
                 "memory": "out of memory: ",
                 "nan": "the run ended early: diverged: ",
-                "hang": "stopped: nothing new in its metrics or output for stall_timeout_s",
+                "hang": "stopped: no new metrics or output for stall_timeout_s",
             },
         ),
     ],

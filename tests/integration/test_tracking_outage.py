@@ -101,7 +101,7 @@ def test_a_server_killed_in_the_middle_loses_nothing_and_doubles_nothing(server,
         assert run.info.status == "FINISHED"
         assert run.data.params == {"a.b": "1"}
         assert_complete(run, run_dir)
-    assert "sent 0 scalars and 0 other events" in capsys.readouterr().out
+    assert "uploaded 0 scalars and 0 other events" in capsys.readouterr().out
 
 
 def test_a_server_absent_at_the_start_gets_the_whole_run_later(server, tmp_path, capsys, launcher):
@@ -322,7 +322,7 @@ def test_a_deleted_run_is_refused(server, tmp_path):
 
 def test_replay_of_what_was_never_tracked_or_trains_now(tmp_path, capsys):
     assert main(["track", "replay", str(tmp_path)]) == 2
-    assert "holds nothing that is tracked" in capsys.readouterr().err
+    assert "contains nothing that is tracked" in capsys.readouterr().err
     open_tracker(tmp_path / "run", f"http://127.0.0.1:{free_port()}").end("KILLED")
     assert main(["track", "replay", str(tmp_path / "run")]) == 2
-    assert "did not take everything" in capsys.readouterr().err
+    assert "did not accept everything" in capsys.readouterr().err

@@ -54,31 +54,31 @@ def test_what_goes_together(sections):
         ({"train": {"carry_state": True}}, "train.carry_state needs data.order=ordered, found"),
         (
             {"train": {"carry_state": True}, "data": {"order": "ordered"}, "generator": {"recurrence": "none"}},
-            "carries no state; use recurrent with a recurrence",
+            "has no state to carry; use recurrent with a recurrence",
         ),
         (
             {"train": {"carry_state": True}, "data": {"order": "ordered"}, "loss": {"temporal_kind": "ping_pong"}},
-            "carry_state and loss.temporal_kind=ping_pong exclude each other",
+            "carry_state and loss.temporal_kind=ping_pong cannot be combined",
         ),
         (
             {"loss": {"temporal_kind": "ping_pong"}, "generator": {"recurrence": "none"}},
-            "ping_pong compares what a recurrent generator remembers",
+            "ping_pong needs a recurrent generator",
         ),
         (
             {"loss": {"temporal_kind": "ping_pong"}, "generator": {"kind": "paper_srgan", "lstm": False}},
-            "ping_pong compares what a recurrent generator remembers",
+            "ping_pong needs a recurrent generator",
         ),
         (
             {"loss": {"temporal_kind": "ping_pong"}, "generator": {"bidirectional": True}},
-            "ping_pong compares what a recurrent generator remembers",
+            "ping_pong needs a recurrent generator",
         ),
         (
             {"discriminator": {"kind": "unet", "levels": 5}, "data": {"crop_px": 20}},
-            "data.crop_px 20 x scale 4 is no multiple of the 32 px that discriminator unet needs",
+            "data.crop_px 20 x scale 4 is not a multiple of the 32 px that discriminator unet needs",
         ),
         (
             {"adversarial": PENALTY, "discriminator": {"kind": "srgan", "dropout": 0.1}},
-            "penalty=finite_difference would take dropout for steepness",
+            "penalty=finite_difference would measure the noise of dropout",
         ),
     ],
 )

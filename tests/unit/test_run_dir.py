@@ -33,7 +33,7 @@ def test_a_run_without_a_checkpoint_starts_again_with_the_same_settings_only(beg
         BadCheckpointError, match=r"config\.yaml was saved by a run with other settings \(seed 0 -> 1\)"
     ):
         prepare_run_dir(replace(begun, seed=1), "auto")
-    with pytest.raises(BadConfigError, match="holds a run already"):
+    with pytest.raises(BadConfigError, match="already contains a run"):
         prepare_run_dir(begun, None)
 
 

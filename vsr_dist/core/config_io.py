@@ -137,12 +137,12 @@ def key_faults(tree: Mapping[str, Any], sections: Mapping[str, type], prefix: st
             hint = nearest_hint(str(key), sections)
             faults.append(f"unknown key {prefix}{key}{hint}")
         elif value is None and type(None) not in typing.get_args(sections[key]):
-            faults.append(f"{prefix}{key} is empty; give a value or leave the key out")
+            faults.append(f"{prefix}{key} is empty; give a value or remove the key")
         elif dataclasses.is_dataclass(sections[key]):
             if isinstance(value, dict):
                 faults += key_faults(value, field_types(sections[key]), f"{prefix}{key}.")
             else:
-                faults.append(f"{prefix}{key} is {value!r}; expected a section with keys of its own")
+                faults.append(f"{prefix}{key} is {value!r}; expected a section with keys")
     return faults
 
 

@@ -315,7 +315,7 @@ def micro_batch_clips(batch_clips: int, world_size: int, accumulation_steps: int
     if batch_clips % parts:
         raise BadConfigError(
             f"data.batch_clips is {batch_clips}; expected a multiple of processes x accumulation steps = "
-            f"{world_size} x {accumulation_steps} = {parts}, so that every rank gets equal micro-batches"
+            f"{world_size} x {accumulation_steps} = {parts}, so that all micro-batches have equal size"
         )
     return batch_clips // parts
 

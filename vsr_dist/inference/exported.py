@@ -154,9 +154,9 @@ class Exportable:
         worst = max(float((a[0] - b[0]).abs().max()) for a, b in zip(from_none, from_zeros, strict=True))
         if worst > 1e-6:
             raise ExportError(
-                "a step of this generator cannot be exported: its state at the beginning of a shot is not all zeros "
-                f"(images would differ by {worst:.1e}), as with an alignment whose flow is smoothed over time; train "
-                "with smoothing none"
+                "a step of this generator cannot be exported: its initial state is not all zeros (images would "
+                f"differ by {worst:.1e}), for example with flow that is smoothed over time; train with smoothing "
+                "none"
             )
         return zeros
 
@@ -180,14 +180,14 @@ class Exportable:
         about = "float32 RGB in [0, 1]"
         if self.is_step:
             rule = (
-                f"One frame of a shot after another, {about}; each next_state_N goes back in as state_N. At the "
-                "beginning of a shot all states are zeros."
+                f"The frames of a shot in order, {about}; pass each next_state_N back as state_N. At the start of a "
+                "shot all states are zeros."
             )
             if self.lookahead:
                 rule += " next_frame is the frame that follows; at the end of a shot it is the frame itself."
         else:
             several = f"{self.num_frames} consecutive frames of one shot, {about}; those at the ends lack neighbours."
-            rule = several if self.num_frames > 1 else f"Frames by themselves, {about}."
+            rule = several if self.num_frames > 1 else f"Independent frames, {about}."
         described = self.generator.state_names if isinstance(self.generator, RecurrentGenerator) else ()
         states = dict(zip(self.state_names(), described, strict=True))
         return Contract(scale, inputs, outputs, states, multiple_px, rule)
@@ -196,8 +196,8 @@ class Exportable:
 def _refuse_opencv(generator: Generator) -> None:
     if generator.flow_method is not None or getattr(generator, "alignment", "none") != "none":
         raise ExportError(
-            "this generator cannot be exported: its optical flow is OpenCV's, which is no part of a network; train "
-            "with alignment learned or none"
+            "this generator cannot be exported: its optical flow is computed by OpenCV, outside of the network; "
+            "train with alignment learned or none"
         )
 
 

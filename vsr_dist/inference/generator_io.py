@@ -55,7 +55,7 @@ def load_generator(path: Path) -> tuple[Generator, dict[str, Any]]:
             else f"no file {path}; expected a run directory or a {WEIGHTS_NAME}"
         )
     if weights.suffix != ".safetensors":
-        raise BadCheckpointError(f"{path} is no generator; expected a run directory or a {WEIGHTS_NAME}")
+        raise BadCheckpointError(f"{path} is not a generator; expected a run directory or a {WEIGHTS_NAME}")
     description = _read_description(folder / DESCRIPTION_NAME)
     generator = _build(description, folder / DESCRIPTION_NAME)
     try:
@@ -91,8 +91,8 @@ def initial_weights(path: Path, config: GeneratorConfig, scale: int) -> InitialW
             if found.get(key) != wanted.get(key)
         ]
         raise BadCheckpointError(
-            f"train.init_generator {path} is of another generator ({'; '.join(differences)}); configure the same one, "
-            "or start from another file"
+            f"train.init_generator {path} is a different generator ({'; '.join(differences)}); configure the same "
+            "one, or use another file"
         )
     weights = path / WEIGHTS_NAME if path.is_dir() else path
     with weights.open("rb") as file:
@@ -105,14 +105,14 @@ def _read_description(path: Path) -> dict[str, Any]:
         description = json.loads(path.read_text())
         version = description["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadCheckpointError(f"{path} cannot be read; it must lie beside the weights: {error}") from error
+        raise BadCheckpointError(f"{path} cannot be read; it must be next to the weights: {error}") from error
     if version != _FORMAT_VERSION:
         raise BadCheckpointError(f"{path} has format version {version}; this release reads {_FORMAT_VERSION}")
     found: dict[str, Any] = description
     generator = found.get("generator")
     if not isinstance(generator, dict) or "kind" not in generator or not isinstance(found.get("scale"), int):
         raise BadCheckpointError(
-            f"{path} lacks generator.kind or a whole number as scale; take it from the run that wrote the weights"
+            f"{path} has no generator.kind or no integer scale; copy it from the run that wrote the weights"
         )
     return found
 

@@ -479,10 +479,10 @@ FOLDERS = ("crops", "profiles", "differences", "videos")
 # For the report of an evaluation, and for the line that ends it.
 FILES_TEXT = ", ".join(["comparison.png", *(f"{name}/" for name in FOLDERS)])
 SHOW_TEXT = (
-    "Pictures: `comparison.png` shows, of each sequence, the square in which the mean squared error is highest, "
-    "averaged over the methods that are compared, so that the choice favours none; `crops/` shows the next ones, too, "
-    "which do not overlap. The PSNR (RGB) above a crop is of that crop. `profiles/` shows one row over time, chosen "
-    "where the truth moves most; `differences/` the absolute difference from the truth on one common scale; `videos/` "
+    "Pictures: `comparison.png` shows for each sequence the square with the highest mean squared error, averaged "
+    "over the compared methods, so that the choice favours none; `crops/` also shows the next ones, which do not "
+    "overlap. The PSNR (RGB) above a crop is of that crop. `profiles/` shows one row over time, where the ground "
+    "truth changes most; `differences/` the absolute difference from the ground truth on a common scale; `videos/` "
     "the methods side by side, and with a moving divider (`-wipe`)."
 )
 

@@ -85,7 +85,9 @@ class Axis:
         length_px = tile_px - (tile_px - size_px) % align_px
         stride_px = (length_px - overlap.shared_px) // align_px * align_px
         if stride_px < align_px:
-            raise ValueError(f"tiles of {tile_px} px with {overlap.shared_px} px shared leave nothing to contribute")
+            raise ValueError(
+                f"tiles of {tile_px} px with an overlap of {overlap.shared_px} px have no pixels of their own"
+            )
         last_start = size_px - length_px
         num_gaps = -(-last_start // stride_px)
         starts = (last_start * number // num_gaps // align_px * align_px for number in range(num_gaps + 1))

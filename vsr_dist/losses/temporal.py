@@ -85,7 +85,7 @@ def temporal_ping_pong(there_BTCYX: Tensor, back_BTCYX: Tensor) -> Tensor:
     _check_frames(there_BTCYX)
     if back_BTCYX.shape[1] != there_BTCYX.shape[1] - 1:
         found = f"{there_BTCYX.shape[1]} and {back_BTCYX.shape[1]}"
-        raise ValueError(f"ping-pong loss: expected T frames there and T - 1 back, found {found}")
+        raise ValueError(f"ping-pong loss: expected T forward and T - 1 backward frames, found {found}")
     return torch.mean((there_BTCYX[:, :-1] - back_BTCYX).abs())
 
 

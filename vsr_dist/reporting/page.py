@@ -43,14 +43,14 @@ class ReportFiles:
 def refuse_out(out: Path) -> None:
     """Refuse a folder in which the report would overwrite something else."""
     if out.exists() and not out.is_dir():
-        raise BadConfigError(f"OUT_DIR {out} is a file; name a folder, or a name that is free")
+        raise BadConfigError(f"OUT_DIR {out} is a file; expected a folder or a new name")
     for name in (CONFIG_NAME, SCORES_NAME):
         if (out / name).is_file():
-            raise BadConfigError(f"OUT_DIR {out} is a run or an evaluation (it holds {name}); name another folder")
+            raise BadConfigError(f"OUT_DIR {out} is a run or an evaluation (it contains {name}); choose another folder")
     other = [name for name in (HTML_NAME, MARKDOWN_NAME, CSV_NAME, CURVES_NAME) if (out / name).is_file()]
     if other and not _is_ours(out):
         raise BadConfigError(
-            f"OUT_DIR {out} holds a {other[0]} that vsr-dist report did not write; name another folder"
+            f"OUT_DIR {out} contains a {other[0]} that vsr-dist report did not write; choose another folder"
         )
 
 
@@ -77,7 +77,7 @@ def write_report(compared: Compared, out: Path) -> ReportFiles:
         for name, content in contents.items():
             write_whole(out / name, content)
     except OSError as error:
-        raise BadConfigError(f"OUT_DIR {out} cannot be written: {error}; name a folder that can") from error
+        raise BadConfigError(f"OUT_DIR {out} cannot be written: {error}; choose a writable folder") from error
     for path in older:
         if f"{ASSETS}/{path.name}" not in pictures:
             path.unlink()

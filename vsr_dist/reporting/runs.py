@@ -161,7 +161,7 @@ def _open(folder: Path) -> TrainingRun | Evaluation:
         return _open_run(folder)
     if (folder / SCORES_NAME).is_file():
         return _open_evaluation(folder)
-    found = "is no folder" if not folder.is_dir() else f"holds neither {CONFIG_NAME} nor {SCORES_NAME}"
+    found = "is not a folder" if not folder.is_dir() else f"contains neither {CONFIG_NAME} nor {SCORES_NAME}"
     raise BadInputError(
         f"{folder} {found}; --runs takes run directories (vsr-dist train) and output folders of vsr-dist evaluate"
     )
@@ -237,7 +237,7 @@ def _open_evaluation(folder: Path) -> Evaluation:
     scores = _read_json(folder / SCORES_NAME)
     if scores is None or not isinstance(scores.get("table"), dict) or "overall" not in scores["table"]:
         raise BadInputError(
-            f"{folder / SCORES_NAME} is no result of vsr-dist evaluate (no overall table); evaluate again"
+            f"{folder / SCORES_NAME} is not a result of vsr-dist evaluate (no overall table); evaluate again"
         )
     missing = () if (folder / "comparison.png").is_file() else ("no comparison.png",)
     return Evaluation(folder, folder.resolve().name, scores, missing)
@@ -251,7 +251,7 @@ def _read_json(path: Path) -> Document | None:
         return None
     except (OSError, ValueError) as error:
         raise BadInputError(
-            f"{path} cannot be read as JSON ({error}); write it again or leave this folder out"
+            f"{path} cannot be read as JSON ({error}); write it again or remove this folder from --runs"
         ) from None
     if not isinstance(content, dict):
         raise BadInputError(f"{path} holds a {type(content).__name__}; expected a JSON object")

@@ -54,7 +54,7 @@ def show_validation(view: LiveView, done: int, total: int, metrics: Mapping[str,
     text = f"step {done}/{total} | held-out PSNR-Y {psnr_db:.2f} dB ({gain_db:+.2f} against bicubic)"
     if "drift/normalized_loss" in metrics:
         text += f" | D loss / chance {metrics['drift/normalized_loss']:.2f}"
-        text += f" | D right on {100 * metrics['drift/paired_accuracy']:.0f} % of pairs | {describe_drift(metrics)}"
+        text += f" | D paired accuracy {100 * metrics['drift/paired_accuracy']:.0f} % | {describe_drift(metrics)}"
     view.note(text)
 
 

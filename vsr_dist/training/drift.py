@@ -185,7 +185,7 @@ def drift_figure(lines: Lines) -> Figure:
     figure = Figure(figsize=(8.0, 8.5), layout="constrained")
     level, accuracy, gradients = figure.subplots(3, 1, sharex=True)
     _draw_level(level, lines)
-    for name, label in (("paired_accuracy", "right on pairs"), ("auc", "AUC"), ("probe_auc", "AUC of the spectra")):
+    for name, label in (("paired_accuracy", "paired accuracy"), ("auc", "AUC"), ("probe_auc", "AUC of the spectra")):
         _draw(accuracy, lines, f"drift/{name}", label)
     _draw(accuracy, lines, "drift/overfit", f"overfit (limit {OVERFIT})", linestyle="--")
     accuracy.axhline(0.5, color="0.6", linewidth=0.8)
@@ -217,7 +217,7 @@ def _draw_level(axes: Axes, lines: Lines) -> None:
         text = f"{trend.slope:+.3f} per 1000 steps ({trend.low:+.3f} to {trend.high:+.3f})"
         axes.plot(steps[late], line, color="tab:red", label=text)
     last = [name for line in lines if (name := verdict_of(line)) is not None]
-    axes.set_title(f"discriminator: {last[-1] if last else 'not judged'}")
+    axes.set_title(f"discriminator: {last[-1] if last else 'not measured'}")
     axes.set_ylabel(NORMALISED_LOSS)
 
 

@@ -426,8 +426,8 @@ def _non_finite_error(player: str, values: dict[str, list[float]], step: int) ->
     names = sorted(set(gather_lists(mine)))
     what = f"the term(s) {', '.join(names)}" if names else "the gradient (every loss term is finite)"
     return NonFiniteError(
-        f"step {step + 1}: not finite: {what}; training stopped before the {player} moved. Lower the learning rate or "
-        "the weight of that term, or resume from the last checkpoint",
+        f"step {step + 1}: not finite: {what}; training stopped before the {player}'s optimiser step. Lower the "
+        "learning rate or the weight of that term, or resume from the last checkpoint",
         values,
         step,
     )
@@ -446,6 +446,6 @@ def _refuse_static_graph(*networks: nn.Module) -> None:
     """DDP's static graph takes the first step for the rule: with D frozen in G's turn the ranks would drift apart."""
     if any(isinstance(network, DistributedDataParallel) and network.static_graph for network in networks):
         raise BadConfigError(
-            "DistributedDataParallel(static_graph=True) trains this pair wrongly without an error: the discriminator "
-            "is frozen in the generator's turn, so its graph changes; leave static_graph off"
+            "DistributedDataParallel(static_graph=True) gives wrong gradients without an error: the discriminator "
+            "is frozen in the generator's update, so its graph changes; remove static_graph"
         )

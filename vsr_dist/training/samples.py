@@ -82,6 +82,6 @@ def read_samples(run_dir: Path) -> Samples | None:
 def _decode(run_dir: Path, name: str, content: bytes) -> Picture:
     picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     if picture is None:
-        raise BadInputError(f"{run_dir / SAMPLES_NAME} holds a damaged picture {name}.png; remove it")
+        raise BadInputError(f"{run_dir / SAMPLES_NAME} contains a damaged picture {name}.png; remove it")
     picture_YXC: Picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
     return picture_YXC

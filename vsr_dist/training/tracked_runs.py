@@ -129,7 +129,7 @@ def replay(folder: Path, *, finished: bool) -> None:
     """
     states = sorted((folder / FOLDER_NAME).rglob("state.json"))
     if not states:
-        raise BadInputError(f"{folder} holds nothing that is tracked in MLflow; name the run_dir of a tracked run")
+        raise BadInputError(f"{folder} contains nothing that is tracked in MLflow; give the run_dir of a tracked run")
     for path in states:
         tracked = MlflowRun(folder, path.parent)
         check_uri(tracked.state.uri, str(path))
@@ -138,7 +138,7 @@ def replay(folder: Path, *, finished: bool) -> None:
         num_scalars, num_events = tracked.num_waiting()
         _send(tracked)
         say(
-            f"sent {num_scalars:,} scalars and {num_events:,} other events; MLflow has all of {folder} in run "
+            f"uploaded {num_scalars:,} scalars and {num_events:,} other events; MLflow has all of {folder} in run "
             f"{tracked.state.run_id}"
         )
 
@@ -156,8 +156,8 @@ def _send(tracked: MlflowRun) -> None:
     except (Unavailable, Rejected) as error:
         num_scalars, num_events = tracked.num_waiting()
         raise UserError(
-            f"MLflow at {tracked.state.uri} did not take everything: {error}; {num_scalars:,} scalars and "
-            f"{num_events:,} other events are kept, send them with: vsr-dist track replay {tracked.run_dir}"
+            f"MLflow at {tracked.state.uri} did not accept everything: {error}; {num_scalars:,} scalars and "
+            f"{num_events:,} other events are kept; upload them with: vsr-dist track replay {tracked.run_dir}"
         ) from error
 
 
@@ -173,7 +173,7 @@ def download_generator(uri: str, tracking_uri: str | None, names: Sequence[str],
 
     server = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not server:
-        raise BadConfigError(f"{uri} is in MLflow; say where, with a tracking URI or MLFLOW_TRACKING_URI")
+        raise BadConfigError(f"{uri} needs an MLflow server; set a tracking URI or MLFLOW_TRACKING_URI")
     check_uri(server, "the tracking URI")
     found = re.fullmatch(r"runs:/[^/]+|models:/(?P<name>[^/@]+)(?:/(?P<version>\d+|latest)|@(?P<alias>[^/@]+))?", uri)
     if not found or (found["name"] and not uri.startswith("models:/m-") and not (found["version"] or found["alias"])):
@@ -195,7 +195,7 @@ def download_generator(uri: str, tracking_uri: str | None, names: Sequence[str],
         for part in [f"{source}/{name}" for name in names] if source.startswith("runs:/") else [source]:
             mlflow.artifacts.download_artifacts(part, dst_path=str(folder), tracking_uri=server, registry_uri=server)
     except (mlflow.exceptions.MlflowException, SQLAlchemyError, OSError) as error:
-        raise BadCheckpointError(f"{uri} cannot be taken from MLflow at {server}: {error}") from error
+        raise BadCheckpointError(f"{uri} cannot be downloaded from MLflow at {server}: {error}") from error
     missing = []
     for name in names:
         path = next(folder.rglob(name), None)
@@ -205,6 +205,6 @@ def download_generator(uri: str, tracking_uri: str | None, names: Sequence[str],
             path.rename(folder / name)
     if missing:
         raise BadCheckpointError(
-            f"{uri} at {server} holds no {' and no '.join(missing)}; expected a model or run of a training of vsr-dist"
+            f"{uri} at {server} has no {' and no '.join(missing)}; expected a model or run that vsr-dist trained"
         )
     return {"tracking_uri": server}

@@ -122,15 +122,15 @@ def check_uri(uri: str, source: str) -> None:
     """Refuse a tracking URI that can never work; `source` is the setting that it is from, for the message."""
     if re.match(r"[^/]+://[^/@]*:[^/@]*@", uri):
         raise BadConfigError(
-            f"{source} holds a password, which would be written to the run directory and to messages; remove it and "
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for a server, PGPASSWORD for PostgreSQL"
+            f"{source} contains a password, which would be written to the run directory and to messages; remove it "
+            "and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for a server, PGPASSWORD for PostgreSQL"
         )
     server, database = r"https?://([^/@]*@)?[^/:@]+(:[1-9]\d*)?(/.*)?", r"(postgresql|mysql|mssql)(\+\w+)?://.+"
     if not re.fullmatch(rf"{server}|{database}|sqlite:///+[^/].*", uri):
         raise BadConfigError(
-            f"MLflow at {source}={uri} cannot be used; give a server (http://host:5000) or a database "
-            "(sqlite:///mlflow.db, postgresql://...); MLflow 3 no longer supports folders of files, which "
-            "'mlflow migrate-filestore' converts"
+            f"MLflow at {source}={uri} cannot be used; expected a server (http://host:5000) or a database "
+            "(sqlite:///mlflow.db, postgresql://...); MLflow 3 no longer supports folders of files, which 'mlflow "
+            "migrate-filestore' converts"
         )
 
 
@@ -339,7 +339,7 @@ class MlflowRun:
                     getattr(self, f"_send_{kind}")(run_id, **events[0])
             # An event that cannot be read or made into a request stays so: it must not hold up those behind it.
             except (Rejected, ValueError, TypeError, LookupError, AttributeError) as error:
-                say(f"warning: MLflow refuses the {kind} in {self.events}, now skipped: {error}")
+                say(f"warning: MLflow rejects the {kind} in {self.events}, which is skipped: {error}")
             self.save(events_bytes=after)
 
     def connect(self) -> str:
@@ -370,7 +370,7 @@ class MlflowRun:
             raise Unavailable(f"run {state.run_id} was deleted; restore it, or set another run_dir", refused=True)
         if state.adopted_from:
             if state.adopted_from == "MLFLOW_RUN_ID" and run.data.tags.get(_TOKEN_TAG, state.token) != state.token:
-                reason = f"MLFLOW_RUN_ID={state.run_id} is the run of another training; unset it or name a new run"
+                reason = f"MLFLOW_RUN_ID={state.run_id} belongs to another training run; unset it or give a new run"
                 raise Unavailable(reason, refused=True)
             client.set_tag(state.run_id, _TOKEN_TAG, state.token)
             sent = {point.key: point.step for point in run.data.to_proto().metrics}
@@ -472,7 +472,7 @@ class MlflowRun:
     ) -> None:
         """A LoggedModel of the generator in `folder`, with the scalars `line` of its step."""
         if not (self.run_dir / folder / "generator.safetensors").is_file():
-            raise Rejected(f"{self.run_dir / folder} holds no generator any more")
+            raise Rejected(f"{self.run_dir / folder} has no generator any more")
         for known in self._models(run_id, line["step"]):
             if known.name == name and str(known.status) == "READY":
                 return
@@ -692,7 +692,7 @@ class Tracker:
         if num_scalars or num_events:
             say(
                 f"warning: MLflow has not received {num_scalars:,} scalars and {num_events:,} other events of this "
-                f"run; they are kept, send them with: vsr-dist track replay {self.run.run_dir}"
+                f"run; they are kept, upload them with: vsr-dist track replay {self.run.run_dir}"
             )
 
     def _put(self, kind: str, **payload: object) -> None:
@@ -712,7 +712,7 @@ class Tracker:
                 self._answered.set()
                 self.run.send_all()
                 if self._failures:
-                    say("MLflow receives everything again")
+                    say("MLflow is available again")
                 self._failures = 0
             except Exception as error:  # noqa: BLE001 - whatever is wrong here, training goes on and nothing is lost
                 self._note_failure(error)
@@ -736,7 +736,7 @@ class Tracker:
         if refused and not self._answered.is_set():
             self._refusal = reason
         elif not self._failures:
-            say(f"warning: MLflow has not received everything; training goes on, the rest is kept: {reason}")
+            say(f"warning: MLflow has not received everything; training continues, the rest is kept: {reason}")
         self._failures += 1
         self._answered.set()
 

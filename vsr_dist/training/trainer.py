@@ -261,7 +261,7 @@ class Trainer:
         state = self.keeper.restore_last_good()
         if state is None:
             raise NonFiniteError(
-                f"{error}; no checkpoint has finite weights to go back to", error.terms, error.step
+                f"{error}; no checkpoint has finite weights to roll back to", error.terms, error.step
             ) from error
         parts.step.abandon()
         self._restore(state)
@@ -270,7 +270,7 @@ class Trainer:
         if parts.world.is_main:
             parts.tracker.rewind(self._step)
             share = config.rollback_factor**self._num_rollbacks
-            say(f"step {error.step + 1} was not finite: back to step {self._step}, learning rates x {share:g}")
+            say(f"step {error.step + 1} was not finite: rolled back to step {self._step}, learning rates x {share:g}")
 
     def _log(self, done: int, progress: LiveView) -> None:
         """Interval means over steps and ranks, speed and memory; one line for people."""
@@ -316,7 +316,7 @@ class Trainer:
                     advice = f"a weight of {advised:.2g} gives {_ADVISED_SHARE:g}"
                 say(
                     f"warning: the gradient of the term {term} is {share:.2g} of the image term's at step {done}; "
-                    f"usual are {low:g} to {high:g}: {advice}"
+                    f"the usual range is {low:g} to {high:g}: {advice}"
                 )
 
     def _validate(self, done: int, progress: LiveView) -> dict[str, float]:

@@ -356,6 +356,6 @@ def test_a_batch_that_cannot_be_cut_evenly_says_what_would_fit():
     with pytest.raises(BadConfigError) as caught:
         micro_batch_clips(8, 3, 2)
     assert str(caught.value) == (
-        "data.batch_clips is 8; expected a multiple of processes x accumulation steps = 3 x 2 = 6, so that every "
-        "rank gets equal micro-batches"
+        "data.batch_clips is 8; expected a multiple of processes x accumulation steps = 3 x 2 = 6, so that all "
+        "micro-batches have equal size"
     )

@@ -133,9 +133,9 @@ def test_a_window_is_exported_where_there_is_no_step(kind, num_frames, checkpoin
 @pytest.mark.parametrize(
     ("config", "options", "words"),
     [
-        (PACKED, [], "its optical flow is OpenCV's"),
-        (WINDOWED["vsrnet"], [], "its optical flow is OpenCV's"),
-        (LEARNED, [], "its state at the beginning of a shot is not all zeros"),
+        (PACKED, [], "its optical flow is computed by OpenCV"),
+        (WINDOWED["vsrnet"], [], "its optical flow is computed by OpenCV"),
+        (LEARNED, [], "its initial state is not all zeros"),
         (GRU, ["--frames", "3"], "--frames is for generators that run on windows"),
         (GRU, ["--height", "30"], "--height and --width together"),
         (GRU, ["--height", "0", "--width", "5"], "--height of at least 1, found 0"),

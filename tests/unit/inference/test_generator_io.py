@@ -66,10 +66,10 @@ def test_absent_files_are_named(folder):
     with pytest.raises(BadCheckpointError, match=r"no file .*other.safetensors; expected a run directory"):
         load_generator(folder / "other.safetensors")
     (folder / "film.mp4").write_bytes(b"frames")
-    with pytest.raises(BadCheckpointError, match=r"film.mp4 is no generator; expected a run directory or a"):
+    with pytest.raises(BadCheckpointError, match=r"film.mp4 is not a generator; expected a run directory or a"):
         load_generator(folder / "film.mp4")
     (folder / "generator.json").unlink()
-    with pytest.raises(BadCheckpointError, match=r"generator.json cannot be read; it must lie beside the weights"):
+    with pytest.raises(BadCheckpointError, match=r"generator.json cannot be read; it must be next to the weights"):
         load_generator(folder)
     (folder / "generator.safetensors").unlink()
     with pytest.raises(BadCheckpointError, match=r"no generator.safetensors in .*; expected a finished run directory"):
@@ -81,9 +81,9 @@ def test_absent_files_are_named(folder):
     [
         ({"format_version": 99}, r"has format version 99; this release reads 1"),
         ({"format_version": None}, r"cannot be read"),
-        ({"generator": None}, r"lacks generator.kind or a whole number as scale"),
-        ({"generator": {"channels": 6}}, r"lacks generator.kind or a whole number as scale"),
-        ({"scale": None}, r"lacks generator.kind or a whole number as scale"),
+        ({"generator": None}, r"has no generator.kind or no integer scale"),
+        ({"generator": {"channels": 6}}, r"has no generator.kind or no integer scale"),
+        ({"scale": None}, r"has no generator.kind or no integer scale"),
         ({"generator": {"kind": "vdsr"}}, r"unknown generator kind 'vdsr'; this release knows paper_srgan, recurrent"),
         ({"generator": {"kind": "recurrent", "channels": "many"}}, r"generator.channels: Expected int"),
         ({"generator": {"kind": "recurrent", "depth": 3}}, r"generator.json: .*depth"),

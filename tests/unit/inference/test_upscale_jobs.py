@@ -102,7 +102,7 @@ def test_a_jump_of_the_clock_that_mp4_cannot_hold_is_one_line(tmp_path, generato
     (tmp_path / "in.ts").write_bytes(joined)
     assert upscale(generator, tmp_path / "in.ts", tmp_path / "out.mp4") == 2
     error = said(capsys)[1]
-    assert "has times that mp4 cannot hold" in error
+    assert "has timestamps that mp4 cannot store" in error
     assert len(error.splitlines()) == 1
     assert not list(tmp_path.glob("*out*.mp4")) and not list(tmp_path.glob(".*part*"))
 
@@ -319,14 +319,14 @@ def test_the_plan_is_plain_to_read(tmp_path, generator, clip, monkeypatch):
 def test_a_place_that_cannot_be_written_is_an_error_before_work_begins(tmp_path, generator, clip, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     assert upscale(generator, clip, tmp_path / "file" / "out.mp4") == 2
-    assert "cannot be made" in said(capsys)[1]
+    assert "cannot be created" in said(capsys)[1]
     folder = tmp_path / "read only"
     folder.mkdir(mode=0o555)
     if os.access(folder, os.W_OK):  # root may write anywhere
         monkeypatch.setattr(os, "access", lambda path, mode: path != folder)
     assert upscale(generator, clip, folder / "out.mp4") == 2
     out, error = said(capsys)
-    assert "cannot be written" in error
+    assert "is not writable" in error
     assert out == ""
     assert upscale(generator, clip, tmp_path / "out.mp4", "--work-dir", str(tmp_path / "file" / "work")) == 2
     assert "--work-dir" in said(capsys)[1]
@@ -336,7 +336,7 @@ def test_a_link_is_no_place_for_frames(tmp_path, generator, clip, capsys):
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "folder")
     assert upscale(generator, clip, tmp_path / "link") == 2
-    assert f"is a link; give the folder {tmp_path / 'folder'} itself" in said(capsys)[1]
+    assert f"is a link; use its target {tmp_path / 'folder'}" in said(capsys)[1]
 
 
 def test_inputs_of_equal_size_and_ends_are_told_apart(tmp_path):
@@ -372,15 +372,15 @@ def test_no_file_of_the_user_is_replaced_or_removed(tmp_path, generator, capsys)
     (work / "thesis.txt").write_text("")
     (tmp_path / "plain").write_text("old")
     for target, options, words in (
-        (output, ("--work-dir", str(work)), "holds thesis.txt"),
+        (output, ("--work-dir", str(work)), "contains thesis.txt"),
         (output, ("--work-dir", str(tmp_path)), "inside each other"),
         (tmp_path / "new" / "out.mp4", ("--work-dir", str(tmp_path / "new")), "inside each other"),
         (tmp_path / "new", ("--work-dir", str(tmp_path / "new" / "work")), "inside each other"),
         (output, ("--compare", str(source), "--overwrite"), "is INPUT or OUTPUT"),
         (output, ("--compare", str(output)), "is INPUT or OUTPUT"),
         (tmp_path / "plain", ("--overwrite",), "is a file"),
-        (tmp_path / "..", ("--overwrite",), "no name of its own"),
-        (output, ("--start", "9"), "its last is at 0.07 s"),
+        (tmp_path / "..", ("--overwrite",), "has no file name"),
+        (output, ("--start", "9"), "the last one is at 0.07 s"),
     ):
         assert upscale(generator, source, target, *options) == 2
         assert words in said(capsys)[1]

@@ -104,7 +104,7 @@ def test_the_default_is_the_packages(run_dir, monkeypatch, tmp_path):
     assert same_weights(generator, make(GRU, 4))
     assert description["checkpoint"] == "the one that comes with vsr-dist"
     monkeypatch.setattr(upscaler_module, "DEFAULT_FOLDER", tmp_path)
-    with pytest.raises(BadCheckpointError, match=r"comes with the package is missing .*give a checkpoint"):
+    with pytest.raises(BadCheckpointError, match=r"packaged generator is missing .*give a checkpoint"):
         find_generator()
 
 
@@ -112,11 +112,11 @@ def test_names_that_lead_nowhere(run_dir, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(BadCheckpointError, match="expected a run directory"):
         find_generator(run_dir / "nothing")
-    with pytest.raises(BadConfigError, match="a tracking URI needs a checkpoint in MLflow"):
+    with pytest.raises(BadConfigError, match="a tracking URI needs an MLflow checkpoint"):
         find_generator(run_dir, "http://127.0.0.1:1")
     with pytest.raises(BadConfigError, match="or runs:/RUN_ID, found none"):
         find_generator(None, "http://127.0.0.1:1")
-    with pytest.raises(BadConfigError, match="say where, with a tracking URI or MLFLOW_TRACKING_URI"):
+    with pytest.raises(BadConfigError, match="needs an MLflow server; set a tracking URI or MLFLOW_TRACKING_URI"):
         find_generator("models:/demo/1")
     with pytest.raises(BadConfigError, match="MLflow at the tracking URI=somewhere cannot be used"):
         find_generator("models:/demo/1", "somewhere")
@@ -154,11 +154,11 @@ def test_a_generator_from_a_registry_of_models(run_dir, tmp_path, frames, monkey
         for uri in ("models:/demo/1", f"models:/{logged.model_id}"):
             assert same_weights(find_generator(uri)[0], make(GRU, 4))
         for uri in ("models:/demo/9", "models:/demo@nobody", "models:/other/latest", "runs:/0123", f"runs:/{bare}"):
-            with pytest.raises(BadCheckpointError, match=f"{uri} cannot be taken from MLflow at {server.uri}"):
+            with pytest.raises(BadCheckpointError, match=f"{uri} cannot be downloaded from MLflow at {server.uri}"):
                 find_generator(uri)
         with pytest.raises(BadConfigError, match=r"expected models:/NAME/VERSION, .*found 'models:/demo/one/two'"):
             find_generator("models:/demo/one/two")
     finally:
         server.kill()
-    with pytest.raises(BadCheckpointError, match="cannot be taken from MLflow at"):
+    with pytest.raises(BadCheckpointError, match="cannot be downloaded from MLflow at"):
         find_generator("models:/demo/1")

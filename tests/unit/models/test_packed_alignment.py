@@ -55,7 +55,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
         ({}, {"flow": False}, "set data.flow=true, and pack the data with --flow dis"),
         ({"flow_method": "farneback"}, {"flow": False}, "--flow farneback"),
         ({}, {"val_crop_px": 20}, "data.val_crop_px is 20; generator recurrent as configured needs at least 24 px"),
-        ({"alignment": "learned"}, {"flow": False, "clip_frames": 1}, "learns from 2 frames or more"),
+        ({"alignment": "learned"}, {"flow": False, "clip_frames": 1}, "needs at least 2"),
     ],
 )
 def test_what_the_data_cannot_serve_is_refused(generator, data, words):

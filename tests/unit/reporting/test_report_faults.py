@@ -98,9 +98,9 @@ def test_a_mistake_is_one_line(tmp_path, capsys, case):
         runs, expected = [run, tmp_path / "link"], "also as"
     if case == "no run":
         (tmp_path / "none").mkdir()
-        runs, expected = [run, tmp_path / "none"], "holds neither config.yaml nor metrics.json"
+        runs, expected = [run, tmp_path / "none"], "contains neither config.yaml nor metrics.json"
     if case == "absent":
-        runs, expected = [tmp_path / "nowhere"], "is no folder"
+        runs, expected = [tmp_path / "nowhere"], "is not a folder"
     if case == "damaged":
         (run / "summary.json").write_text('{"exit')
         expected = "cannot be read as JSON"

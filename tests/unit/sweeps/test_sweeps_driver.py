@@ -102,7 +102,7 @@ def test_a_hanging_trial_is_stopped_with_all_its_processes(tmp_path):
     study = make_study(tmp_path, "hang", num_trials=2, trial_timeout_s=1.0)
     run_study(study)
     assert states(study) == ["FAIL", "COMPLETE"]
-    assert reason(study, 0) == "stopped after 1 s, the study's trial_timeout_s"
+    assert reason(study, 0) == "stopped after 1 s by the study's trial_timeout_s"
     assert worker_is_gone(tmp_path)
 
 
@@ -178,7 +178,7 @@ def test_a_changed_study_is_not_mixed_with_the_old_one(tmp_path):
     run_study(study)
     other = {**SPACE, "adversarial.weight": {**SPACE["adversarial.weight"], "high": 1.0}}
     with pytest.raises(
-        BadConfigError, match=r"begun with other settings \(study.space.adversarial.weight .*'high': 1.0"
+        BadConfigError, match=r"started with other settings \(study.space.adversarial.weight .*'high': 1.0"
     ):
         run_study(make_study(tmp_path, num_trials=2, space=other))
     with pytest.raises(BadConfigError, match=r"\(train.steps 10 -> 20\)"):

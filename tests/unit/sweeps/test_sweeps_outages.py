@@ -51,9 +51,9 @@ def test_a_storage_that_fails_now_and_then_costs_nothing(tmp_path, monkeypatch, 
     study = make_study(tmp_path, num_trials=4, constraints=[BOUND], heartbeat_s=1, max_retries=9)
     run_study(study)
     output = capsys.readouterr().out
-    assert "fails, trying again; trainings go on: server closed the connection" in output
+    assert "fails, retrying; training runs continue: server closed the connection" in output
     assert "warning: no heartbeat recorded: server closed the connection" in output
-    assert "the storage answers again" in output
+    assert "the storage is available again" in output
     assert all(calls[method] >= number for method, number in FAULTS)
     trials = load_trials(study)
     assert [trial.state.name for trial in counted(trials)] == ["COMPLETE"] * 4
@@ -77,7 +77,7 @@ def test_a_storage_that_stays_away_ends_the_driver_with_one_line(tmp_path, monke
         patched.setattr(driver, "_STORAGE_PAUSE_S", 0.01)
         patched.setattr(driver, "_STORAGE_PATIENCE_S", 0.1)
         study = make_study(tmp_path, "hang", num_trials=2, trial_timeout_s=1.0)
-        with pytest.raises(UserError, match=r"has failed for .* repair it and start the study again"):
+        with pytest.raises(UserError, match=r"has failed for .* repair it and run the study again"):
             run_study(study)
     worker = int((tmp_path / "worker.pid").read_text())
     assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE

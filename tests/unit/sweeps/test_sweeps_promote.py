@@ -31,7 +31,7 @@ def test_the_best_feasible_trial_becomes_a_configuration_of_its_own(tmp_path):
     assert config.discriminator.filters == best.params["discriminator.filters"]
     head = path.read_text().splitlines()
     assert head[0] == "# Best trial of study stub: trial 3, quality 0.7550, with new seeds 0.7650 +/- 0.0000 (n = 3)."
-    assert head[2] == "# The study's `set` is still in it: train.steps=10."
+    assert head[2] == "# It still contains the study's `set`: train.steps=10."
     _, elsewhere = promote(results.config, tmp_path / "new" / "gan.yaml")
     assert load_config(elsewhere) == config
 

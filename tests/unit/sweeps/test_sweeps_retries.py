@@ -96,7 +96,7 @@ def test_a_training_ends_with_its_driver_and_a_second_driver_resumes_it(tmp_path
     (tmp_path / "go_on").touch()
     run_study(study)
     assert counted_states(study) == ["COMPLETE"] * 2
-    assert "trial 0: interrupted; it is queued again and resumes from its last checkpoint" in capsys.readouterr().out
+    assert "trial 0: interrupted; queued again to resume from its last checkpoint" in capsys.readouterr().out
     resumed = next(trial for trial in counted(load_trials(study)) if first_number(trial) == 0)
     assert resumed.number > 0 and resumed.params == load_trials(study)[0].params
     assert resumed.user_attrs["run_dirs"] == [str(study.trial_dir(0))] and len(starts(study, 0)) == 2
@@ -124,7 +124,7 @@ def test_a_trial_that_kills_its_drivers_is_not_retried_for_ever(tmp_path, capsys
         assert process.wait(120) == -signal.SIGKILL
     run_study(study)
     assert counted_states(study) == ["FAIL", "COMPLETE"]
-    assert "not retried again" in capsys.readouterr().out
+    assert "not retried" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ def test_a_trial_that_another_driver_has_taken_over_is_given_up(tmp_path, capsys
     run_study(study)
     helper.join()
     assert counted_states(study) == ["FAIL", "COMPLETE"]
-    assert "trial 0: another driver has taken it over; its training is stopped here" in capsys.readouterr().out
+    assert "trial 0: another driver has taken over this trial; its training is stopped here" in capsys.readouterr().out
     assert (study.trial_dir(0) / "checkpoint").exists()
 
 
@@ -202,7 +202,7 @@ def test_an_error_of_the_driver_leaves_no_trial_running(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         run_study(study)
     assert states(study) == ["FAIL", "WAITING"]
-    assert load_trials(study)[0].user_attrs["reason"] == "its driver ended: ZeroDivisionError('a bug')"
+    assert load_trials(study)[0].user_attrs["reason"] == "its driver failed: ZeroDivisionError('a bug')"
     monkeypatch.undo()
     (tmp_path / "go_on").touch()
     run_study(study)

@@ -70,7 +70,7 @@ def test_the_demo_study_says_what_it_should():
         ({"repeat": {"top": -1}}, "expected top of at least 0"),
         ({"launch": {"command": ["b"], "gpus_per_trial": -1}}, "gpus_per_trial is -1"),
         ({"start": [{}] * 99}, "start has 99 entries"),
-        ({"objective": {}, "objectives": [{}]}, "give one of the two"),
+        ({"objective": {}, "objectives": [{}]}, "give only one of them"),
         ({"objectives": []}, "objectives: expected at least one"),
         ({"objectives": [{}, {}], "pruner": {"kind": "median"}}, "pruner.kind median needs one objective"),
         ({"objectives": [{}, {}], "repeat": {"top": 1}}, "repeat.top needs one objective"),

@@ -104,14 +104,14 @@ def test_a_server_that_is_down_does_not_fail_the_report(server, tmp_path, capsys
     files, run_id = publish_report(results.config)
     assert run_id is None and all(path.is_file() for path in files.all)
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
-    assert len(warnings) == 1 and "did not take everything" in warnings[0] and "track replay" in warnings[0]
+    assert len(warnings) == 1 and "did not accept everything" in warnings[0] and "track replay" in warnings[0]
     publish_report(results.config)
     capsys.readouterr()
     # What waits can be sent later, to where the server is by then: files, tags, status; not once per report.
     state = results.config.directory / "tracking" / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "uri": server.uri, "experiment": "later"}))
     assert run_cli(main, ["track", "replay", str(results.config.directory)]) == 0
-    assert f"sent 0 scalars and {len(files.all) + 2} other events" in capsys.readouterr().out
+    assert f"uploaded 0 scalars and {len(files.all) + 2} other events" in capsys.readouterr().out
     mlflow.set_tracking_uri(server.uri)
     (run,) = mlflow.search_runs(experiment_names=["later"], output_format="list")
     assert run.data.tags["kind"] == "study"

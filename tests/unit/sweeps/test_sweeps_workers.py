@@ -183,7 +183,7 @@ def test_no_trial_begins_after_the_time_limit(tmp_path):
 def test_a_trial_that_writes_nothing_is_a_hang(tmp_path):
     study = make_study(tmp_path, "hang", num_trials=2, stall_timeout_s=2.0)
     assert run_study(study).number == 1
-    assert load_trials(study)[0].user_attrs["reason"].startswith("stopped: nothing new in its metrics or output")
+    assert load_trials(study)[0].user_attrs["reason"].startswith("stopped: no new metrics or output")
 
 
 @pytest.mark.parametrize(

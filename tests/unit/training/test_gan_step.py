@@ -226,7 +226,7 @@ def test_held_back_on_the_device_a_bad_step_and_all_after_it_move_nothing_until_
     states = [player.optimizer.optimizer.state for player in (step.generator, step.discriminator)]
     assert {float(entry["step"]) for state in states for entry in state.values()} == {1.0}
     with pytest.raises(
-        NonFiniteError, match=r"^step 2: not finite: the gradient .* before the generator moved"
+        NonFiniteError, match=r"^step 2: not finite: the gradient .* before the generator's optimiser step"
     ) as error:
         step.raise_if_non_finite()
     assert error.value.step == 1 and set(error.value.terms) >= {"loss_g/image", "loss_g/adversarial"}

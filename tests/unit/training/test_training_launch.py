@@ -25,11 +25,11 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 @pytest.mark.parametrize(
     ("fields", "environment", "expected"),
     [
-        ({}, {"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision is fp16, in which these networks are not safe"),
+        ({}, {"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision is fp16, which these networks do not support"),
         ({"precision": "bf16"}, {"ACCELERATE_MIXED_PRECISION": "fp8"}, "mixed_precision is fp8"),
         ({}, {"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed_precision is bf16, but train.precision is float32"),
-        ({}, {"ACCELERATE_USE_FSDP": "true"}, "told to use FSDP"),
-        ({}, {"ACCELERATE_USE_DEEPSPEED": "true"}, "told to use DeepSpeed"),
+        ({}, {"ACCELERATE_USE_FSDP": "true"}, "configured for FSDP"),
+        ({}, {"ACCELERATE_USE_DEEPSPEED": "true"}, "configured for DeepSpeed"),
         ({}, {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "use train.compile=true"),
         ({}, {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "gradient_accumulation_steps is 4"),
     ],

@@ -205,9 +205,9 @@ def test_a_rejected_event_holds_nothing_up(tmp_path, uri, capsys):
     assert (found.data.params, found.data.tags["good"], found.info.status) == ({"a": "1"}, "1", "FINISHED")
     assert found.info.end_time >= found.info.start_time == run.state.begin_ms
     out = capsys.readouterr().out
-    assert "MLflow refuses the parameters" in out
+    assert "MLflow rejects the parameters" in out
     assert "absent.json is no longer in" in out
-    assert "best holds no generator any more" in out
+    assert "best has no generator any more" in out
 
 
 def test_a_damaged_event_holds_nothing_up(tmp_path, uri, capsys):
@@ -365,8 +365,8 @@ def test_an_outage_is_one_warning_and_its_end_another_line(tmp_path, uri, capsys
     client.fault = lambda: None
     tracker.end("FINISHED")
     out = capsys.readouterr().out
-    assert out.count("MLflow has not received everything; training goes on") == 1
-    assert "MLflow receives everything again" in out
+    assert out.count("MLflow has not received everything; training continues") == 1
+    assert "MLflow is available again" in out
     assert history(uri, tracker.run_id) == [(1, 1.0)]
 
 
@@ -380,14 +380,14 @@ def test_what_is_left_at_the_end_is_reported_and_replayed(tmp_path, uri, monkeyp
     tracker.end("KILLED")
     out = capsys.readouterr().out
     assert "not received 2 scalars and 2 other events of this run; they are kept" in out
-    assert f"send them with: vsr-dist track replay {tmp_path}/run" in out
+    assert f"upload them with: vsr-dist track replay {tmp_path}/run" in out
     for _ in range(2):
         replay(tmp_path / "run", finished=False)
     (run,) = mlflow.MlflowClient(uri).search_runs(
         [mlflow.MlflowClient(uri).get_experiment_by_name("vsr-dist").experiment_id]
     )
     assert (run.info.status, run.data.metrics) == ("KILLED", {"loss": 1.0, "speed": 2.0})
-    assert "sent 0 scalars and 0 other events" in capsys.readouterr().out
+    assert "uploaded 0 scalars and 0 other events" in capsys.readouterr().out
 
 
 def test_the_metrics_file_is_written_without_mlflow(tmp_path):
@@ -445,11 +445,11 @@ def test_a_uri_that_may_work_is_taken(uri):
 
 def test_a_password_is_refused_wherever_it_stands(monkeypatch):
     secret = "https://user:secret@host"
-    with pytest.raises(BadConfigError, match=r"tracking\.uri holds a password") as error:
+    with pytest.raises(BadConfigError, match=r"tracking\.uri contains a password") as error:
         TrackingConfig(uri=secret)
     assert "secret" not in str(error.value)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://user:secret@host/db")
-    with pytest.raises(BadConfigError, match="MLFLOW_TRACKING_URI holds a password"):
+    with pytest.raises(BadConfigError, match="MLFLOW_TRACKING_URI contains a password"):
         TrackingConfig().resolve()
 
 
@@ -482,7 +482,7 @@ def test_mlflow_run_id_names_the_run_of_one_training(tmp_path, uri, monkeypatch,
     found = client.get_run(given)
     assert (found.data.tags["team"], found.data.tags["kind"], found.info.status) == ("blue", "training", "FINISHED")
     assert [step for step, _ in history(uri, given)] == [1, 3]
-    with pytest.raises(BadConfigError, match=f"MLFLOW_RUN_ID={given} is the run of another training"):
+    with pytest.raises(BadConfigError, match=f"MLFLOW_RUN_ID={given} belongs to another training run"):
         open_tracker(config, "name", tmp_path / "other", resume_step=0).start()
     monkeypatch.setenv("MLFLOW_RUN_ID", "elsewhere")
     open_tracker(config, "name", tmp_path / "run", resume_step=3).start()
@@ -538,5 +538,5 @@ def test_an_evaluation_and_a_report_go_to_the_run_that_trained(tmp_path, uri, ca
     client.restore_run(tracked.run_id)
     replay(out, finished=False)
     assert len(history(uri, tracked.run_id, "evaluation/set_val/lpips")) == 2
-    with pytest.raises(UserError, match="holds nothing that is tracked in MLflow"):
+    with pytest.raises(UserError, match="contains nothing that is tracked in MLflow"):
         replay(tmp_path / "nothing", finished=False)

@@ -131,8 +131,8 @@ def prepare(options: UpscaleOptions, generator: Generator) -> UpscaleJob:
     facts = read_facts(options.source, options.image_rate)
     if facts.interlaced and not options.deinterlace:
         raise BadInputError(
-            f"{options.source} is interlaced: its odd and even rows are from different moments; expected a progressive "
-            "video: give --deinterlace"
+            f"{options.source} is interlaced: its odd and even rows were recorded at different times; expected a "
+            "progressive video: add --deinterlace"
         )
     notes = ["the input has alpha, which is dropped"] if facts.layout.has_alpha else []
     settings = None
@@ -147,7 +147,7 @@ def prepare(options: UpscaleOptions, generator: Generator) -> UpscaleJob:
             if target is not None:
                 tracks = plan_tracks(source, target, audio=options.audio, subtitles=options.subtitles)
             elif source.streams.audio or source.streams.subtitles:
-                notes.append("a folder of frames cannot hold audio and subtitles: dropped")
+                notes.append("a folder of frames has no audio and subtitles: dropped")
     notes += [track.note for track in tracks if track.note]
     is_cut = (options.start_s is not None, options.num_frames is not None)
     joined = JoinJob(facts, target, settings, tracks, *is_cut)
@@ -167,10 +167,10 @@ def _check_paths(options: UpscaleOptions) -> str | None:
     target = container_of(output)
     is_regular = source.is_file() or source.is_dir() or not source.exists()
     _require(is_regular, f"INPUT {source} is a pipe or a device; expected a file or a folder, which are read twice")
-    _require(output.name not in ("", ".."), f"OUTPUT {output} has no name of its own; give a new folder or a file")
+    _require(output.name not in ("", ".."), f"OUTPUT {output} has no file name; give a new folder or a file")
     # A folder of frames gets its name by a rename, which would replace the link or fail.
     is_link = target is None and output.is_symlink()
-    _require(not is_link, f"OUTPUT {output} is a link; give the folder {output.resolve()} itself")
+    _require(not is_link, f"OUTPUT {output} is a link; use its target {output.resolve()}")
     if output.exists():
         is_input = source.exists() and os.path.samefile(source, output)
         _require(not is_input, f"OUTPUT {output} is the input; choose another name")
@@ -182,7 +182,7 @@ def _check_paths(options: UpscaleOptions) -> str | None:
         # A folder is replaced as a whole, and nothing but frames may go with it.
         for path in inside or ():
             is_frame = path.is_file() and (path.suffix == ".png" or path.name == "timestamps.txt")
-            _require(is_frame, f"OUTPUT {output} holds {path.name}, which is not a frame; give a new folder")
+            _require(is_frame, f"OUTPUT {output} contains {path.name}, which is not a frame; give a new folder")
     if compare is not None:
         name = f"--compare {compare}"
         _require(container_of(compare) is not None, f"{name}: expected a video file, such as comparison.mp4")
@@ -193,17 +193,17 @@ def _check_paths(options: UpscaleOptions) -> str | None:
     if work is not None:
         within = [path for path in (output, compare, source) if path and path.resolve().is_relative_to(work.resolve())]
         is_apart = not within and not work.resolve().is_relative_to(output.resolve())
-        _require(is_apart, f"--work-dir {work} and {[*within, output][0]} are inside each other, and the work folder "
-                 "is removed at the end; give a new folder beside them")  # fmt: skip
+        _require(is_apart, f"--work-dir {work} and {[*within, output][0]} are inside each other, and the work "
+            "folder is removed at the end; give a separate new folder")  # fmt: skip
     for path in filter(None, (output, compare)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadConfigError(
-                f"{path.parent} cannot be made ({error.strerror}); choose another place for {path.name}"
+                f"{path.parent} cannot be created ({error.strerror}); choose another folder for {path.name}"
             ) from error
         is_writable = os.access(path.parent, os.W_OK | os.X_OK)
-        _require(is_writable, f"{path.parent} cannot be written to; choose another place for {path.name}")
+        _require(is_writable, f"{path.parent} is not writable; choose another folder for {path.name}")
     return target
 
 
@@ -217,13 +217,13 @@ def begin(job: UpscaleJob, num_processes: int, stack: ExitStack) -> list[Range]:
         work.mkdir(parents=True, exist_ok=True)
         names = {path.name for path in work.iterdir()}
         is_own = "job.json" in names or names <= {"lock", "job.json.tmp"}
-        _require(is_own, f"the work folder {work} holds {min(names, default='')}, which is not of a job, and would be "
-                 "removed at the end; give a new folder with --work-dir")  # fmt: skip
+        _require(is_own, f"the work folder {work} contains {min(names, default='')}, which does not belong to a job "
+            "and would be removed; give a new folder with --work-dir")  # fmt: skip
         _lock(work, stack)
     except OSError as error:
         raise BadConfigError(
-            f"the work folder {work} cannot be made ({error.strerror}); choose another place for the output, or give a "
-            "folder that can be written to with --work-dir"
+            f"the work folder {work} cannot be created ({error.strerror}); choose another folder for the output, or "
+            "give a writable one with --work-dir"
         ) from error
     content = {"format_version": _FORMAT_VERSION, **_identity(job, num_processes)}
     if "job.json" in names:
@@ -245,7 +245,7 @@ def _lock(folder: Path, stack: ExitStack) -> None:
         # The system releases the lock of a process that dies.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise BadConfigError(f"another process works on {folder}; wait for it, or stop it") from error
+        raise BadConfigError(f"another process uses {folder}; wait for it, or stop it") from error
 
 
 def _identity(job: UpscaleJob, num_processes: int) -> dict[str, Any]:
@@ -281,8 +281,8 @@ def _check_same(work: Path, content: dict[str, Any]) -> None:
     ]
     if differences:
         raise BadConfigError(
-            f"{work} holds an unfinished job, and this one differs: {'; '.join(differences)}. Run the command as "
-            "it was to finish that job, or remove the folder to start again"
+            f"{work} contains an unfinished job with other settings: {'; '.join(differences)}. Run the command as "
+            "before to finish that job, or remove the folder to start again"
         )
 
 
@@ -302,15 +302,15 @@ def _plan_parts(job: UpscaleJob, num_parts: int) -> list[Range]:
     found = set(packet_times(facts))
     if None in found:
         raise BadInputError(
-            f"{facts.path} has frames without times, which --start and several processes need; leave out --start and "
-            "use one process, or convert the video to .mkv or .mp4 first"
+            f"{facts.path} has frames without timestamps, which --start and several processes need; remove --start "
+            "and use one process, or convert the video to .mkv or .mp4 first"
         )
     times = sorted(cast(set[int], found))
     start = times[0] + (start_s or 0) / facts.time_base if times else 0
     first = next((number for number, pts in enumerate(times) if pts >= start), len(times))
     end = min(len(times), first + (num_wanted or len(times)))
     last_s = float((times[-1] - times[0]) * facts.time_base) if times else 0.0
-    _require(end > first, f"--start {start_s}: {facts.path} has no frame there, its last is at {last_s:.2f} s")
+    _require(end > first, f"--start {start_s}: {facts.path} has no frame there; the last one is at {last_s:.2f} s")
     # The beginning of a selection is the beginning of a video; only what lies inside has a past.
     warm_up_frames = job.open_stream().warm_up_frames if num_parts > 1 else 0
     bounds = [first + (end - first) * part // num_parts for part in range(num_parts + 1)]

@@ -100,7 +100,7 @@ def _plan_track(stream: Stream, target: str, wanted: bool) -> Track:
                 becomes = _TEXT_TARGETS[target]
                 return Track(stream.index, kind, "convert", becomes, f"{name} converted from {codec} to {becomes}")
             able = [suffix for suffix, container in CONTAINERS.items() if _can_hold(container, stream)]
-            advice = f"name the output {' or '.join(able)}" if able else "no container known here can"
+            advice = f"name the output {' or '.join(able)}" if able else "no supported container can"
             raise BadConfigError(f"{target} cannot hold {name} of {codec}; {advice}, or drop it with {option}")
         why = "its codec is unknown" if wanted else option
     elif stream.disposition & Disposition.attached_pic:
@@ -177,8 +177,8 @@ def join(job: JoinJob, segments: Sequence[Path], last_duration: int, path: Path)
                 output.mux(packet)
         except (av.error.ArgumentError, av.error.PatchWelcomeError) as error:
             raise BadInputError(
-                f"{job.facts.path} has times that {job.target} cannot hold, as after a jump of its clock; cut it there "
-                "and upscale each part"
+                f"{job.facts.path} has timestamps that {job.target} cannot store, for example after a timestamp "
+                "jump; cut it there and upscale each part"
             ) from error
     return len(shown), shift
 

@@ -49,9 +49,9 @@ _MAX_SD_WIDTH_PX, _MAX_SD_HEIGHT_PX = 1279, 576
 _EXACT_FORMATS, _EXACT_TOLERANCE_S = ("mov", "matroska"), 0.25
 # What a reader counts, as text for the user with a place for the number.
 UNDECODABLE = "{:g} packets cannot be decoded"
-PATCHED = "{:g} frames are damaged and shown as the decoder repaired them"
+PATCHED = "{:g} frames are damaged, and used as the decoder repaired them"
 INTERLACED = "{:g} frames are marked as interlaced (try --deinterlace)"
-MOVED = "{:g} frames had a time not after that of the frame before, and got a new one"
+MOVED = "{:g} frames had a timestamp not after the previous one, and got a new one"
 MISSING = "the last {:.2f} s are missing"
 
 
@@ -199,7 +199,7 @@ def read_facts(source: Path, image_rate: Fraction) -> MediaFacts:
     with open_source(source) as container:
         stream = video_stream(container)
         if stream.codec_context is None:
-            raise BadInputError(f"{source} holds video of a codec that this FFmpeg does not know; convert it first")
+            raise BadInputError(f"{source} uses a video codec that this FFmpeg does not support; convert it first")
         stream.codec_context.thread_count = 1
         first = next(_decoded(container, Counter()), None)
         if first is None:
@@ -238,7 +238,7 @@ def _turn_of(frame: av.VideoFrame, source: Path) -> tuple[bool, bool, bool]:
         return False, a < 0, d < 0
     if (a, d) == (0, 0) and b and c:
         return True, c < 0, b < 0
-    raise BadInputError(f"{source} is shown turned by {frame.rotation} degrees; only quarter turns are supported")
+    raise BadInputError(f"{source} has a rotation of {frame.rotation} degrees; only multiples of 90 are supported")
 
 
 def _folder_facts(folder: Path, rate: Fraction) -> MediaFacts:
@@ -411,7 +411,7 @@ def _decoded(container: InputContainer, damage: Counter[str]) -> Iterator[av.Vid
         except StopIteration:
             return
         except av.error.FFmpegError as error:
-            damage[f"the video breaks off ({error.strerror})"] = 1
+            damage[f"the video ends early ({error.strerror})"] = 1
             return
         try:
             yield from packet.decode()

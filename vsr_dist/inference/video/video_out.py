@@ -148,7 +148,7 @@ def _options(name: str, quality: int | None, preset: str | None) -> dict[str, st
             raise BadConfigError(f"--quality {value}: {name} takes {lowest} to {highest} ({option}, default {default})")
         options[option] = str(value)
     elif quality is not None:
-        raise BadConfigError(f"--quality has no meaning for {name}, which is lossless; leave it out")
+        raise BadConfigError(f"--quality has no effect on {name}, which is lossless; remove it")
     if encoder.presets is not None:
         option, values, default_preset = encoder.presets
         chosen = default_preset if preset is None else preset
@@ -156,7 +156,7 @@ def _options(name: str, quality: int | None, preset: str | None) -> dict[str, st
             raise BadConfigError(f"--preset {chosen!r}: {name} has {', '.join(values)}{nearest_hint(chosen, values)}")
         options[option] = chosen
     elif preset is not None:
-        raise BadConfigError(f"--preset has no meaning for {name}; leave it out")
+        raise BadConfigError(f"--preset has no effect on {name}; remove it")
     return options
 
 
@@ -178,7 +178,9 @@ def _pixel_format(name: str, source: PixelLayout, wanted: str | None) -> tuple[s
             chosen = f"yuv{sampling}p" + (f"{bits}le" if bits > 8 else "")
             if chosen in offered:
                 is_cut = 8 < bits < source.bits
-                return chosen, [f"{source.bits} bits become {bits}, the most that {name} takes"] if is_cut else []
+                return chosen, [
+                    f"{source.bits} bits are reduced to {bits}, the most that {name} supports"
+                ] if is_cut else []
     raise BadConfigError(
         f"the input has {source.bits} bits and {name} takes {', '.join(offered)}; choose another --codec, such as "
         f"libx265, or reduce the bits with --pixel-format {offered[0]}"
@@ -212,8 +214,9 @@ def new_encoder(settings: EncoderSettings) -> av.VideoCodecContext:
         context.open()
     except (av.error.FFmpegError, ValueError) as error:
         raise BadConfigError(
-            f"{settings.codec} does not take {settings.width} x {settings.height} px of {settings.pixel_format} with "
-            f"{settings.options}: {getattr(error, 'strerror', None) or error}; choose another --codec or other options"
+            f"{settings.codec} does not support {settings.width} x {settings.height} px of {settings.pixel_format} "
+            f"with {settings.options}: {getattr(error, 'strerror', None) or error}; choose another --codec or other "
+            "options"
         ) from error
     return context
 
