@@ -22,7 +22,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from sharding.codec import Frame
-from sharding.errors import BadConfigError, MissingExtraError, nearest_hint
+from sharding.errors import BadConfigError, nearest_hint
 from sharding.video import EXACT, to_rgb
 
 Floats = NDArray[np.float32]
@@ -158,7 +158,7 @@ class H264:
         try:
             encoder: VideoCodecContext = av.CodecContext.create("libx264", "w")
         except (av.error.FFmpegError, ValueError) as error:
-            raise MissingExtraError(
+            raise BadConfigError(
                 "video_compression needs libx264, which this build of PyAV does not have; install PyAV from PyPI (pip "
                 "install av), or use another --degradation"
             ) from error

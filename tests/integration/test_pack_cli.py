@@ -201,7 +201,7 @@ def test_samples_without_the_distribution_tell_what_to_install(
 
     monkeypatch.setattr(importlib.metadata, "distribution", missing)
     assert run("samples", tmp_path / "clips") == 2
-    assert 'pip install "vsr-dist[samples]"' in capsys.readouterr().err
+    assert "pip install 'vsr-dist[samples]'" in capsys.readouterr().err
     assert not (tmp_path / "clips").exists()
 
 

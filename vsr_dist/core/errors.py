@@ -1,4 +1,6 @@
-"""The error classes of training and evaluation; the general ones come from `sharding.errors`, the lowest package."""
+"""The error classes of training and evaluation; the general ones, and what raises the error of a missing extra, come
+from `sharding`, the lowest package.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from sharding.errors import (
     number_type,
     run_cli,
 )
+from sharding.extras import extra_files, import_extra, missing_extra
 
 
 class BadCheckpointError(UserError):
@@ -46,6 +49,9 @@ __all__ = [
     "NonFiniteError",
     "OneLineParser",
     "UserError",
+    "extra_files",
+    "import_extra",
+    "missing_extra",
     "nearest_hint",
     "number_type",
     "run_cli",

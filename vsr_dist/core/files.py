@@ -1,17 +1,14 @@
-"""Files: written whole or not at all, locked among processes, and found in installed distributions."""
+"""Files: written whole or not at all, and locked among processes."""
 
 from __future__ import annotations
 
 import fcntl
-import importlib.metadata
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from vsr_dist.core.errors import MissingExtraError
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -42,22 +39,3 @@ def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
-
-
-STLPIPS = "stlpips_pytorch"
-
-
-def distribution_file(distribution: str, name: str, what: str, fix: str) -> Path:
-    """Where `name` of an installed distribution lies.
-
-    `what` opens the MissingExtraError that is raised where there is none, and `fix` says what to do about it.
-    """
-    shown = distribution.replace("_", "-")
-    try:
-        files = importlib.metadata.files(distribution) or []
-    except importlib.metadata.PackageNotFoundError as error:
-        raise MissingExtraError(f"{what}: {shown}, which brings its weights, is missing; {fix}") from error
-    found = [Path(str(file.locate())) for file in files if file.name == name]
-    if not found or not found[0].is_file():
-        raise MissingExtraError(f"{what}: {shown} is installed without {name}; {fix}")
-    return found[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import http.client
-import importlib
 import os
 import random
 import time
@@ -21,7 +20,7 @@ import xxhash
 
 from sharding.index import check_index, load_index
 from sharding.schema import INDEX_NAME, Index, Shard
-from vsr_dist.core.errors import BadConfigError, BadShardError, MissingExtraError
+from vsr_dist.core.errors import BadConfigError, BadShardError, import_extra
 from vsr_dist.core.files import exclusive
 
 SCHEMES = ("s3", "http", "https")
@@ -97,14 +96,8 @@ class S3Store:
     """Objects below `s3://bucket/prefix`, with the credentials and region that boto3 finds."""
 
     def __init__(self, root: str, endpoint: str) -> None:
-        try:
-            boto3, self._errors, config = map(
-                importlib.import_module, ("boto3", "botocore.exceptions", "botocore.config")
-            )
-        except ImportError as error:
-            raise MissingExtraError(
-                f"data.root is {root}, which needs boto3; install it with: pip install 'vsr-dist[s3]'"
-            ) from error
+        names = ("boto3", "botocore.exceptions", "botocore.config")
+        boto3, self._errors, config = (import_extra("s3", name, f"data.root {root}") for name in names)
         self._bucket, _, prefix = root.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
         # boto3's own retries are switched off, since `Fetcher` counts the attempts.

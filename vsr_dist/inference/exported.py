@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from vsr_dist.core.errors import BadConfigError, MissingExtraError, UserError
+from vsr_dist.core.errors import BadConfigError, UserError, import_extra
 from vsr_dist.inference.receptive_field import context_frames, moving_texture
 from vsr_dist.models.base import Generator, RecurrentGenerator
 
@@ -300,14 +300,8 @@ def write_onnx(exportable: Exportable, path: Path, description: dict[str, Any]) 
 
 def need_onnx() -> None:
     """Raise MissingExtraError unless what ONNX needs is installed."""
-    try:
-        import onnx  # noqa: F401, PLC0415
-        import onnxruntime  # noqa: F401, PLC0415
-        import onnxscript  # noqa: F401, PLC0415
-    except ImportError as error:
-        raise MissingExtraError(
-            f"export to ONNX needs the extra 'onnx' ({error}); install it: pip install 'vsr-dist[onnx]'"
-        ) from error
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        import_extra("onnx", name, "export to ONNX", "use --format torch")
 
 
 def largest_difference(exportable: Exportable, format: Format, path: Path, multiple_px: int) -> float:
@@ -331,8 +325,7 @@ def largest_difference(exportable: Exportable, format: Format, path: Path, multi
 
 
 def _onnx_runner(path: Path) -> Callable[..., tuple[Tensor, ...]]:
-    import onnxruntime  # noqa: PLC0415
-
+    onnxruntime = import_extra("onnx", "onnxruntime", "export to ONNX")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
 

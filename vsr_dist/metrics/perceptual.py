@@ -13,7 +13,6 @@ Axes: N any number of images, B batch, C channels, T frames, Y X rows and column
 
 from __future__ import annotations
 
-import importlib
 import pickle
 from collections.abc import Mapping
 from functools import partial
@@ -24,8 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vsr_dist.core.errors import BadConfigError, BadInputError, MissingExtraError
-from vsr_dist.core.files import STLPIPS, distribution_file
+from vsr_dist.core.errors import BadConfigError, BadInputError, extra_files, import_extra
 from vsr_dist.ops.color import from_uint8
 
 WEIGHTS_FILE = "alex_shift_tolerant.pth"
@@ -63,8 +61,8 @@ class ShiftTolerantLpips(nn.Module):
     ) -> None:
         """`what` asked for it, and what to do `instead` of installing its weights: for the error without them."""
         super().__init__()
-        fix = f'run `pip install "vsr-dist[perceptual]"` or {instead}'
-        state = _read_tensors(distribution_file(STLPIPS, WEIGHTS_FILE, what, fix), "ST-LPIPS", "reinstall it")
+        path = extra_files("perceptual", "stlpips-pytorch", WEIGHTS_FILE, what, instead)[0]
+        state = _read_tensors(path, "ST-LPIPS", "reinstall it")
         copy = partial(_copy_tensor, what=f"ST-LPIPS: {WEIGHTS_FILE}", fix="reinstall stlpips-pytorch 0.0.2")
         self.convs = nn.ModuleList(
             nn.Conv2d(num_in, num_out, size, padding=padding) for _, num_out, num_in, size, padding, _ in _CONVS
@@ -215,14 +213,8 @@ def check_size(images_NCYX: Tensor, min_px: int, what: str) -> None:
         raise BadInputError(f"{what}: expected images of at least {min_px} x {min_px} pixels, found {found}")
 
 
-def _torchmetrics(module: str, what: str, metrics: str) -> Any:  # noqa: ANN401 - a module that may be missing
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingExtraError(
-            f'{what} needs torchmetrics ({error}); run `pip install "vsr-dist[metrics]"` or leave {metrics} out of '
-            "--metrics"
-        ) from error
+def _torchmetrics(module: str, what: str, metrics: str) -> Any:  # noqa: ANN401 - a module
+    return import_extra("metrics", module, what, f"leave {metrics} out of --metrics")
 
 
 def _require_trunk(name: str, model: str, what: str) -> None:

@@ -22,8 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vsr_dist.core.errors import BadConfigError, BadInputError
-from vsr_dist.core.files import STLPIPS, distribution_file
+from vsr_dist.core.errors import BadConfigError, BadInputError, extra_files
 
 WeightsName = Literal["stlpips", "torchvision", "file"]
 # VGG16, configuration D of Simonyan and Zisserman 2015 (arXiv:1409.1556), table 1; 0 marks a pooling.
@@ -162,8 +161,8 @@ def _min_px(num_poolings: int, shift_tolerant: bool) -> int:
 
 def _weights_path(config: PerceptualConfig) -> Path:
     if config.weights == "stlpips":
-        fix = 'run `pip install "vsr-dist[perceptual]"` or set the perceptual weight to 0'
-        return distribution_file(STLPIPS, STLPIPS_FILE, "perceptual loss", fix)
+        instead = "set loss.perceptual to 0"
+        return extra_files("perceptual", "stlpips-pytorch", STLPIPS_FILE, "the perceptual loss", instead)[0]
     if config.weights == "torchvision":
         path = Path(torch.hub.get_dir()) / "checkpoints" / TORCHVISION_FILE
         hint = (

@@ -23,6 +23,7 @@ from vsr_dist.training.tracking import (
     TrackingConfig,
     Unavailable,
     check_uri,
+    missing_package,
     read_state,
 )
 
@@ -194,8 +195,9 @@ def download_generator(uri: str, tracking_uri: str | None, names: Sequence[str],
         # A model is one folder; of a run, which may hold thousands of pictures, only these files are read.
         for part in [f"{source}/{name}" for name in names] if source.startswith("runs:/") else [source]:
             mlflow.artifacts.download_artifacts(part, dst_path=str(folder), tracking_uri=server, registry_uri=server)
-    except (mlflow.exceptions.MlflowException, SQLAlchemyError, OSError) as error:
-        raise BadCheckpointError(f"{uri} cannot be downloaded from MLflow at {server}: {error}") from error
+    except (mlflow.exceptions.MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        reason = missing_package(error) if isinstance(error, ImportError) else error
+        raise BadCheckpointError(f"{uri} cannot be downloaded from MLflow at {server}: {reason}") from error
     missing = []
     for name in names:
         path = next(folder.rglob(name), None)

@@ -41,7 +41,7 @@ import numpy as np
 from vsr_dist.core.collectives import gather_lists
 from vsr_dist.core.config_io import flatten, io
 from vsr_dist.core.console import say
-from vsr_dist.core.errors import BadConfigError, BadInputError
+from vsr_dist.core.errors import BadConfigError, BadInputError, missing_extra
 from vsr_dist.core.files import exclusive, write_whole
 from vsr_dist.core.provenance import git_state
 
@@ -194,7 +194,7 @@ def _values(line: Line) -> dict[str, float]:
 
 
 class Unavailable(Exception):  # noqa: N818 - a state of the server, not a mistake
-    """The server did not take something now; it may later. `refused`: it answered with an error."""
+    """The server did not take something now; it may later. `refused`: waiting alone will not help."""
 
     def __init__(self, reason: str, *, refused: bool = False) -> None:
         super().__init__(reason)
@@ -519,6 +519,8 @@ class MlflowRun:
             if "Invalid Host header" in reason:
                 reason += "; the server does not know this name: start it with --allowed-hosts NAME,NAME:*"
             raise Unavailable(reason, refused=code in (401, 403, 404)) from error
+        except ImportError as error:
+            raise Unavailable(missing_package(error), refused=True) from error
         except OSError as error:  # Those of requests are OSErrors, too.
             raise Unavailable(str(error)) from error
         except SQLAlchemyError as error:
@@ -535,6 +537,15 @@ def _import_mlflow() -> Any:  # noqa: ANN401
         logging.getLogger(logger).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.pyfunc")  # It asks for input examples.
     return mlflow
+
+
+def missing_package(error: ImportError) -> str:
+    """What to do about a package that MLflow's client imports when it first needs it, such as a database's driver."""
+    if error.name == "psycopg":
+        return str(missing_extra("postgres", str(error), "its client"))
+    if error.name == "boto3":
+        return str(missing_extra("s3", str(error), "its client"))
+    return f"its client lacks a package ({error}); install that"
 
 
 def read_state(folder: Path) -> State | None:

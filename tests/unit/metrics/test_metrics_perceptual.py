@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import sys
 import types
@@ -11,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from metric_references import dists_by_hand, lpips_by_hand
 
-from vsr_dist.core import files
 from vsr_dist.core.errors import BadConfigError, BadInputError, MissingExtraError
 from vsr_dist.metrics import perceptual
 from vsr_dist.metrics.perceptual import Dists, Lpips, ShiftTolerantLpips, VmafStream, load_vmaf
@@ -83,16 +83,18 @@ def test_small_images_are_refused(metric):
 
 def test_missing_distribution_says_what_to_install(monkeypatch):
     def missing(name):
-        raise files.importlib.metadata.PackageNotFoundError(name)
+        raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(files.importlib.metadata, "files", missing)
-    with pytest.raises(MissingExtraError, match=r"stlpips-pytorch.*is missing; run `pip install \"vsr-dist\[perc"):
+    monkeypatch.setattr(importlib.metadata, "files", missing)
+    with pytest.raises(
+        MissingExtraError, match=r"stlpips-pytorch is not installed\); run: pip install 'vsr-dist\[perc"
+    ):
         ShiftTolerantLpips()
 
 
 def test_a_file_of_something_else_is_refused(monkeypatch, tmp_path):
     path = tmp_path / perceptual.WEIGHTS_FILE
-    monkeypatch.setattr(perceptual, "distribution_file", lambda *_: path)
+    monkeypatch.setattr(perceptual, "extra_files", lambda *_: [path])
     torch.save({"net.slice1.0.weight": torch.zeros(64, 3, 3, 3)}, path)
     with pytest.raises(BadConfigError, match=r"expected net\.slice1\.0\.weight of shape \(64, 3, 11, 11\), found \(64"):
         ShiftTolerantLpips()
@@ -155,7 +157,9 @@ def test_weights_are_never_downloaded(metric, file, trunks, tmp_path):
 def test_a_missing_extra_is_one_line_that_names_it(make, monkeypatch):
     for name in ("torchmetrics.image.lpip", "torchmetrics.functional.image.dists", "vmaf_torch"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingExtraError, match=r"needs torchmetrics .*pip install \"vsr-dist\[metrics\]\"") as error:
+    with pytest.raises(
+        MissingExtraError, match=r"needs the extra 'metrics' .*pip install 'vsr-dist\[metrics\]'"
+    ) as error:
         make()
     assert "\n" not in str(error.value)
 

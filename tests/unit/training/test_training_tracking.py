@@ -118,6 +118,28 @@ def test_each_point_arrives_once_though_answers_are_lost(tmp_path, uri):
     assert run.num_waiting() == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("package", "advice"),
+    [
+        ("boto3", r"^its client needs the extra 's3' .*; run: pip install 'vsr-dist\[s3\]'$"),
+        ("psycopg", r"^its client needs the extra 'postgres' .*; run: pip install 'vsr-dist\[postgres\]'$"),
+        ("MySQLdb", r"^its client lacks a package \(No module named 'MySQLdb'\)"),
+    ],
+)
+def test_a_package_that_mlflow_imports_at_its_first_use_is_named(tmp_path, uri, package, advice):
+    run, client = open_run(tmp_path / "run", uri)
+
+    def lacks():
+        raise ModuleNotFoundError(f"No module named '{package}'", name=package)
+
+    client.fault = lacks
+    write(run, 1, loss=0.5)
+    with pytest.raises(Unavailable, match=advice) as error:
+        run.send_all()
+    assert error.value.refused
+    assert run.num_waiting() == (1, 0)
+
+
 @pytest.mark.parametrize("answer", ["before", "after"])
 def test_a_kill_at_any_moment_doubles_and_loses_nothing(tmp_path, uri, answer):
     """A checkpoint every 10 steps; each process is killed 7 steps after one, while it sends."""
