@@ -1,4 +1,7 @@
-"""The verbs `run`, `report` and `promote`, for `python -m sweeps` and for `vsr-dist study`."""
+"""The verbs `run`, `report` and `promote`, for `python -m sweeps` and for `vsr-dist study`.
+
+Their help works without Optuna, which is in the extra `studies`: what needs it is imported by the verbs.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweeps.config import load_study
-from sweeps.driver import run_study
-from sweeps.findings import load_findings
-from sweeps.report import publish_report
-from sweeps.trial import outcome, promote
 from vsr_dist.core.config_io import add_override_option
 from vsr_dist.core.console import say
-from vsr_dist.core.errors import OneLineParser
+from vsr_dist.core.errors import OneLineParser, import_extra
 from vsr_dist.run_dir import STOPPED_STATUS
 
 Subparsers = Any  # argparse gives its sub-parser action no public name
@@ -35,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def register(subparsers: Subparsers) -> None:
-    """Add the three verbs; each parser sets `handler`, which takes the parsed arguments and returns the status."""
+    """Add the three verbs to subparsers with the dest `study_verb`; each parser sets `handler` to `run`."""
     for name, verb in VERBS.items():
         parser: argparse.ArgumentParser = subparsers.add_parser(
             name,
@@ -51,11 +49,12 @@ def register(subparsers: Subparsers) -> None:
         if name == "promote":
             parser.add_argument("--out", metavar="FILE", type=Path, help="output file (default STUDY_DIR/best.yaml)")
             parser.add_argument("--number", metavar="N", type=int, help="trial to promote instead of the best one")
-        parser.set_defaults(handler=verb.handler)
+        parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the chosen verb; returns the exit status."""
+    """Run the chosen verb; returns the exit status. Raises MissingExtraError without Optuna."""
+    import_extra("studies", "optuna", "a study")
     return VERBS[arguments.study_verb].handler(arguments)
 
 
@@ -81,6 +80,10 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def run_verb(arguments: argparse.Namespace) -> int:
     """Run or continue a study, and write its report; 143 if a signal stopped it."""
+    from sweeps.config import load_study  # noqa: PLC0415
+    from sweeps.driver import run_study  # noqa: PLC0415
+    from sweeps.report import publish_report  # noqa: PLC0415
+
     given = {"workers": arguments.workers, "launch.gpus_per_trial": arguments.gpus_per_trial}
     shortcuts = [f"{path}={value}" for path, value in given.items() if value is not None]
     config = load_study(arguments.config, [*arguments.overrides, *shortcuts])
@@ -96,6 +99,9 @@ def run_verb(arguments: argparse.Namespace) -> int:
 
 def report_verb(arguments: argparse.Namespace) -> int:
     """Write the report and print it."""
+    from sweeps.config import load_study  # noqa: PLC0415
+    from sweeps.report import publish_report  # noqa: PLC0415
+
     files, run_id = publish_report(load_study(arguments.config, arguments.overrides))
     say(files.markdown.read_text(encoding="utf-8").rstrip())
     say(f"wrote {files.markdown}, {files.page} and {files.table}{f'; MLflow run {run_id}' if run_id else ''}")
@@ -104,6 +110,10 @@ def report_verb(arguments: argparse.Namespace) -> int:
 
 def promote_verb(arguments: argparse.Namespace) -> int:
     """Write the configuration of the best trial, or of one chosen by number."""
+    from sweeps.config import load_study  # noqa: PLC0415
+    from sweeps.findings import load_findings  # noqa: PLC0415
+    from sweeps.trial import outcome, promote  # noqa: PLC0415
+
     config = load_study(arguments.config, arguments.overrides)
     chosen, path = promote(config, arguments.out, arguments.number)
     say(f"wrote {path}: trial {chosen.number}, {outcome(load_findings(config), chosen)}")

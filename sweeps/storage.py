@@ -6,7 +6,6 @@ under a new number. It then has the values, the run directory and the checkpoint
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 import time
@@ -27,7 +26,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLA
 from sweeps.config import StudyConfig, load_study
 from sweeps.space import Space
 from vsr_dist.core.console import say
-from vsr_dist.core.errors import BadConfigError, MissingExtraError, UserError
+from vsr_dist.core.errors import BadConfigError, UserError, import_extra
 
 # User attributes of a study and of its trials.
 SETTINGS = "settings"
@@ -93,8 +92,7 @@ def open_storage(config: StudyConfig) -> BaseStorage:
         return _open_proxy(url)
     if url.startswith(_SQLITE):
         return _open_database(config, url, {"connect_args": {"timeout": _SQLITE_WAIT_S}})
-    if importlib.util.find_spec("psycopg") is None:
-        raise MissingExtraError(f"storage {storage_name(config)} needs psycopg; pip install 'vsr-dist[postgres]'")
+    import_extra("postgres", "psycopg", f"storage {storage_name(config)}")
     # A connection that the server or a firewall has closed is replaced before use.
     return _open_database(config, url, {"pool_pre_ping": True})
 
@@ -123,8 +121,7 @@ def _open_proxy(url: str) -> BaseStorage:
     host, _, port = url.removeprefix(_GRPC).rpartition(":")
     if not host or not port.isdigit():
         raise BadConfigError(f"storage {url}: expected grpc://HOST:PORT, e.g. grpc://head-node:13000")
-    if importlib.util.find_spec("grpc") is None:
-        raise MissingExtraError(f"storage {url} needs grpcio; pip install 'vsr-dist[grpc]'")
+    import_extra("studies", "grpc", f"storage {url}")
     proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
     try:
         proxy.wait_server_ready(timeout=_GRPC_READY_S)

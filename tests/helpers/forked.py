@@ -27,7 +27,8 @@ _IMPORTED = [
     "vsr_dist.evaluate",
     "vsr_dist.upscale",
     "vsr_dist.report",
-    "sweeps.cli",
+    "sweeps.driver",
+    "sweeps.report",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -107,9 +108,20 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(tmp_path):
     assert "secret" not in str(caught.value)
 
 
-def test_a_grpc_proxy_needs_grpcio(tmp_path, monkeypatch):
-    monkeypatch.setattr("sweeps.storage.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'vsr-dist\[grpc\]'"):
-        run_study(make_study(tmp_path, storage="grpc://localhost:13000"))
+@pytest.mark.parametrize(
+    ("module", "extra", "storage"),
+    [
+        ("psycopg", "postgres", "postgresql+psycopg://me:secret@localhost:1/studies"),
+        ("grpc", "studies", "grpc://localhost:13000"),
+    ],
+)
+def test_a_storage_whose_client_is_missing_names_the_extra(tmp_path, monkeypatch, module, extra, storage):
+    monkeypatch.setitem(sys.modules, module, None)
+    shown = re.escape(storage.replace("secret", "***"))
+    with pytest.raises(MissingExtraError, match=rf"{shown} needs the extra '{extra}' .*'vsr-dist\[{extra}\]'$"):
+        run_study(make_study(tmp_path, storage=storage))
+
+
+def test_the_address_of_a_grpc_proxy_has_a_port(tmp_path):
     with pytest.raises(BadConfigError, match="expected grpc://HOST:PORT"):
         run_study(make_study(tmp_path, storage="grpc://localhost"))
