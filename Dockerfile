@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The distribution is named because the pinned Debian package belongs to it.
+# bookworm is named because the pinned Debian package belongs to it.
 FROM python:3.11-slim-bookworm AS builder
 
 ENV PIP_CACHE_DIR=/var/cache/pip \
@@ -9,7 +9,7 @@ ENV PATH="/opt/venv/bin:$PATH"
 WORKDIR /build
 
 # Dependencies first, from the metadata alone: a change to the sources does not install torch again.
-# DL3042 (no pip cache) is meant for caches that stay in the image; this one is a mount.
+# DL3042 (no pip cache) is about caches that stay in the image; this one is a mount.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 # hadolint ignore=DL3042
 RUN --mount=type=cache,target=/var/cache/pip \
@@ -31,7 +31,7 @@ LABEL org.opencontainers.image.title="vsr-dist" \
       org.opencontainers.image.vendor="The vsr-dist authors" \
       org.opencontainers.image.licenses="Apache-2.0"
 
-# tini passes SIGTERM on and reaps orphans: a training run must get the signal to save before it is stopped.
+# tini forwards SIGTERM and reaps orphans: a training run must get the signal to save before it is stopped.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends tini=0.19.* \
     && rm -rf /var/lib/apt/lists/* \
@@ -40,7 +40,7 @@ RUN apt-get update \
 
 COPY --from=builder /opt/venv /opt/venv
 
-# PYTHONSAFEPATH: `python -m` takes the installed packages, not a checkout mounted at the working directory.
+# PYTHONSAFEPATH: `python -m` uses the installed packages, not a checkout mounted at the working directory.
 # GIT_PYTHON_REFRESH: MLflow looks for git, which is not in this image, and would warn.
 ENV PATH="/opt/venv/bin:$PATH" \
     PYTHONSAFEPATH=1 \

@@ -1,11 +1,11 @@
-# Two commands matter: `make demo` and `make test`. Stamp files in .venv keep reruns quick.
+# The main targets are `make demo` and `make test`. Stamp files in .venv make reruns quick.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 MADE := $(VENV)/.made
 DEMO := $(VENV)/.demo-installed
 DEV := $(VENV)/.dev-installed
-# Files of tests side by side; a test may start two processes of its own.
+# Test files run in parallel; a test may start two processes itself.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 

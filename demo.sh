@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job on real video, end to end: `make demo`. Safe to rerun: finished steps are skipped.
-# DEMO_SHORT=1 does the same in a minute or two with far fewer steps, in demo-short/, for a check that all works.
+# The whole pipeline on real video: `make demo`. Safe to rerun: finished steps are skipped. DEMO_SHORT=1 does the same
+# in a minute or two with far fewer steps, in demo-short/, as a check that everything works.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
