@@ -33,7 +33,7 @@ from vsr_dist.core.errors import BadConfigError
 
 CONFIG = "experiments/configs/ablation.yaml"
 SEEDS = (0, 1, 2)
-CPU_S_PER_RUN = 240.0
+CPU_S_PER_RUN = 150.0
 # Of the CPU time of a row with an adversary, this part has the discriminator; the rest is its warm-up.
 ADVERSARIAL_TIME_SHARE = 0.5
 CALIBRATION_ROUNDS, CALIBRATION_S = 3, 4.0
