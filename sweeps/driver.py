@@ -1,20 +1,21 @@
 """Run a study: Optuna's `Study.optimize` in a thread per worker, with one launched trial as its objective.
 
-Other drivers, on this machine or others, may run the same study at the same time: the storage gives each trial its
-number, and the first `num_trials` numbers are the study. A driver that dies stops its heartbeats; then another driver,
-or its next run, retries its trials from their last checkpoint. A training never outlives its driver.
+Other drivers, on this machine or others, may run the same study at the same time if it is in a database. This gives
+each trial its number, and the first `num_trials` numbers are the study. A driver that dies stops its heartbeats; then
+another driver, or its next run, retries its trials from their last checkpoint. A training never outlives its driver.
 """
 
 from __future__ import annotations
 
 import os
-import queue
 import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import FrameType
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from optuna.storages import BaseStorage, RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.config import Checked, PrunerConfig, StudyConfig, check_study
+from sweeps.findings import Findings
 from sweeps.objective import Row, objective_points, stop_reason
 from sweeps.space import describe, suggest
 from sweeps.storage import (
@@ -40,13 +42,13 @@ from sweeps.storage import (
     SURPLUS,
     counted,
     create_study,
+    faults_as_user_errors,
     first_number,
-    is_feasible,
-    is_storage_fault,
     one_line,
     open_storage,
     retry,
     role_of,
+    storage_fault,
     storage_name,
     warm_start,
 )
@@ -61,10 +63,12 @@ from vsr_dist.training.samples import SAMPLES_NAME
 _ARTIFACTS_NAME = "artifacts"
 _INTERRUPTED = "interrupted by Ctrl-C or SIGTERM"
 _IDLE_S = 0.5
+_POLL_S = 0.1
 # A database that restarts, or a network that is repaired, is waited for.
 _STORAGE_PAUSE_S, _STORAGE_PATIENCE_S = 5.0, 3600.0
-# A driver that died between the creation of a trial and its first heartbeat; clocks of machines may differ.
-_UNSTARTED_S = 120.0
+# A driver that died between the creation of a trial and its claim; clocks of machines may differ.
+_UNCLAIMED_S = 120.0
+_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 _MAX_NUMPY_SEED = 2**32
 _Result = TypeVar("_Result")
 
@@ -74,7 +78,22 @@ class _TrialFailedError(Exception):
 
 
 class _StorageAwayError(Exception):
-    """The storage has failed for longer than the driver waits."""
+    """The storage has failed for longer than the driver waits, or fails while the driver stops."""
+
+
+@dataclass
+class _Attempt:
+    """What a worker runs at the moment.
+
+    Attributes:
+        number: of the trial.
+        verdict: the result, once it is recorded.
+        error: what ended the trial without a result.
+    """
+
+    number: int
+    verdict: Verdict | None = None
+    error: BaseException | None = None
 
 
 def run_study(config: StudyConfig) -> FrozenTrial | None:
@@ -82,22 +101,22 @@ def run_study(config: StudyConfig) -> FrozenTrial | None:
 
     Everything that can be checked is checked before the first trial. Trials of earlier runs and of other drivers
     count. None if no trial keeps every constraint; with several objectives, the feasible trial that is best by the
-    first one. Raises UserError if every trial failed.
+    first one. Raises UserError if no trial gave a result, and KeyboardInterrupt after SIGINT or SIGTERM.
     """
     checked = check_study(config)
     config.directory.mkdir(parents=True, exist_ok=True)
     storage = open_storage(config)
-    pruner = make_pruner(config.pruner, train_steps=checked.train_steps, warmup_steps=checked.warmup_steps)
-    study = create_study(config, storage, pruner, checked.settings)
-    warm_start(config, study, checked.settings)
-    trials = counted(study.get_trials(deepcopy=False))
-    num_done = len(_ended(_searched(config, trials)))
+    with faults_as_user_errors(config):
+        study = create_study(config, storage, make_pruner(config.pruner, checked), checked.settings)
+        warm_start(config, study, checked.settings)
+        trials = counted(study.get_trials(deepcopy=False))
+    num_done = len(_ended(_searched(trials)))
     if num_done >= config.num_trials and not _missing_repeats(config, checked, trials) and not _unfinished(trials):
         say(f"study {config.name} is complete: {num_done} of {config.num_trials} trials; raise num_trials for more")
     else:
-        with _sigterm_as_interrupt(), Progress(config.num_trials, "trial", start=num_done) as progress:
-            _Driver(config, checked, storage, study, progress).run()
-    return _conclude(config, counted(study.get_trials(deepcopy=False)))
+        with Progress(config.num_trials, "trial", start=num_done) as progress:
+            trials = _Driver(config, checked, storage, study, progress).run()
+    return _conclude(config, trials)
 
 
 class _Driver:
@@ -108,18 +127,13 @@ class _Driver:
     ) -> None:
         self.config, self.checked, self.progress = config, checked, progress
         self.stopping = threading.Event()
-        self._storage, self._pruner = storage, study.pruner
+        self._storage, self._study = storage, study
         self._lock = threading.RLock()
-        # Workers that are about to start a trial, which is not in the storage yet.
+        # Workers that are about to start a trial, which is not in the storage yet; and what the others run.
         self._starting: set[int] = set()
-        # Worker -> number of its trial; workers whose trial another driver has taken over.
-        self._running: dict[int, int] = {}
-        self._lost: set[int] = set()
+        self._attempts: dict[int, _Attempt] = {}
         self._begin_s = time.monotonic()
         self._error: BaseException | None = None
-        # Filled by the last worker that ends. Thread.join cannot be repeated after a KeyboardInterrupt (bpo-45274).
-        self._finished: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._num_working = config.workers
         self._outage_s: float | None = None
         self._waits = False
         self._has_heartbeats = isinstance(storage, RDBStorage)
@@ -132,37 +146,48 @@ class _Driver:
                 "storage has no heartbeats, so they count as lost and are replaced by new ones"
             )
 
-    def run(self) -> None:
-        """Until nothing is left to do. No training, and no trial in state RUNNING, is left by this driver."""
-        for worker in range(self.config.workers):
-            threading.Thread(target=self._work, args=(worker,)).start()
-        try:
-            self._finished.get()
-        except KeyboardInterrupt:
+    def run(self) -> list[FrozenTrial]:
+        """Until nothing is left to do; returns the trials that count.
+
+        No training is left by this driver, and no trial in state RUNNING unless the storage stays away.
+        """
+        threads = [threading.Thread(target=self._work, args=(worker,)) for worker in range(self.config.workers)]
+        with _noted_signals() as signals:
+            for thread in threads:
+                thread.start()
+            num_obeyed = 0
+            while any(thread.is_alive() for thread in threads):
+                time.sleep(_POLL_S)
+                if len(signals) > num_obeyed:
+                    self._obey(is_first=num_obeyed == 0)
+                    num_obeyed = len(signals)
+        is_away = isinstance(self._error, _StorageAwayError)
+        if self._error is not None and not is_away:
+            raise self._error
+        if signals:
+            raise KeyboardInterrupt
+        if is_away:
+            raise UserError(str(self._error)) from self._error
+        return self.patiently(lambda: self._counted(self._study))
+
+    def _obey(self, *, is_first: bool) -> None:
+        """SIGINT or SIGTERM: stop the workers; after a further one, the supervisors kill the trainings."""
+        if is_first:
             say("stopping: training runs save a checkpoint and exit; press Ctrl-C again to kill them")
             self.stopping.set()
-            self._wait_or_kill()
-            raise
-        if isinstance(self._error, _StorageAwayError):
-            raise UserError(str(self._error)) from self._error
-        if self._error is not None:
-            raise self._error
-
-    def _wait_or_kill(self) -> None:
-        """Wait for the workers; a further Ctrl-C asks the supervisors to kill the trainings."""
-        while True:
-            try:
-                return self._finished.get()
-            except KeyboardInterrupt:
-                for child in psutil.Process().children():
-                    with suppress(psutil.NoSuchProcess):
-                        child.terminate()
+            return
+        for child in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):
+                child.terminate()
 
     def _work(self, worker: int) -> None:
         """One worker: one trial after another."""
         try:
-            # A study object of its own, for the sampler is seeded for each trial.
-            study = optuna.load_study(study_name=self.config.name, storage=self._storage, pruner=self._pruner)
+            # Objects of its own: the sampler is seeded for each trial, and a pruner sets itself up when first used.
+            pruner = make_pruner(self.config.pruner, self.checked)
+            study = self.patiently(
+                lambda: optuna.load_study(study_name=self.config.name, storage=self._storage, pruner=pruner)
+            )
             while self._wait_for_work(study, worker):
                 try:
                     study.optimize(
@@ -171,27 +196,41 @@ class _Driver:
                         catch=(_TrialFailedError,),
                         callbacks=[self._report_end],
                     )
-                except StoppedError:
-                    continue
-                except Exception as error:
-                    if worker in self._lost:  # Optuna refuses to set the state of a trial that has ended.
-                        self._lost.discard(worker)
-                    elif is_storage_fault(error):
-                        self.note_outage(error)
-                    else:
-                        raise
+                except Exception as error:  # noqa: BLE001 - raised again unless the study can go on
+                    self._settle(study, self._attempts.get(worker), error)
                 finally:
                     with self._lock:
                         self._starting.discard(worker)
-                        self._running.pop(worker, None)
+                        self._attempts.pop(worker, None)
         except BaseException as error:  # noqa: BLE001 - raised again by the main thread
             self._error = self._error or error
             self.stopping.set()
-        finally:
-            with self._lock:
-                self._num_working -= 1
-                if not self._num_working:
-                    self._finished.put(None)
+
+    def _settle(self, study: optuna.Study, attempt: _Attempt | None, error: Exception) -> None:
+        """After an error of `Study.optimize`: leave no trial in state RUNNING; raises `error` if it is a fault of ours.
+
+        The objective's own errors come out of it once Optuna has set the trial to FAIL. All others are of Optuna's own
+        calls: the storage failed, or another driver has ended the trial.
+        """
+        if attempt is None:
+            if storage_fault(error) is None:
+                raise error
+            return self.note_outage(error)
+        if attempt.error is not None and error is attempt.error:
+            if isinstance(error, StoppedError):
+                return None
+            raise error
+        state = self.patiently(lambda: study.get_trials(deepcopy=False)[attempt.number].state)
+        if state != TrialState.RUNNING:
+            return None
+        if storage_fault(error) is None:
+            raise error
+        verdict = attempt.verdict
+        outcome = TrialState.FAIL if verdict is None else _STATES[verdict.outcome]
+        values = verdict.values if verdict is not None and outcome == TrialState.COMPLETE else None
+        told = self.patiently(lambda: study.tell(attempt.number, values, outcome, skip_if_finished=True))
+        if verdict is not None:
+            self._report_end(study, told)
 
     def _wait_for_work(self, study: optuna.Study, worker: int) -> bool:
         """True once a trial can be started or resumed; False if nothing is left, or this driver should stop."""
@@ -199,7 +238,7 @@ class _Driver:
         while not self.stopping.is_set():
             if limit_s is not None and time.monotonic() - self._begin_s > limit_s:
                 return False
-            found = self._patiently(lambda: self._look_for_work(study, worker))
+            found = self.patiently(lambda: self._look_for_work(study, worker))
             if found is not None:
                 return found
             self.stopping.wait(_IDLE_S)
@@ -207,7 +246,7 @@ class _Driver:
 
     def _look_for_work(self, study: optuna.Study, worker: int) -> bool | None:
         """True if there is a trial to run, False if nothing is left; None while others run the rest."""
-        self._retry_stale(study)
+        self._retry_unstarted(study)
         config = self.config
         with self._lock:
             trials = self._counted(study)
@@ -215,7 +254,7 @@ class _Driver:
                 study.enqueue_trial(**given)
             trials = self._counted(study)
             waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
-            num_new = max(0, config.num_trials - len(_searched(config, trials)))
+            num_new = max(0, config.num_trials - len(_searched(trials)))
             if len(waiting) + num_new > len(self._starting):
                 self._starting.add(worker)
                 return True
@@ -225,10 +264,10 @@ class _Driver:
                 return None
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         if not self._has_heartbeats:
-            running = [trial for trial in running if trial.number in self._running.values()]
+            running = [trial for trial in running if trial.number in self._own_numbers()]
         if not running and not self._starting:
             return False
-        if not self._waits and not self._running:
+        if not self._waits and not self._attempts:
             self._waits = True
             say(f"study {config.name}: other drivers run the remaining trials; waiting for them")
         return None
@@ -237,75 +276,81 @@ class _Driver:
         trials = counted(study.get_trials(deepcopy=False))
         return [t for t in trials if t.state != TrialState.RUNNING or t.number not in self._ignored]
 
-    def _retry_stale(self, study: optuna.Study) -> None:
+    def _own_numbers(self) -> set[int]:
+        with self._lock:
+            return {attempt.number for attempt in self._attempts.values()}
+
+    def _retry_unstarted(self, study: optuna.Study) -> None:
         """Queue the trials of dead drivers again: by Optuna's heartbeat, and those that never had one."""
-        if not self._has_heartbeats:
-            return
-        fail_stale_trials(study)
+        if self._has_heartbeats:
+            fail_stale_trials(study)
         for trial in study.get_trials(states=(TrialState.RUNNING,)):
-            if DRIVER in trial.user_attrs or trial.number in self._running.values():
-                continue
             assert trial.datetime_start is not None  # Set together with the state.
-            if datetime.now() - trial.datetime_start > timedelta(seconds=_UNSTARTED_S):
-                study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-                retry(study, trial, self.config.max_retries)
+            is_claimed = DRIVER in trial.user_attrs or trial.number in self._own_numbers()
+            if is_claimed or datetime.now() - trial.datetime_start < timedelta(seconds=_UNCLAIMED_S):
+                continue
+            told = study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            if (
+                told.state == TrialState.FAIL and REASON not in told.user_attrs
+            ):  # Its driver has not ended it meanwhile.
+                retry(study, trial, max_deaths=self.config.max_retries)
 
     def _objective(self, trial: optuna.Trial, worker: int) -> Sequence[float]:
         """Run one trial: the function that `Study.optimize` calls."""
-        study = trial.study
         with self._lock:
-            self._running[worker] = trial.number
+            attempt = self._attempts[worker] = _Attempt(trial.number)
             self._starting.discard(worker)
         try:
-            frozen = self._claim(study, trial)
-            # A sampler that is seeded once per process would repeat its first values whenever a study is continued.
-            study.sampler = make_sampler(self.config, first_number(frozen))
-            parameters = suggest(trial, self.config.space)
-            plan = self._plan(trial, frozen, parameters)
+            plan = self.patiently(lambda: self._prepare(trial))
             watch = _Watch(self, trial, plan)
             begin_s = time.monotonic()
             verdict = run_trial(self.config, plan, worker, watch)
             seconds = round(time.monotonic() - begin_s, 3)
             facts = {**verdict.facts, "seconds": seconds, "run_dirs": [str(path) for path in plan.run_dirs]}
-            self._patiently(lambda: self._record(trial, plan, verdict, facts))
-        except (_TrialFailedError, optuna.TrialPruned):
+            self.patiently(lambda: self._record(trial, plan, verdict, facts))
+        except _TrialFailedError:
             raise
         except Exception as error:
-            if not is_storage_fault(error) and not isinstance(error, _StorageAwayError):
-                self._interrupt(study, trial, worker, error)
+            attempt.error = error
+            if not isinstance(error, _StorageAwayError):
+                self.patiently(lambda: self._queue_again(trial, attempt))
             raise
+        attempt.verdict = verdict
         if verdict.outcome == "pruned":
             raise optuna.TrialPruned(verdict.reason)
         if verdict.outcome == "failed":
             raise _TrialFailedError(verdict.reason)
         return verdict.values
 
-    def _claim(self, study: optuna.Study, trial: optuna.Trial) -> FrozenTrial:
-        """The trial as the storage has it.
+    def _prepare(self, trial: optuna.Trial) -> TrialPlan:
+        """Claim a trial and choose its values; may be called again if the storage fails.
 
         _TrialFailedError if other drivers started the last trials at the same moment; UserError if its folder exists.
         """
+        config, study = self.config, trial.study
         trials = self._counted(study)
         frozen = next(found for found in trials if found.number == trial.number)
-        folder = self.config.trial_dir(trial.number)
+        number = first_number(frozen)
         error: Exception | None = None
-        if is_surplus(self.config, trials, frozen):
+        if is_surplus(config, trials, frozen):
             error = _TrialFailedError("another driver has started the last trial")
-        elif first_number(frozen) == trial.number and folder.exists():
+        elif number == trial.number and DRIVER not in frozen.user_attrs and config.trial_dir(number).exists():
             error = UserError(
-                f"{folder} exists, but the storage does not know its trial; move it away or set another study_dir"
+                f"{config.trial_dir(number)} exists, but the storage does not know its trial; move it away or set "
+                "another study_dir"
             )
         if error is not None:
             trial.set_user_attr(SURPLUS, True)
             trial.set_user_attr(REASON, str(error))
             raise error
-        return frozen
-
-    def _plan(self, trial: optuna.Trial, frozen: FrozenTrial, parameters: dict[str, Any]) -> TrialPlan:
-        config, number = self.config, first_number(frozen)
+        trial.set_user_attr(DRIVER, f"{socket.gethostname()}:{os.getpid()}")
+        # A sampler that is seeded once per process would repeat its first values whenever a study is continued.
+        study.sampler = make_sampler(config, number)
+        # A new object, for it knows the values that an earlier call has stored.
+        parameters = suggest(optuna.Trial(study, trial._trial_id), config.space)
         seeds = frozen.user_attrs.get(SEEDS)
         if seeds is None:
-            seeds = [self.checked.base_seed + place for place in range(config.seeds_per_trial)]
+            seeds = [self.checked.base_seed + index for index in range(config.seeds_per_trial)]
             trial.set_user_attr(SEEDS, seeds)
             trial.set_user_attr(ROLE, role_of(frozen))
         config.trial_dir(number).mkdir(parents=True, exist_ok=True)
@@ -331,16 +376,16 @@ class _Driver:
             for picture in sorted(plan.run_dirs[0].glob(f"{SAMPLES_NAME}/step_*/*.png")):
                 upload_artifact(artifact_store=store, file_path=str(picture), study_or_trial=trial)
 
-    def _interrupt(self, study: optuna.Study, trial: optuna.Trial, worker: int, error: Exception) -> None:
-        """Queue a trial again whose training was stopped without a result; `Study.optimize` then sets it to FAIL."""
+    def _queue_again(self, trial: optuna.Trial, attempt: _Attempt) -> None:
+        """Queue a trial whose training was stopped without a result again; `Study.optimize` then sets it to FAIL."""
+        study = trial.study
         frozen = study.get_trials()[trial.number]
-        if frozen.state != TrialState.RUNNING:
-            self._lost.add(worker)
         if frozen.state != TrialState.RUNNING or SURPLUS in frozen.user_attrs:
             return
-        reason = _INTERRUPTED if isinstance(error, StoppedError) else f"its driver failed: {one_line(repr(error))}"
+        is_stopped = isinstance(attempt.error, StoppedError)
+        reason = _INTERRUPTED if is_stopped else f"its driver failed: {one_line(repr(attempt.error))}"
         trial.set_user_attr(REASON, reason)
-        retry(study, frozen, None)
+        retry(study, frozen)
 
     def _report_end(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Print one line about a trial that ended; a callback of `Study.optimize`."""
@@ -354,19 +399,19 @@ class _Driver:
             state = "pruned" if trial.state == TrialState.PRUNED else "failed"
             outcome = f"{state}: {trial.user_attrs.get(REASON)}"
         with self._lock:
-            num_done = len(_ended(_searched(self.config, self._counted(study))))
+            num_done = len(_ended(_searched(self._counted(study))))
             self.progress.advance(max(0, num_done - self.progress.done))
             self.progress.note(
                 f"trial {trial.number}: {outcome} | {format_duration(trial.user_attrs.get('seconds', 0.0))}"
             )
 
-    def _patiently(self, call: Callable[[], _Result]) -> _Result:
+    def patiently(self, call: Callable[[], _Result]) -> _Result:
         """Repeat a call until the storage answers; _StorageAwayError once it has failed for too long."""
         while True:
             try:
                 result = call()
             except Exception as error:
-                if not is_storage_fault(error):
+                if storage_fault(error) is None:
                     raise
                 self.note_outage(error)
                 self.stopping.wait(_STORAGE_PAUSE_S)
@@ -380,7 +425,8 @@ class _Driver:
         with self._lock:
             if self._outage_s is None:
                 self._outage_s = now_s
-                say(f"warning: storage {name} fails, retrying; training runs continue: {one_line(error)}")
+                fault = one_line(storage_fault(error))
+                say(f"warning: storage {name} fails, retrying; training runs continue: {fault}")
             if now_s - self._outage_s > _STORAGE_PATIENCE_S or self.stopping.is_set():
                 raise _StorageAwayError(
                     f"storage {name} has failed for {format_duration(now_s - self._outage_s)}; repair it and run "
@@ -403,18 +449,18 @@ class _Watch:
         self._last_step = -1
         self._next_check_s = 0.0
 
-    def look(self, place: int, rows: Sequence[Row]) -> str | None:
+    def look(self, index: int, rows: Sequence[Row]) -> str | None:
         """Report the objective so far; returns why the training should stop, or None."""
         config = self._driver.config
         # Repeats run to their end. Only a trial's first training is reported: the others have the same steps.
         is_search = self._plan.role != "repeat"
         if is_search and (reason := stop_reason(config.stop_when, rows)) is not None:
             return reason
-        if is_search and place == 0 and not config.is_multi_objective:
+        if is_search and index == 0 and not config.is_multi_objective:
             try:
                 return self._report(rows)
             except Exception as error:
-                if not is_storage_fault(error):
+                if storage_fault(error) is None:
                     raise
                 self._driver.note_outage(error)
         return None
@@ -426,14 +472,12 @@ class _Watch:
         now_s = time.monotonic()
         if now_s < self._next_check_s:
             return
-        is_first, self._next_check_s = self._next_check_s == 0.0, now_s + self._driver.config.heartbeat_s
+        self._next_check_s = now_s + self._driver.config.heartbeat_s
         try:
-            if is_first:
-                self._trial.set_user_attr(DRIVER, f"{socket.gethostname()}:{os.getpid()}")
             state = self._trial.study.get_trials(deepcopy=False)[self._trial.number].state
             self._driver.note_answer()
         except Exception as error:
-            if not is_storage_fault(error):
+            if storage_fault(error) is None:
                 raise
             self._driver.note_outage(error)
             return
@@ -462,7 +506,7 @@ def is_surplus(config: StudyConfig, trials: Sequence[FrozenTrial], trial: Frozen
     earlier = [other for other in trials if first_number(other) < number]
     if key is not None and any(_given_key(other) == key for other in earlier):
         return True
-    return role_of(trial) in ("search", "start") and len(_searched(config, earlier)) >= config.num_trials
+    return role_of(trial) in ("search", "start") and len(_searched(earlier)) >= config.num_trials
 
 
 def _given_key(trial: FrozenTrial) -> tuple[Any, ...] | None:
@@ -473,7 +517,7 @@ def _given_key(trial: FrozenTrial) -> tuple[Any, ...] | None:
     return (role, attrs[REPEAT_OF], tuple(attrs[SEEDS])) if role == "repeat" else None
 
 
-def _searched(config: StudyConfig, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+def _searched(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The trials of the search in any state: no repeats, none of other studies."""
     return [trial for trial in trials if role_of(trial) in ("search", "start")]
 
@@ -489,53 +533,54 @@ def _unfinished(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 def _missing_starts(config: StudyConfig, checked: Checked, trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
     """Arguments of `Study.enqueue_trial` for each given trial that the study does not have yet."""
     known = {_given_key(trial) for trial in trials}
-    places = [place for place in range(len(checked.starts)) if ("start", place) not in known]
-    places = places[: max(0, config.num_trials - len(_searched(config, trials)))]
-    return [{"params": checked.starts[place], "user_attrs": {ROLE: "start", START: place}} for place in places]
+    missing = [index for index in range(len(checked.starts)) if ("start", index) not in known]
+    missing = missing[: max(0, config.num_trials - len(_searched(trials)))]
+    return [{"params": checked.starts[index], "user_attrs": {ROLE: "start", START: index}} for index in missing]
 
 
 def _missing_repeats(config: StudyConfig, checked: Checked, trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
     """The same for the repeats of the best trials; none before the search has ended."""
-    searched = _searched(config, trials)
+    searched = _searched(trials)
     if _unfinished(searched) or len(searched) < config.num_trials or not config.repeat.top:
         return []
     known = {_given_key(trial) for trial in trials}
-    missing = []
-    for winner in _ranked(config, searched)[: config.repeat.top]:
-        for place in range(config.repeat.seeds):
-            number, seed = first_number(winner), checked.base_seed + config.seeds_per_trial + place
-            if ("repeat", number, (seed,)) not in known:
-                attrs = {ROLE: "repeat", REPEAT_OF: number, SEEDS: [seed]}
-                missing.append({"params": winner.params, "user_attrs": attrs})
-    return missing
-
-
-def _ranked(config: StudyConfig, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The feasible complete trials, best by the first objective first."""
-    feasible = [trial for trial in trials if trial.state == TrialState.COMPLETE and is_feasible(trial)]
-    sign = -1.0 if config.objective.direction == "maximize" else 1.0
-    return sorted(feasible, key=lambda trial: (sign * trial.values[0], trial.number))
+    # Without their repeats, so that the results of these do not change which trials are repeated.
+    findings = Findings(config, searched)
+    winners = [trial for trial in findings.ranked if findings.is_good(trial)][: config.repeat.top]
+    first_seed = checked.base_seed + config.seeds_per_trial
+    wanted = [(winner, first_seed + offset) for winner in winners for offset in range(config.repeat.seeds)]
+    return [
+        {
+            "params": winner.params,
+            "user_attrs": {ROLE: "repeat", REPEAT_OF: first_number(winner), SEEDS: [seed]},
+        }
+        for winner, seed in wanted
+        if ("repeat", first_number(winner), (seed,)) not in known
+    ]
 
 
 def _conclude(config: StudyConfig, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    """Print which trial is best; UserError if every trial failed."""
-    ended = _ended(_searched(config, trials))
-    complete = [trial for trial in ended if trial.state == TrialState.COMPLETE]
+    """Print which trial is best; UserError if no trial gave a result."""
+    ended = _ended(_searched(trials))
     if not ended:
         say(f"study {config.name}: no trial has ended yet")
         return None
-    if not complete:
+    findings = Findings(config, trials)
+    if not findings.searched:
         last = ended[-1]
+        states = Counter("pruned" if trial.state == TrialState.PRUNED else "failed" for trial in ended)
+        counts = ", ".join(f"{number} {state}" for state, number in states.items())
         raise UserError(
-            f"all {len(ended)} trials of study {config.name} failed; the last one: {last.user_attrs.get(REASON)}; "
+            f"no trial of study {config.name} gave a result ({counts}); the last one: {last.user_attrs.get(REASON)}; "
             f"see {config.log_path(first_number(last))}, fix it, and start again with another name and study_dir"
         )
-    ranked = _ranked(config, complete)
-    if not ranked:
-        say(f"none of {len(complete)} complete trials keeps every constraint; see vsr-dist study report")
+    best = findings.best
+    if best is None:
+        say(f"none of {len(findings.searched)} complete trials keeps every constraint; see vsr-dist study report")
         return None
-    best = ranked[0]
-    say(f"best: trial {best.number}, {config.objective.title} {best.values[0]:.4f} with {describe(best.params)}")
+    repeats = findings.repeats(best)
+    again = "" if repeats is None else f", with new seeds {repeats.describe()},"
+    say(f"best: trial {best.number}, {config.objective.title} {best.values[0]:.4f}{again} with {describe(best.params)}")
     return best
 
 
@@ -554,27 +599,33 @@ def make_sampler(config: StudyConfig, number: int) -> BaseSampler:
     return RandomSampler(seed=seed)
 
 
-def make_pruner(config: PrunerConfig, *, train_steps: int, warmup_steps: int) -> BasePruner:
-    """The pruner of a study. Its steps are training steps; both numbers are those of the base configuration."""
-    warmup = config.warmup_steps if config.warmup_steps is not None else warmup_steps
+def make_pruner(config: PrunerConfig, checked: Checked) -> BasePruner:
+    """The pruner of a study. Its steps are training steps."""
+    warmup = config.warmup_steps if config.warmup_steps is not None else checked.warmup_steps
     if config.kind == "none":
         return NopPruner()
     if config.kind == "hyperband":
-        return HyperbandPruner(max(warmup, 1), train_steps, config.reduction_factor)
+        return HyperbandPruner(max(warmup, 1), checked.train_steps, config.reduction_factor)
     # A trial is compared at its own validations, so every one of them is looked at (interval 1).
     median = MedianPruner(n_startup_trials=config.startup_trials, n_warmup_steps=warmup)
     return median if config.kind == "median" else PatientPruner(median, config.patience)
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Inside, SIGTERM raises KeyboardInterrupt, so that a scheduler's stop is handled as Ctrl-C is."""
+def _noted_signals() -> Iterator[list[int]]:
+    """Inside, SIGINT and SIGTERM are only noted, in the list that this gives; one that is ignored stays ignored.
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    A KeyboardInterrupt could come at any line, such as between the starts of two threads.
+    """
+    received: list[int] = []
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heard}
     try:
-        yield
+        yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -10,7 +10,8 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ from vsr_dist.core.errors import BadConfigError, UserError, import_extra
 # User attributes of a study and of its trials.
 SETTINGS = "settings"
 REASON, ROLE, SEEDS, REPEAT_OF, START, WARM_OF = "reason", "role", "seeds", "repeat_of", "start", "warm_of"
-# Host and process of the driver, set once the training has started.
+# Host and process of the driver that has claimed the trial.
 DRIVER = "driver"
+# How many drivers died while they ran the trial, earlier attempts included.
+DEATHS = "deaths"
 # Of a trial that is not part of the study, because another driver had claimed the last place.
 SURPLUS = "surplus"
 # What a retried trial keeps of its first attempt.
-_KEPT_BY_RETRY = (ROLE, SEEDS, REPEAT_OF, START)
+_KEPT_BY_RETRY = (ROLE, SEEDS, REPEAT_OF, START, DEATHS)
 _KEPT_SYSTEM_ATTRS = ("fixed_params", "failed_trial", "retry_history")
 _DATABASE_NAME = "study.db"
 _JOURNAL, _SQLITE, _GRPC = "journal:", "sqlite:///", "grpc://"
@@ -105,7 +108,7 @@ def _open_database(config: StudyConfig, url: str, engine: dict[str, Any]) -> Bas
                 engine_kwargs=engine,
                 heartbeat_interval=config.heartbeat_s,
                 grace_period=_MISSED_HEARTBEATS * config.heartbeat_s,
-                heartbeat_stale_trial_callback=lambda study, trial: retry(study, trial, config.max_retries),
+                heartbeat_stale_trial_callback=lambda study, trial: retry(study, trial, max_deaths=config.max_retries),
             )
         except (SQLAlchemyError, ArgumentError) as error:
             # Two drivers that start together may both create the tables.
@@ -133,19 +136,29 @@ def _open_proxy(url: str) -> BaseStorage:
     return proxy
 
 
-def is_storage_fault(error: BaseException | None) -> bool:
-    """True for an error of an open storage that may pass, such as a server that restarts.
+def storage_fault(error: BaseException | None) -> BaseException | None:
+    """The fault of an open storage behind an error, which may pass, such as a server that restarts; None if none is.
 
-    `Study.optimize` raises an AssertionError while it handles such an error, so the context is looked at too.
+    `Study.optimize` raises an AssertionError while it handles such a fault, so the context is looked at too.
     """
-    kinds = [StorageInternalError, SQLAlchemyError]
+    kinds: list[type[BaseException]] = [StorageInternalError, SQLAlchemyError]
     if "grpc" in sys.modules:
         kinds.append(sys.modules["grpc"].RpcError)
-    while error is not None:
-        if isinstance(error, tuple(kinds)):
-            return True
+    while error is not None and not isinstance(error, tuple(kinds)):
         error = error.__context__
-    return False
+    return error
+
+
+@contextmanager
+def faults_as_user_errors(config: StudyConfig) -> Iterator[None]:
+    """Inside, a fault of the storage is raised as a UserError."""
+    try:
+        yield
+    except Exception as error:
+        fault = storage_fault(error)
+        if fault is None:
+            raise
+        raise UserError(f"storage {storage_name(config)} fails: {one_line(fault)}") from error
 
 
 def one_line(error: object) -> str:
@@ -196,22 +209,29 @@ def open_study(config: StudyConfig) -> optuna.Study:
 
 def load_trials(config: StudyConfig) -> list[FrozenTrial]:
     """All trials of an existing study, for reading; UserError if there is none yet."""
-    return open_study(config).get_trials()
+    with faults_as_user_errors(config):
+        return open_study(config).get_trials()
 
 
-def retry(study: optuna.Study, trial: FrozenTrial, max_retries: int | None) -> None:
-    """Queue a trial that ended without a result again, under a new number; not more than `max_retries` times."""
+def retry(study: optuna.Study, trial: FrozenTrial, *, max_deaths: int | None = None) -> None:
+    """Queue a trial that ended without a result again, under a new number.
+
+    max_deaths: given if its driver died; a trial whose drivers have died more often is not queued, for it may be what
+    kills them. A trial that its driver gives back is always queued.
+    """
     history = RetryHeartbeatStaleTrialCallback.retry_history
     if any(trial.number in history(other) for other in study.get_trials(deepcopy=False)):
         return  # Its driver queued it before it died.
-    trial.user_attrs = {key: value for key, value in trial.user_attrs.items() if key in _KEPT_BY_RETRY}
-    kept = {key: value for key, value in trial.system_attrs.items() if key in _KEPT_SYSTEM_ATTRS}
-    trial.system_attrs = kept
-    num_retries = len(history(trial))
-    if max_retries is not None and num_retries >= max_retries:
-        say(f"trial {trial.number}: its driver died again after {num_retries} retries; not retried")
-        return
-    RetryHeartbeatStaleTrialCallback(max_retries)(study, trial)
+    kept = {key: value for key, value in trial.user_attrs.items() if key in _KEPT_BY_RETRY}
+    if max_deaths is not None:
+        num_deaths = kept.get(DEATHS, 0) + 1
+        if num_deaths > max_deaths:
+            say(f"trial {trial.number}: its driver died again after {max_deaths} retries; not retried")
+            return
+        kept[DEATHS] = num_deaths
+    trial.user_attrs = kept
+    trial.system_attrs = {key: value for key, value in trial.system_attrs.items() if key in _KEPT_SYSTEM_ATTRS}
+    RetryHeartbeatStaleTrialCallback()(study, trial)
     say(f"trial {trial.number}: interrupted; queued again to resume from its last checkpoint")
 
 
@@ -230,11 +250,6 @@ def counted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The trials that count: not those that were retried under another number, and no surplus ones."""
     retried = {number for trial in trials for number in RetryHeartbeatStaleTrialCallback.retry_history(trial)}
     return [trial for trial in trials if trial.number not in retried and not trial.user_attrs.get(SURPLUS)]
-
-
-def is_feasible(trial: FrozenTrial) -> bool:
-    """True if no constraint is violated."""
-    return all(value <= 0 for value in trial.constraints.values())
 
 
 def warm_start(config: StudyConfig, study: optuna.Study, settings: Mapping[str, Any]) -> None:

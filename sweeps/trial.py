@@ -72,8 +72,8 @@ class Watch(Protocol):
     def check(self) -> None:
         """Raise StoppedError if the training should stop; called all the time."""
 
-    def look(self, place: int, rows: Sequence[Row]) -> str | None:
-        """Take the metrics of training number `place`, called when there are new ones; why it should stop, or None."""
+    def look(self, index: int, rows: Sequence[Row]) -> str | None:
+        """Take the metrics of training number `index`, called when there are new ones; why it should stop, or None."""
 
 
 def run_trial(config: StudyConfig, plan: TrialPlan, worker: int, watch: Watch) -> Verdict:
@@ -83,9 +83,9 @@ def run_trial(config: StudyConfig, plan: TrialPlan, worker: int, watch: Watch) -
     which decides on the trial's GPUs. Whatever ends this call, no process of the trial is left.
     """
     verdicts: list[Verdict] = []
-    for place in range(len(plan.run_dirs)):
+    for index in range(len(plan.run_dirs)):
         try:
-            verdict = _run_training(config, plan, place, worker, watch)
+            verdict = _run_training(config, plan, index, worker, watch)
         except UserError as error:  # Such as a metrics file that cannot be read.
             verdict = Verdict("failed", reason=str(error))
         verdicts.append(verdict)
@@ -94,19 +94,19 @@ def run_trial(config: StudyConfig, plan: TrialPlan, worker: int, watch: Watch) -
     return combine(verdicts)
 
 
-def _run_training(config: StudyConfig, plan: TrialPlan, place: int, worker: int, watch: Watch) -> Verdict:
-    run_dir, log_path = plan.run_dirs[place], config.log_path(plan.number)
+def _run_training(config: StudyConfig, plan: TrialPlan, index: int, worker: int, watch: Watch) -> Verdict:
+    run_dir, log_path = plan.run_dirs[index], config.log_path(plan.number)
     # An earlier attempt may have ended just before its driver could report it.
-    pruned = watch.look(place, read_rows(run_dir))
+    pruned = watch.look(index, read_rows(run_dir))
     ending = Ending(exit_status=None, seconds=0.0)
     if not pruned and not has_result(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
-        process = _TrainingProcess(config, plan, place, worker)
+        process = _TrainingProcess(config, plan, index, worker)
         try:
             while process.poll() is None:
                 watch.check()
                 if pruned is None and process.has_new_metrics():
-                    pruned = watch.look(place, read_rows(run_dir))
+                    pruned = watch.look(index, read_rows(run_dir))
                     if pruned is not None:
                         process.stop("pruned")
                 process.stop_if_overdue()
@@ -114,22 +114,22 @@ def _run_training(config: StudyConfig, plan: TrialPlan, place: int, worker: int,
         finally:
             ending = process.end()
         # Rows since the last look are reported; they come too late to prune.
-        watch.look(place, read_rows(run_dir))
+        watch.look(index, read_rows(run_dir))
     return judge(config, run_dir, ending, log_path, pruned or "")
 
 
 class _TrainingProcess:
     """A launched training under `supervisor.py`, in a session of its own: Ctrl-C reaches the driver only."""
 
-    def __init__(self, config: StudyConfig, plan: TrialPlan, place: int, worker: int) -> None:
-        self._config, self._run_dir, self._log_path = config, plan.run_dirs[place], config.log_path(plan.number)
+    def __init__(self, config: StudyConfig, plan: TrialPlan, index: int, worker: int) -> None:
+        self._config, self._run_dir, self._log_path = config, plan.run_dirs[index], config.log_path(plan.number)
         self._begin_s = self._progress_s = self._next_look_s = time.monotonic()
         self._stopped: Stop | None = None
         self._progress = self._look_for_progress()
         self._metrics_seen: tuple[float, int] | None = None
         lock_path = config.trial_dir(plan.number) / "trial.lock"
         supervised = [sys.executable, "-P", supervisor.__file__, str(lock_path), str(config.grace_s), str(os.getpid())]
-        command = [*launch_command(config.launch, free_port()), *training_options(config, plan, place)]
+        command = [*launch_command(config.launch, free_port()), *training_options(config, plan, index)]
         environment = {
             # Each training is an MLflow run of its own, whatever the driver was given.
             **{name: value for name, value in os.environ.items() if name != "MLFLOW_RUN_ID"},
@@ -229,18 +229,18 @@ def gpu_environment(gpus_per_trial: int, worker: int) -> dict[str, str]:
     return {CUDA_VARIABLE: ",".join(visible_gpus()[first : first + gpus_per_trial])}
 
 
-def training_options(config: StudyConfig, plan: TrialPlan, place: int) -> list[str]:
-    """Options of `vsr_dist.train` for a trial's training number `place`.
+def training_options(config: StudyConfig, plan: TrialPlan, index: int) -> list[str]:
+    """Options of `vsr_dist.train` for a trial's training number `index`.
 
     Overrides are, in order: the study's own, the sampled values, and the run's name, directory, seed and tags. Always
     `--resume auto`, which starts from step 0 where there is no checkpoint.
     """
     several = len(plan.run_dirs) > 1
-    name = f"{config.name}-trial-{plan.number:04d}" + (f"-seed-{place}" if several else "")
-    own: dict[str, Any] = {"name": name, "run_dir": str(plan.run_dirs[place])}
+    name = f"{config.name}-trial-{plan.number:04d}" + (f"-seed-{index}" if several else "")
+    own: dict[str, Any] = {"name": name, "run_dir": str(plan.run_dirs[index])}
     tags = {"study": config.name, "trial": plan.number, "kind": "trial", "role": plan.role}
     if "seed" not in config.space:
-        own["seed"] = tags["seed"] = plan.seeds[place]
+        own["seed"] = tags["seed"] = plan.seeds[index]
     if plan.repeat_of is not None:
         tags["repeat_of"] = plan.repeat_of
     own |= {f"tracking.tags.{key}": str(value) for key, value in tags.items()}

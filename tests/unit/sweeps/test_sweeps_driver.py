@@ -160,7 +160,7 @@ def test_a_failed_trial_counts(tmp_path):
 def test_a_study_without_any_result_is_an_error_with_the_last_reason(tmp_path):
     study = make_study(tmp_path, "crash", "user_error", num_trials=2)
     for _ in range(2):  # A rerun finds nothing to do, and says the same.
-        with pytest.raises(UserError, match=r"all 2 trials of study stub failed; the last one: error: data\.root"):
+        with pytest.raises(UserError, match=r"gave a result \(2 failed\); the last one: error: data\.root"):
             run_study(study)
     assert states(study) == ["FAIL", "FAIL"]
 

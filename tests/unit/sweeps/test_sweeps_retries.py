@@ -23,7 +23,7 @@ from sweeps_stub import make_study, study_tree
 
 from sweeps import driver as driver_module
 from sweeps.driver import is_surplus, run_study
-from sweeps.storage import counted, create_study, first_number, load_trials, open_storage
+from sweeps.storage import counted, create_study, first_number, load_trials, open_storage, retry
 
 FAST = {"heartbeat_s": 1, "max_retries": 9, "grace_s": 5}
 
@@ -217,7 +217,7 @@ def test_a_trial_whose_driver_died_before_the_first_heartbeat_is_retried(tmp_pat
     config = make_study(tmp_path, num_trials=2)
     run_study(make_study(tmp_path, num_trials=1))
     optuna.load_study(study_name="stub", storage=open_storage(config)).ask()
-    monkeypatch.setattr(driver_module, "_UNSTARTED_S", 0.0)
+    monkeypatch.setattr(driver_module, "_UNCLAIMED_S", 0.0)
     run_study(config)
     assert states(config) == ["COMPLETE", "FAIL", "COMPLETE"] and counted_states(config) == ["COMPLETE"] * 2
 
@@ -244,3 +244,48 @@ def test_a_storage_without_heartbeats_replaces_what_a_dead_driver_left(tmp_path,
     run_study(config)
     assert states(config) == ["COMPLETE", "RUNNING", "COMPLETE"]
     assert "warning: trials 1 are in state RUNNING; this storage has no heartbeats" in capsys.readouterr().out
+
+
+def test_only_deaths_of_drivers_use_up_the_retries(tmp_path, capsys):
+    config = make_study(tmp_path, max_retries=1)
+    study = new_study(config)
+    study.enqueue_trial({})
+    # Stopped twice, then its driver dies twice.
+    for max_deaths in (None, None, 1, 1):
+        trial = study.ask()
+        study.tell(trial.number, state=TrialState.FAIL)
+        retry(study, study.get_trials()[trial.number], max_deaths=max_deaths)
+    assert states(config) == ["FAIL"] * 4
+    assert "trial 3: its driver died again after 1 retries; not retried" in capsys.readouterr().out
+
+
+def test_a_slow_driver_that_ends_its_trial_is_not_taken_for_a_dead_one(tmp_path, monkeypatch):
+    config = make_study(tmp_path, num_trials=2)
+    run_study(make_study(tmp_path, num_trials=1))
+    owner = optuna.load_study(study_name="stub", storage=open_storage(config))
+    trial = owner.ask()
+    real = optuna.Study.tell
+
+    def ended_meanwhile(study, number, *arguments, **options):
+        trial.set_user_attr("reason", "RuntimeError")
+        real(owner, number, state=TrialState.FAIL)
+        return real(study, number, *arguments, **options)
+
+    monkeypatch.setattr(optuna.Study, "tell", ended_meanwhile)
+    monkeypatch.setattr(driver_module, "_UNCLAIMED_S", 0.0)
+    run_study(config)
+    assert states(config) == ["COMPLETE", "FAIL"]
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_signals_are_noted_and_raise_nothing(ignored):
+    handler = signal.SIG_IGN if ignored else signal.default_int_handler
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with driver_module._noted_signals() as received:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == handler
+        assert received == [signal.SIGTERM] + [signal.SIGINT] * (not ignored)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -45,7 +45,7 @@ def test_one_hopeless_trial_is_stopped_by_a_rule_and_saves(tmp_path):
     study = make_study(
         tmp_path, "hopeless", "crash", num_trials=2, stop_when=[rule], constraints=[bound, unknown], grace_s=20
     )
-    with pytest.raises(Exception, match="all 2 trials of study stub failed"):
+    with pytest.raises(Exception, match=r"no trial of study stub gave a result \(1 pruned, 1 failed\)"):
         run_study(study)
     pruned = load_trials(study)[0]
     assert pruned.state.name == "PRUNED"
@@ -88,7 +88,7 @@ def test_a_trial_of_several_seeds_has_their_mean(tmp_path):
     assert {"seed=2", "tracking.tags.seed='2'", "name=stub-trial-0000-seed-2"} <= set(options)
 
 
-def test_the_winner_is_repeated_with_fresh_seeds(tmp_path):
+def test_the_winner_is_repeated_with_fresh_seeds(tmp_path, capsys):
     study = make_study(tmp_path, num_trials=3, repeat={"top": 1, "seeds": 2}, workers=2)
     best = run_study(study)
     repeats = load_trials(study)[3:]
@@ -97,6 +97,7 @@ def test_the_winner_is_repeated_with_fresh_seeds(tmp_path):
     assert {trial.user_attrs["repeat_of"] for trial in repeats} == {best.number}
     assert all(trial.params == best.params for trial in repeats)
     assert sorted(trial.value - best.value for trial in repeats) == pytest.approx([0.01, 0.02])
+    assert f"with new seeds {best.value + 0.015:.4f} +/- 0.0071 (n = 2)," in capsys.readouterr().out
     run_study(study)
     assert len(load_trials(study)) == 5
 
