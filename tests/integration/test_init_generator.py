@@ -57,6 +57,16 @@ def test_epochs_become_steps_of_the_data(train, tmp_path):
     assert resolved["epochs"] == 1 and resolved["steps"] == num_steps == 12
 
 
+def test_a_run_whose_publication_was_interrupted_logs_nothing_twice(train, tmp_path):
+    assert train("run")[0] == 0
+    log = (tmp_path / "run/metrics.jsonl").read_bytes()
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    (tmp_path / "run/summary.json").unlink()
+    assert train("run")[0] == 0
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == log
+    assert json.loads((tmp_path / "run/summary.json").read_text())["metrics"] == summary["metrics"]
+
+
 def test_step_0_is_the_file_and_resuming_neither_needs_it_nor_changes_the_result(train, tmp_path):
     assert train("first", "seed=1", "adversarial.weight=0", "generator_optimizer.learning_rate=0.01")[0] == 0
     trained = tmp_path / "first"

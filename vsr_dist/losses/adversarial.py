@@ -27,7 +27,7 @@ AdversarialName = Literal["paper", "bce", "lsgan", "hinge", "ragan", "rpgan"]
 
 @dataclass(frozen=True)
 class AdversarialObjective:
-    """One adversarial game.
+    """The losses of both players.
 
     discriminator_loss(real_logits, fake_logits) and generator_loss(real_logits, fake_logits) return scalars
     to minimise. `uses_real_in_generator` says whether the generator's loss reads the real logits; the others

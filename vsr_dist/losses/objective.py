@@ -1,6 +1,6 @@
 """The generator's loss: its terms in one table, their weights, and the one place that multiplies them.
 
-The adversarial term is not here: it belongs to the adversarial game (`vsr_dist.training.config.AdversarialConfig`,
+The adversarial term is not here: it belongs to the adversarial training (`vsr_dist.training.config.AdversarialConfig`,
 `vsr_dist.losses.adversarial`) and joins the others in the sum.
 
 Axes: B batch, T time, C channels, H W low-resolution, Y X high-resolution rows and columns, K the two directions of

@@ -1,4 +1,4 @@
-"""How a run trains: duration, optimisers and their schedules, the adversarial game, and what is controlled in it.
+"""How a run trains: duration, optimisers and their schedules, the adversarial part, and what is controlled in it.
 
 Plain dataclasses, which `vsr_dist.config` composes, and the schedules as pure functions of the step.
 """
@@ -177,7 +177,7 @@ class WeightControl:
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """The adversarial game: its loss, its weight in the generator's loss, the discriminator's penalties, its control.
+    """The adversarial part: its loss, its weight in the generator's loss, the discriminator's penalties, its control.
 
     Attributes:
         loss: adversarial loss of both players (`vsr_dist.losses.adversarial`).

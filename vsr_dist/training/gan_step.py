@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vsr_dist.core.collectives import World, gather_lists
-from vsr_dist.core.errors import BadConfigError, NonFiniteError
+from vsr_dist.core.errors import NonFiniteError
 from vsr_dist.data.loader import ClipBatch
 from vsr_dist.losses.adversarial import ADVERSARIAL
 from vsr_dist.losses.objective import ADVERSARIAL_TERM, TERMS, LossConfig, LossInputs, weighted_sum
@@ -47,7 +46,7 @@ class Player:
 
 @dataclass(frozen=True)
 class _Clips:
-    """One micro-batch on the device: float RGB in [0, 1]; `bicubic_BTCYX` only where the discriminator plays."""
+    """One micro-batch on the device: float RGB in [0, 1]; `bicubic_BTCYX` only in steps with the adversary."""
 
     low_BTCHW: Tensor
     real_BTCYX: Tensor
@@ -138,10 +137,9 @@ class GanStep:
         carried: recurrent states that consecutive windows hand on, or None. hold_on_device: see the class; by default
         True on GPUs only.
         """
-        _refuse_static_graph(generator.network, discriminator.network)
         self.accelerator, self.generator, self.discriminator = accelerator, generator, discriminator
         self.features, self.loss, self.adversarial = features, loss, adversarial
-        self.game = ADVERSARIAL[adversarial.loss]
+        self.objective = ADVERSARIAL[adversarial.loss]
         self.scale, self.max_grad_norm, self.perceptual_frames = scale, max_grad_norm, perceptual_frames
         self.carried = carried
         hold = accelerator.device.type == "cuda" if hold_on_device is None else hold_on_device
@@ -163,11 +161,11 @@ class GanStep:
             with self.accelerator.accumulate(self.generator.network, self.discriminator.network):
                 fake_BTCYX, result = self._generator_turn(clips, plan, terms_g, number)
                 if self.accelerator.sync_gradients:
-                    self._move(self.generator, terms_g, step)
+                    self._clip_and_step(self.generator, terms_g, step)
                 if clips.bicubic_BTCYX is not None:
                     scalars = self._discriminator_turn(clips, fake_BTCYX.detach(), plan, terms_d)
                     if self.accelerator.sync_gradients:
-                        self._move(self.discriminator, terms_d, step)
+                        self._clip_and_step(self.discriminator, terms_d, step)
                         advance_spectral_norm(self.discriminator.network)
                     result = replace(result, scalars=result.scalars | scalars)
             results.append(result)
@@ -180,8 +178,8 @@ class GanStep:
         flow_BTKCHW = None
         if batch.flow_BTKCHW is not None:
             flow_BTKCHW = unpack_flow(batch.flow_BTKCHW.to(device, non_blocking=True))
-        plays = self.adversarial.is_on and not plan.is_warmup
-        bicubic_BTCYX = bicubic_upsample(low_BTCHW, self.scale) if plays else None
+        has_adversary = self.adversarial.is_on and not plan.is_warmup
+        bicubic_BTCYX = bicubic_upsample(low_BTCHW, self.scale) if has_adversary else None
         return _Clips(low_BTCHW, real_BTCYX, bicubic_BTCYX, flow_BTKCHW, batch.starts_B)
 
     def _generator_turn(
@@ -205,8 +203,8 @@ class GanStep:
         measured: dict[str, Tensor] = {}
         if plan.measure:
             # The backward pass saw each gradient with its weight, and divided by the number of micro-batches.
-            parts = self.accelerator.gradient_accumulation_steps
-            measured = {name: norm * (parts / plan.weights[name]) for name, norm in norms.read().items()}
+            num_micro_batches = self.accelerator.gradient_accumulation_steps
+            measured = {name: norm * (num_micro_batches / plan.weights[name]) for name, norm in norms.read().items()}
             scalars |= gradient_shares(measured, plan.weights)
         return fake_BTCYX, MicroStep({name: value.detach() for name, value in scalars.items()}, measured)
 
@@ -229,17 +227,19 @@ class GanStep:
         active = [name for name, term in TERMS.items() if self.loss.weights()[name] > 0]
         if plan.is_warmup:
             active = [name for name in active if TERMS[name].in_warmup]
-        place = 1 if "image" in active else 0
-        return active if clips.bicubic_BTCYX is None else [*active[:place], ADVERSARIAL_TERM, *active[place:]]
+        if clips.bicubic_BTCYX is None:
+            return active
+        index = 1 if "image" in active else 0
+        return [*active[:index], ADVERSARIAL_TERM, *active[index:]]
 
     def _term(self, name: str, inputs: LossInputs, clips: _Clips) -> Tensor:
         """One term without its weight; losses read tensors, so the networks that it needs run here."""
         if name == ADVERSARIAL_TERM:
             discriminator, real_logits = self.discriminator.network, None
-            if self.game.uses_real_in_generator:
+            if self.objective.uses_real_in_generator:
                 with torch.no_grad():
                     real_logits = discriminator(inputs.real_BTCYX, clips.bicubic_BTCYX)
-            return self.game.generator_loss(real_logits, discriminator(inputs.fake_BTCYX, clips.bicubic_BTCYX))
+            return self.objective.generator_loss(real_logits, discriminator(inputs.fake_BTCYX, clips.bicubic_BTCYX))
         if TERMS[name].needs_features:
             inputs = self._with_features(inputs)
         return TERMS[name].loss(self.loss, inputs)
@@ -268,7 +268,7 @@ class GanStep:
         assert clips.bicubic_BTCYX is not None
         real_logits, r1 = self._score(clips.real_BTCYX, clips.bicubic_BTCYX, self.adversarial.r1_gamma, plan.r1_gamma)
         fake_logits, r2 = self._score(fake_BTCYX, clips.bicubic_BTCYX, self.adversarial.r2_gamma, plan.r2_gamma)
-        loss = self.game.discriminator_loss(real_logits, fake_logits)
+        loss = self.objective.discriminator_loss(real_logits, fake_logits)
         penalty = torch.zeros_like(loss)
         for part in (r1, r2):
             if part is not None:
@@ -300,7 +300,7 @@ class GanStep:
         logits, plus, minus = network(moved, torch.cat(3 * (bicubic_BTCYX,)), full_precision=full).chunk(3)
         return logits, finite_difference_penalty(plus, minus, config.sigma, gamma)
 
-    def _move(self, player: Player, terms: list[dict[str, Tensor]], step: int) -> None:
+    def _clip_and_step(self, player: Player, terms: list[dict[str, Tensor]], step: int) -> None:
         """Clip the averaged gradient and move the optimiser, unless the gradient is not finite.
 
         DDP has averaged the gradients, so that all ranks see the same norm.
@@ -318,8 +318,8 @@ class GanStep:
         if self.guard is not None:
             self.guard.raise_if_non_finite()
 
-    def abandon(self) -> None:
-        """Forget a step that an error interrupted: its gradients, and that D is frozen."""
+    def discard_step(self) -> None:
+        """Discard a step that an error interrupted: its gradients, and that D is frozen."""
         self.discriminator.network.requires_grad_(True)
         for player in (self.generator, self.discriminator):
             player.optimizer.zero_grad()
@@ -410,9 +410,9 @@ class _DeviceGuard:
 
     def raise_if_non_finite(self) -> None:
         """See `GanStep.raise_if_non_finite`."""
-        step, place = torch.stack([self._step, self._player]).tolist()
+        step, index = torch.stack([self._step, self._player]).tolist()
         if step >= 0:
-            name = self._names[place]
+            name = self._names[index]
             raise _non_finite_error(name, {key: part.tolist() for key, part in self._values[name].items()}, step)
 
 
@@ -440,12 +440,3 @@ def _nan_gradient_if_not_finite(loss: Tensor) -> Tensor:
     without an exchange of its own.
     """
     return loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
-
-
-def _refuse_static_graph(*networks: nn.Module) -> None:
-    """DDP's static graph takes the first step for the rule: with D frozen in G's turn the ranks would drift apart."""
-    if any(isinstance(network, DistributedDataParallel) and network.static_graph for network in networks):
-        raise BadConfigError(
-            "DistributedDataParallel(static_graph=True) gives wrong gradients without an error: the discriminator "
-            "is frozen in the generator's update, so its graph changes; remove static_graph"
-        )

@@ -141,9 +141,11 @@ class Trainer:
         batches = parts.loader.batches(first_step, parts.accelerator.device)
         view = LiveView(config.steps, "step", start=first_step, enabled=parts.world.is_main)
         with closing(batches), view as progress:
-            if first_step in (0, config.steps):
-                # At 0, so that curves begin there; at the end if only the publication was interrupted.
+            if first_step == 0:
                 metrics = self._validate(first_step, progress)
+            elif first_step == config.steps:
+                # Only the publication was interrupted: this validation is in the log already.
+                metrics = self._measure(first_step)
             if config.on_non_finite == "rollback" and not self.keeper.has_checkpoint():
                 self.keeper.save(first_step, self._state())
             for step in range(first_step, config.steps):
@@ -263,7 +265,7 @@ class Trainer:
             raise NonFiniteError(
                 f"{error}; no checkpoint has finite weights to roll back to", error.terms, error.step
             ) from error
-        parts.step.abandon()
+        parts.step.discard_step()
         self._restore(state)
         self.keeper.forget_best_after(self._step)
         self._num_rollbacks = count + 1
@@ -274,7 +276,7 @@ class Trainer:
 
     def _log(self, done: int, progress: LiveView) -> None:
         """Interval means over steps and ranks, speed and memory; one line for people."""
-        means = self.means.read()
+        means = self.means.pop()
         self._warn_of_shares(done, means)
         values = means | self.parts.controllers.scalars()
         values |= {
@@ -319,7 +321,7 @@ class Trainer:
                     f"the usual range is {low:g} to {high:g}: {advice}"
                 )
 
-    def _validate(self, done: int, progress: LiveView) -> dict[str, float]:
+    def _measure(self, done: int) -> dict[str, float]:
         """Quality of the EMA generator; drift measures of the discriminator once it has learnt something."""
         parts = self.parts
         metrics = parts.validator.quality(parts.ema.module)
@@ -331,6 +333,13 @@ class Trainer:
             metrics |= parts.monitor.measure(
                 live["generator"], live["discriminator"], done=done, adversarial_weight=weight
             )
+        return metrics
+
+    def _validate(self, done: int, progress: LiveView) -> dict[str, float]:
+        """Measure, log and show; keep the checkpoint if it is the best."""
+        parts = self.parts
+        metrics = self._measure(done)
+        if parts.monitor is not None and done > self.config.warmup_steps:
             parts.tracker.tags({"drift/verdict": str(verdict_of(metrics))})
         parts.tracker.metrics(done, metrics)
         if parts.world.is_main:
@@ -346,9 +355,9 @@ class Trainer:
 
 
 class IntervalMeans:
-    """Adds up 0-d tensors without a host sync; `read` gives the mean over steps and ranks.
+    """Adds up 0-d tensors without a host sync; `pop` gives the mean over steps and ranks.
 
-    Every rank must add the same names in the same order: `read` reduces over ranks.
+    Every rank must add the same names in the same order: `pop` reduces over ranks.
     """
 
     def __init__(self) -> None:
@@ -373,8 +382,8 @@ class IntervalMeans:
         }
         self._counts = {name: int(count) for name, (_, count) in state.items()}
 
-    def read(self) -> dict[str, float]:
-        """Means since the last read, equal on all ranks; the sums start again from nothing."""
+    def pop(self) -> dict[str, float]:
+        """Means since the last call, equal on all ranks; the sums start again from nothing."""
         if not self._sums:
             return {}
         names = list(self._sums)

@@ -230,7 +230,7 @@ def test_held_back_on_the_device_a_bad_step_and_all_after_it_move_nothing_until_
     ) as error:
         step.raise_if_non_finite()
     assert error.value.step == 1 and set(error.value.terms) >= {"loss_g/image", "loss_g/adversarial"}
-    step.abandon()
+    step.discard_step()
     step.raise_if_non_finite()
     play(step, number=1)
     assert any(not torch.equal(value, before[0][name]) for name, value in snapshot(networks[0]).items())

@@ -248,7 +248,7 @@ def test_measured_gradients_are_those_of_autograd(parts):
         real_logits = network(real, bicubic)
     terms = {
         "image": PIXEL["mse"](fake, real),
-        "adversarial": step.game.generator_loss(real_logits, network(fake, bicubic)),
+        "adversarial": step.objective.generator_loss(real_logits, network(fake, bicubic)),
         "tv": TV["squared_mean"](fake),
         "temporal": temporal_difference(fake, real),
     }

@@ -15,17 +15,17 @@ def test_means_are_over_the_steps_that_held_the_name():
     means.add({"a": torch.tensor(1.0), "b": torch.tensor(10.0)})
     means.add({"a": torch.tensor(2.0)})
     means.add({"a": torch.tensor(6.0), "b": torch.tensor(-4.0)})
-    assert means.read() == {"a": 3.0, "b": 3.0}
+    assert means.pop() == {"a": 3.0, "b": 3.0}
 
 
 def test_reading_begins_a_new_interval():
     means = IntervalMeans()
-    assert means.read() == {}
+    assert means.pop() == {}
     means.add({"a": torch.tensor(1.0)})
-    assert means.read() == {"a": 1.0}
-    assert means.read() == {}
+    assert means.pop() == {"a": 1.0}
+    assert means.pop() == {}
     means.add({"b": torch.tensor(5.0)})
-    assert means.read() == {"b": 5.0}
+    assert means.pop() == {"b": 5.0}
 
 
 def test_sums_are_kept_in_double_precision_and_hold_no_graph():
@@ -33,19 +33,19 @@ def test_sums_are_kept_in_double_precision_and_hold_no_graph():
     weight = torch.ones((), requires_grad=True)
     for value in [1e8, 1.0, 1.0, -1e8]:
         means.add({"loss": weight * value})
-    assert means.read() == {"loss": 0.5}  # float32 sums would lose both ones
+    assert means.pop() == {"loss": 0.5}  # float32 sums would lose both ones
 
 
 def test_the_order_of_names_is_kept():
     means = IntervalMeans()
     means.add({"z": torch.tensor(1.0), "a": torch.tensor(2.0), "m": torch.tensor(3.0)})
-    assert list(means.read()) == ["z", "a", "m"]
+    assert list(means.pop()) == ["z", "a", "m"]
 
 
 def test_non_finite_values_stay_visible():
     means = IntervalMeans()
     means.add({"a": torch.tensor(float("nan")), "b": torch.tensor(float("inf"))})
-    values = means.read()
+    values = means.pop()
     assert values["a"] != values["a"]
     assert values["b"] == float("inf")
 
