@@ -173,7 +173,9 @@ def _counted(number: int, word: str) -> str:
 
 def _how(facts: dict[str, Any]) -> str:
     """How the network ran, from what its stream reports."""
-    words = f"{facts.get('precision')} on {facts.get('device')}" + (", compiled" if facts.get("compiled") else "")
+    reason = f" ({facts['precision_reason']})" if "precision_reason" in facts else ""
+    words = f"{facts.get('precision')}{reason} on {facts.get('device')}"
+    words += ", compiled" if facts.get("compiled") else ""
     tiles = f", {facts.get('num_tiles')} tiles of up to {facts.get('tile_px')} px, overlap {facts.get('overlap_px')} px"
     words += tiles if (facts.get("num_tiles") or 1) > 1 else ", whole frames"
     retries = facts.get("out_of_memory_retries")

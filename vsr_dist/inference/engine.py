@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import cv2
@@ -106,7 +106,7 @@ class CutFinder:
         return finder
 
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "auto"]
 # How long the start of a recurrence is visible. Measured on a trained ConvGRU of 32 channels (the configuration of the
 # generator that comes with the package, 1,400 steps) at many places of three sample clips: images of a stream that
 # began k frames ago differ from one that began long ago by at most 6.8 levels of 255 at the first frame, 1.9 after 4,
@@ -120,8 +120,9 @@ class StreamOptions:
 
     tile_px: the largest side, in low-resolution pixels, of what the network sees at once; larger frames run in
     tiles. None takes what fits into the free memory. overlap_px: what neighbouring tiles share; None measures how far
-    the network sees. precision: bf16 runs it under autocast. compile: by `torch.compile`, for fixed shapes. cuts: drop
-    the state at scene cuts. chunk_frames: images per window, for generators that run on windows of frames.
+    the network sees. precision: bf16 runs it under autocast; auto does so where the device computes in bf16. compile:
+    by `torch.compile`, for fixed shapes. cuts: drop the state at scene cuts. chunk_frames: images per window, for
+    generators that run on windows of frames.
     """
 
     tile_px: int | None = None
@@ -137,8 +138,8 @@ class StreamOptions:
             faults.append(f"a tile of at least 1 px, found {self.tile_px}")
         if self.overlap_px is not None and self.overlap_px < 0:
             faults.append(f"an overlap of at least 0 px, found {self.overlap_px}")
-        if self.precision not in ("fp32", "bf16"):
-            faults.append(f"precision fp32 or bf16, found {self.precision!r}")
+        if self.precision not in ("fp32", "bf16", "auto"):
+            faults.append(f"precision fp32, bf16 or auto, found {self.precision!r}")
         if self.chunk_frames < 1:
             faults.append(f"windows of at least 1 image, found {self.chunk_frames}")
         if faults:
@@ -156,9 +157,23 @@ def add_stream_arguments(add: Callable[..., Any]) -> None:
         "pixels (default: what fits into the free memory)")  # fmt: skip
     add("--tile-overlap", dest="overlap_px", type=number_type(int, 0), metavar="PX", help="overlap of tiles, in "
         "input pixels (default: from the receptive field, which is measured)")  # fmt: skip
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 is faster on GPUs (default: %(default)s)")
+    add("--precision", choices=["fp32", "bf16", "auto"], default="fp32", help="bf16 is faster on devices that compute "
+        "in it; auto takes it there (default: %(default)s)")  # fmt: skip
     add("--compile", action="store_true", help="compile the network: slower start, then faster")
     add("--no-cuts", dest="cuts", action="store_false", help="do not reset the state at scene cuts")
+
+
+def choose_precision(precision: Precision, device: torch.device) -> tuple[Precision, str]:
+    """(fp32 or bf16, why `auto` chose it, empty for the others)."""
+    if precision != "auto":
+        return precision, ""
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        found = torch.cpu.get_capabilities()
+        has_bf16 = bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
+    name = "GPU" if device.type == "cuda" else "processor"
+    return ("bf16", f"the {name} computes in bf16") if has_bf16 else ("fp32", f"the {name} has no bf16 arithmetic")
 
 
 class VideoStream:
@@ -172,7 +187,12 @@ class VideoStream:
 
     def __init__(self, generator: Generator, options: StreamOptions, device: torch.device) -> None:
         """The generator is put into evaluation mode and moved to the device."""
+        precision, self._precision_reason = choose_precision(options.precision, device)
+        options = replace(options, precision=precision)
         generator = generator.eval().requires_grad_(False).to(device)
+        if device.type == "cpu" or precision == "bf16":
+            # Convolutions are faster then; the layout of the weights decides.
+            generator.to(memory_format=torch.channels_last)
         self.scale = generator.scale
         self._options, self._device = options, device
         kind: Callable[..., Runner] = StepRunner if isinstance(generator, RecurrentGenerator) else WindowRunner
@@ -258,6 +278,7 @@ class VideoStream:
         return {
             **self._runner.facts(),
             "precision": self._options.precision,
+            **({"precision_reason": self._precision_reason} if self._precision_reason else {}),
             "compiled": self._options.compile,
             "device": str(self._device),
             "scene_cuts": self.num_cuts if self._options.cuts else "not detected",

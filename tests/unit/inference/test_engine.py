@@ -24,6 +24,7 @@ def walk(films):
 def shot_by_shot(generator, frames, cuts):
     """The network applied to each whole shot, without the engine: step by step, or in one call if it has no step."""
     images = []
+    generator.to(memory_format=torch.channels_last)  # As the engine does: another layout rounds differently.
     for shot in np.split(frames, cuts):
         low_TCHW, state = from_uint8(torch.from_numpy(shot.copy())).permute(0, 3, 1, 2), None
         if isinstance(generator, RecurrentGenerator):
@@ -140,6 +141,21 @@ def test_bfloat16_differs_by_little(walk):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("features", "expected"), [({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32")])
+def test_auto_takes_the_precision_that_the_processor_computes_in(features, expected, walk, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    facts = stream_of(make(GRU), precision="auto").facts()
+    assert facts["precision"] == expected
+    assert (
+        facts["precision_reason"]
+        == {
+            "bf16": "the processor computes in bf16",
+            "fp32": "the processor has no bf16 arithmetic",
+        }[expected]
+    )
+    assert "precision_reason" not in stream_of(make(GRU)).facts()
+
+
 def test_compiled_differs_by_rounding_only(walk):
     generator = make(RecurrentConfig(channels=4, num_blocks=1))
     found = run(stream_of(generator, compile=True), walk[:20])
