@@ -340,5 +340,6 @@ def build_networks(config: Config) -> tuple[Generator, Discriminator]:
     """
     torch.manual_seed(mix(purpose("generator"), config.seed))
     generator = build_generator(config.generator, config.scale)
+    generator.checkpoint_activations = config.train.checkpoint_activations
     torch.manual_seed(mix(purpose("discriminator"), config.seed))
     return generator, build_discriminator(config.discriminator, config.scale)

@@ -259,6 +259,11 @@ def _recurrence_faults(config: Config, generator: Generator) -> list[str]:
             )
         if config.loss.is_ping_pong:
             faults.append("train.carry_state and loss.temporal_kind=ping_pong cannot be combined; choose one")
+    if config.train.checkpoint_activations and not generator.can_checkpoint:
+        faults.append(
+            f"train.checkpoint_activations: generator {config.generator.kind} as configured does not run frame by "
+            "frame; use recurrent without bidirectional, or set it to false"
+        )
     if config.loss.temporal > 0 and config.loss.temporal_kind == "ping_pong" and not _is_recurrent(config, generator):
         faults.append(
             f"loss.temporal_kind=ping_pong needs a recurrent generator, which {config.generator.kind} as configured "

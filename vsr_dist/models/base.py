@@ -8,7 +8,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vsr_dist.core.errors import BadConfigError, BadInputError
 
@@ -25,7 +27,9 @@ class Generator(nn.Module, ABC):
     every parameter gets a gradient; shorter ones are enlarged all the same. flow_method: name of the optical flow
     that `forward` can be given, as in `vsr-dist pack --flow`, or None if it ignores flow. carries_state: `forward` can
     continue a sequence: with `return_state=True` it returns (clip, state), and takes such a state as `state`, whose
-    tensors have the batch first and are zero where a sequence begins.
+    tensors have the batch first and are zero where a sequence begins. can_checkpoint: `forward` can keep the
+    activations of one frame only and compute the others again in the backward pass; it does so while
+    `checkpoint_activations` is set and gradients are recorded.
     """
 
     scale: int
@@ -34,6 +38,8 @@ class Generator(nn.Module, ABC):
     min_frames: int = 1
     flow_method: str | None = None
     carries_state: bool = False
+    can_checkpoint: bool = False
+    checkpoint_activations: bool = False
 
     @property
     def uses_flow(self) -> bool:
@@ -59,6 +65,7 @@ class RecurrentGenerator(Generator):
 
     lookahead_frames: int = 0
     state_names: tuple[str, ...] = ()
+    can_checkpoint = True
 
     @abstractmethod
     def step(
@@ -75,6 +82,35 @@ class RecurrentGenerator(Generator):
         flow_B2HW: the flow that leads from this frame to the one before, as in `forward`; None has it estimated by a
         generator that uses flow. At the start of a shot there is none.
         """
+
+    @property
+    def is_checkpointing(self) -> bool:
+        """True if a call of `forward` now keeps the activations of one frame only."""
+        return self.checkpoint_activations and torch.is_grad_enabled()
+
+    def step_through(
+        self, low_BTCHW: Tensor, state: State | None, flow_BT2HW: Tensor | None
+    ) -> tuple[Tensor, State | None]:
+        """`forward` frame by frame; the backward pass computes the activations of each frame again.
+
+        flow_BT2HW: (B, T - 1, 2, H, W), from each frame to the one before.
+        """
+        num_frames, images = low_BTCHW.shape[1], []
+        for t in range(num_frames):
+            flow_B2HW = None if flow_BT2HW is None or t == 0 else flow_BT2HW[:, t - 1]
+            following_BCHW = low_BTCHW[:, t + 1] if self.lookahead_frames and t + 1 < num_frames else None
+            # Without the state of the random numbers: no generator draws any.
+            image_BCYX, state = checkpoint(
+                self.step,
+                low_BTCHW[:, t],
+                state,
+                flow_B2HW,
+                following_BCHW,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            images.append(image_BCYX)
+        return torch.stack(images, dim=1), state
 
 
 class Discriminator(nn.Module, ABC):

@@ -257,7 +257,10 @@ class Recurrent(_Trunk, RecurrentGenerator):
         """Clip (B, T, 3, H, W) in [0, 1] to (B, T, 3, H * scale, W * scale), not clamped."""
         check_clip(low_BTCHW)
         flow_BT2HW = None if flow_BTKCHW is None else flow_BTKCHW[:, :, BACKWARD]
-        fake_BTCYX, state = self._run(low_BTCHW, state, flow_BT2HW)
+        if self.is_checkpointing:
+            fake_BTCYX, state = self.step_through(low_BTCHW, state, flow_BT2HW)
+        else:
+            fake_BTCYX, state = self._run(low_BTCHW, state, flow_BT2HW)
         return (fake_BTCYX, state) if return_state else fake_BTCYX
 
     def step(
@@ -357,7 +360,10 @@ class BlocksInLoop(_Aligned, RecurrentGenerator):
         """Clip (B, T, 3, H, W) in [0, 1] to (B, T, 3, H * scale, W * scale), not clamped."""
         check_clip(low_BTCHW)
         flow_BT2HW = None if flow_BTKCHW is None else flow_BTKCHW[:, :, BACKWARD]
-        fake_BTCYX, state = self._run(low_BTCHW, low_BTCHW[:, -1], state, flow_BT2HW)
+        if self.is_checkpointing:
+            fake_BTCYX, state = self.step_through(low_BTCHW, state, flow_BT2HW)
+        else:
+            fake_BTCYX, state = self._run(low_BTCHW, low_BTCHW[:, -1], state, flow_BT2HW)
         return (fake_BTCYX, state) if return_state else fake_BTCYX
 
     def step(

@@ -260,6 +260,9 @@ class TrainConfig:
             penalties, and one scaler cannot serve two players.
         channels_last: keep the convolutions' weights, and with them the images, channel by channel at each pixel,
             which suits tensor cores. Rounding differs.
+        checkpoint_activations: keep the generator's activations of one frame only and compute the others again in the
+            backward pass: long clips in little memory, for about a third more time. For generators that run frame by
+            frame. Rounding differs, since frames are no longer computed together.
         compile: `torch.compile` both networks. Rounding differs; takes no `exact` gradient penalty, for compiled code
             has no second derivative.
         on_non_finite: what a loss or gradient that is not finite does. `stop` ends the run before the optimiser moves;
@@ -296,6 +299,7 @@ class TrainConfig:
     ema_decay: float = 0.999
     precision: Literal["float32", "bf16"] = "float32"
     channels_last: bool = False
+    checkpoint_activations: bool = False
     compile: bool = False
     on_non_finite: Literal["stop", "rollback"] = "stop"
     rollback_factor: float = 0.5

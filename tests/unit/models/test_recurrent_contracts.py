@@ -254,3 +254,46 @@ def test_compiled_equals_eager(fields, backend):
     compiled = torch.compile(generator, backend=backend)
     torch.testing.assert_close(compiled(low), generator(low), atol=1e-5, rtol=1e-5)
     torch.compiler.reset()
+
+
+def gradients_of(generator, forward, low):
+    generator.zero_grad()
+    forward(low).square().mean().backward()
+    return {name: parameter.grad.clone() for name, parameter in generator.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("recurrence", "alignment", "smoothing"), [("none", "none", "none"), *VARIANTS[:1], *VARIANTS[2::6]]
+)
+def test_checkpointed_activations_change_no_gradient(recurrence, alignment, smoothing):
+    generator, low = make(recurrence, alignment, smoothing).requires_grad_(), moving_clip(5)
+    whole = gradients_of(generator, generator, low)
+    plain = gradients_of(generator, lambda clip: steps(generator, clip), low)
+    generator.checkpoint_activations = True
+    kept = gradients_of(generator, generator, low)
+    for name, gradient in kept.items():
+        assert torch.equal(gradient, plain[name]), f"{name} differs from the same steps without checkpoints"
+        torch.testing.assert_close(gradient, whole[name], atol=1e-6, rtol=1e-3, msg=name)
+    with torch.no_grad():
+        assert not generator.is_checkpointing
+
+
+def test_checkpointed_activations_take_less_memory():
+    """Bytes that autograd keeps for the backward pass of a deeper network."""
+    generator = make_active(RecurrentConfig(channels=16, num_blocks=12, recurrence="rlsp"), 2).requires_grad_()
+
+    def kept_bytes(num_frames):
+        storages = {}
+
+        def pack(tensor):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            fake = generator(torch.rand(1, num_frames, 3, 32, 32))
+        del fake
+        return sum(storages.values())
+
+    before = kept_bytes(7)
+    generator.checkpoint_activations = True
+    assert kept_bytes(30) < 1.3 * before
