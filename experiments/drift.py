@@ -7,7 +7,7 @@ Every run starts from the same generator (`configs/drift/pretrain.yaml`, trained
 1,500 adversarial steps with constant learning rates, and is measured in the same way: the discriminator on 64 held-out
 windows every 30 steps, the final generator on whole frames of four sequences.
 
-Order: the six arms, 5 seeds each; the arm `cure` at other adversarial weights, 3 seeds each; and, once a study
+Order: the seven arms, 5 seeds each; the arm `cure` at other adversarial weights, 3 seeds each; and, once a study
 (`configs/studies/drift.yaml`) has been promoted to experiments/results/drift/winner.yaml, 5 seeds of its winner:
 
     vsr-dist study run --config configs/studies/drift.yaml && vsr-dist study report --config configs/studies/drift.yaml
@@ -49,6 +49,7 @@ NO_ADVERSARY = ("adversarial.weight=0", "adversarial.weight_control.ratio=0")
 LR_1E3 = ("generator_optimizer.learning_rate=1e-3", "discriminator_optimizer.learning_rate=1e-3")
 ARMS = (
     Arm("none", "no adversary", CURE, NO_ADVERSARY),
+    Arm("vgg", "paper's losses, no adversary", PAPER, ("adversarial.weight=0",)),
     Arm("paper", "paper, lr 1e-4", PAPER),
     Arm("paper_1e3", "paper, lr 1e-3", PAPER, LR_1E3),
     Arm("filters", "paper, twice the filters", PAPER, ("discriminator.filters=32",)),

@@ -33,7 +33,7 @@ LOSS = "drift/paper_loss"
 LEVEL, TREND_BELOW, DEAD_BELOW = (0.35, 0.75), 0.10, 0.05
 PERCEPTION_GAIN, FIDELITY_LOSS_DB = 0.10, 0.5
 TAIL_SHARE = 0.25
-COLORS = ("#555555", "#c0392b", "#e67e22", "#8e44ad", "#b7950b", "#1f77b4", "#2ca02c")
+COLORS = ("#555555", "#16a085", "#c0392b", "#e67e22", "#8e44ad", "#b7950b", "#1f77b4", "#2ca02c")
 NOT_MEASURED = "-"
 
 
@@ -377,10 +377,10 @@ def draw_trade_off(measured: Measured, arms: Sequence[Arm], path: Path) -> None:
             name: (statistics.fmean(values_of(runs, key)), statistics.fmean(values_of(runs, "psnr_y")))
             for name, runs in measured.items()
         }
-        axis.plot(*zip(*(means[name] for name in curve), strict=True), color=COLORS[5], linewidth=1.0, zorder=1)
+        axis.plot(*zip(*(means[name] for name in curve), strict=True), color=COLORS[6], linewidth=1.0, zorder=1)
         fixed = [name for name in measured if not name.startswith("cure_")]
         for name, runs in measured.items():
-            color = COLORS[5] if name.startswith("cure") else COLORS[fixed.index(name) % len(COLORS)]
+            color = COLORS[6] if name.startswith("cure") else COLORS[fixed.index(name) % len(COLORS)]
             axis.scatter(values_of(runs, key), values_of(runs, "psnr_y"), s=9, color=color, alpha=0.45, zorder=2)
             axis.scatter(*means[name], s=46, color=color, label=titles[name], zorder=3, edgecolors="white")
             if name.startswith("cure"):
@@ -495,10 +495,10 @@ def write_page(experiment: Experiment, arms: Sequence[Arm], runs: Sequence[Run],
     """Write the page and its pictures from the runs that are finished; refuses nothing."""
     results = experiment.load(runs)
     titles = {arm.name: arm.title for arm in arms}
-    six = [arm for arm in arms if not arm.name.startswith("cure_") and arm.name != "winner"]
+    main = [arm for arm in arms if not arm.name.startswith("cure_") and arm.name != "winner"]
     measured = by_arm(arms, results)
     main_arms = {
-        name: found for name, found in measured.items() if name in {arm.name for arm in six} or name == "winner"
+        name: found for name, found in measured.items() if name in {arm.name for arm in main} or name == "winner"
     }
     ratios = sorted((name for name in measured if name.startswith("cure")), key=lambda name: ratio_of(titles[name]))
     trade_off = {name: measured[name] for name in ("none", *ratios) if name in measured}
@@ -511,12 +511,17 @@ def write_page(experiment: Experiment, arms: Sequence[Arm], runs: Sequence[Run],
         draw_trade_off(measured, arms, pictures / TRADE_OFF_NAME)
         trade_off_picture = f"![PSNR against ST-LPIPS and against the high-frequency gap](images/{TRADE_OFF_NAME})"
         table = next(iter(results.values()))["evaluations"]["unseen"]["table"]
-        by_sequence = sequence_table(six, results, {scope: rows["bicubic"] for scope, rows in table.items()})
+        by_sequence = sequence_table(main, results, {scope: rows["bicubic"] for scope, rows in table.items()})
     cure = next(arm for arm in arms if arm.name == "cure")
     verdicts = [
         drift_sentence(measured, num_seeds, cure.name, cure.title),
         *comparison_sentences(measured, cure.name, titles, num_seeds),
     ]
+    if (found := comparison(measured, "paper", "vgg", titles)) is not None:
+        verdicts.append(
+            f"Share of the adversary in that: {titles['paper']} against the same losses without an adversary: "
+            f"ST-LPIPS {_percent(found[0])}, PSNR-Y {_db(found[1])}."
+        )
     if "winner" in measured:
         verdicts += [
             drift_sentence(measured, num_seeds, "winner", titles["winner"]),

@@ -157,7 +157,8 @@ def test_a_page_of_nothing_says_so(tmp_path):
 
 def test_a_page_of_some_runs_has_tables_and_pictures(tmp_path):
     runs = [result_of("none", seed) for seed in (100, 101)]
-    runs += [result_of(arm.name, 100, loss=1.0, dead=0.6, auc=0.5) for arm in drift.ARMS[1:5]]
+    runs += [result_of("vgg", 100, lpips=0.25)]
+    runs += [result_of(arm.name, 100, loss=1.0, dead=0.6, auc=0.5) for arm in drift.ARMS[2:6]]
     runs += [result_of("cure", seed, psnr=29.8, lpips=0.16 + seed / 1e5, loss=0.6) for seed in (100, 101)]
     runs += [result_of("cure_3.0", 100, psnr=28.0, lpips=0.1, loss=0.6)]
     text = page_of(tmp_path, results_of(*runs))
@@ -165,6 +166,7 @@ def test_a_page_of_some_runs_has_tables_and_pictures(tmp_path):
     assert "| paper, lr 1e-4 | 1 | 1.00 |" in text and "| no adversary | 2 | - |" in text
     assert "| bicubic | 28.00 / 0.4000 |" in text
     assert "- **paper, dropout 0.3** (1 seed): dead in 1." in text
+    assert "against the same losses without an adversary: ST-LPIPS -20.0 %, PSNR-Y +0.00 dB." in text
     assert "That holds for cure, ratio 0.1" in text and "ratio 3.0 (ST" not in text
     for name in (report.CURVES_NAME, report.TRADE_OFF_NAME):
         picture = cv2.imread(str(tmp_path / "docs/images" / name))
