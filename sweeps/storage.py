@@ -19,7 +19,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
@@ -90,7 +90,7 @@ def open_storage(config: StudyConfig) -> BaseStorage:
         file.parent.mkdir(parents=True, exist_ok=True)
     url = config.storage or f"{_SQLITE}{file}"
     if url.startswith(_JOURNAL):
-        return JournalStorage(JournalFileBackend(str(file)))
+        return _open_journal(Path(url.removeprefix(_JOURNAL)))
     if url.startswith(_GRPC):
         return _open_proxy(url)
     if url.startswith(_SQLITE):
@@ -118,6 +118,29 @@ def _open_database(config: StudyConfig, url: str, engine: dict[str, Any]) -> Bas
             reason = one_line(getattr(error, "orig", None) or error)
             raise BadConfigError(f"storage {storage_name(config)} cannot be opened: {reason}") from error
     raise AssertionError("the last attempt returns or raises")
+
+
+def _open_journal(file: Path) -> BaseStorage:
+    """A journal; half a line at its end, which a power failure leaves, is dropped: the next line would join it."""
+    if file.exists():
+        lock = JournalFileSymlinkLock(str(file))
+        lock.acquire()
+        try:
+            with file.open("rb+") as journal:
+                data = journal.read()
+                whole = data.rfind(b"\n") + 1
+                journal.truncate(whole)
+        finally:
+            lock.release()
+        if whole < len(data):
+            say(f"warning: the last line of {file} was cut off, by a power failure perhaps; it is dropped")
+    try:
+        return JournalStorage(JournalFileBackend(str(file)))
+    except ValueError as error:
+        raise BadConfigError(
+            f"storage {file} is not a journal of Optuna, or it is damaged ({one_line(error)}); restore a copy, or set "
+            "another storage"
+        ) from error
 
 
 def _open_proxy(url: str) -> BaseStorage:

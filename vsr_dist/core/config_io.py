@@ -56,8 +56,31 @@ def effects(config: Any, prefix: str = "") -> dict[str, Effect]:  # noqa: ANN401
 Tree = dict[str, Any]
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key that is given twice is an error and not silently the second."""
+# Of a YAML document with its aliases written out: far more than any configuration has.
+_MAX_NODES = 100_000
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which also refuses a key that is given twice and aliases that grow without bounds."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            self._count(node, {})
+        return node
+
+    def _count(self, node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
+        """Number of nodes with every alias written out."""
+        if node not in counts:
+            counts[node] = _MAX_NODES  # Met again before it is counted: it is part of itself.
+            parts = node.value if isinstance(node, yaml.CollectionNode) else []
+            below = [part for item in parts for part in (item if isinstance(item, tuple) else (item,))]
+            counts[node] = 1 + sum(self._count(part, counts) for part in below)
+        if counts[node] > _MAX_NODES:
+            raise yaml.composer.ComposerError(
+                None, None, f"its aliases stand for more than {_MAX_NODES:,} values", node.start_mark
+            )
+        return counts[node]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
@@ -75,15 +98,37 @@ def read_yaml(path: Path) -> Tree:
         raise BadConfigError(f"no configuration file {path}; name an existing YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadConfigError(f"{path} cannot be read as a YAML text file: {error}") from error
-    try:
-        tree = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise BadConfigError(f"{path} is not valid YAML: {error}") from error
+    tree = _parse(text, str(path))
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise BadConfigError(f"{path} holds a {type(tree).__name__}; expected a mapping of sections")
     return tree
+
+
+def _parse(text: str, origin: str) -> Any:  # noqa: ANN401 - any YAML value
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise BadConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise BadConfigError(f"{origin} is not a configuration: its values are nested too deeply") from None
+    except ValueError as error:  # Such as an integer of 5,000 digits, or a date with the month 13.
+        raise BadConfigError(f"{origin} holds a value that cannot be read: {error}") from error
+
+
+def _parse_value(text: str, origin: str) -> Any:  # noqa: ANN401 - any YAML value
+    """The value of an override. A '#' belongs to it, where YAML would begin a comment."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise BadConfigError(f"{origin} has bytes that are not UTF-8; rename the file or folder, or use a UTF-8 locale")
+    if "#" in text:
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.YAMLError:
+            node = None  # `_parse` says what is wrong.
+        if node is None or text[node.end_mark.index :].strip().startswith("#"):
+            return text.strip()
+    return _parse(text, origin)
 
 
 def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
@@ -93,11 +138,7 @@ def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
         path, equals, text = override.partition("=")
         if not equals or not path.strip():
             raise BadConfigError(f"override '{override}' is not of the form PATH=VALUE, e.g. loss.tv=1e-3")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise BadConfigError(f"the value of override '{override}' is not valid YAML: {error}") from error
-        set_path(result, path.strip(), value)
+        set_path(result, path.strip(), _parse_value(text, f"the value of override {override!a}"))
     return result
 
 

@@ -50,7 +50,7 @@ Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 METRICS_NAME = "metrics.jsonl"
 FOLDER_NAME = "tracking"
-_SQLITE = "sqlite:///"
+_SQLITE, _SQLITE_MAGIC = "sqlite:///", b"SQLite format 3\0"
 _TOKEN_TAG = "vsr_dist.token"
 _MAX_POINTS, _THUMBNAIL_PX = 1000, 256  # Both are MLflow's.
 _INTERVAL_S, _LONGEST_PAUSE_S, _FIRST_ANSWER_S = 2.0, 60.0, 30.0
@@ -108,6 +108,7 @@ class TrackingConfig:
         text = f"{uri} ({uri_from}), experiment {experiment} ({experiment_from})"
         if uri.startswith(_SQLITE):  # Found again from any folder.
             uri = f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}"
+            _prepare_sqlite(uri, uri_from)
         return uri, experiment, text
 
 
@@ -132,6 +133,29 @@ def check_uri(uri: str, source: str) -> None:
             "(sqlite:///mlflow.db, postgresql://...); MLflow 3 no longer supports folders of files, which 'mlflow "
             "migrate-filestore' converts"
         )
+
+
+def _prepare_sqlite(uri: str, source: str) -> None:
+    """Make the folder of a SQLite file, and refuse a file that can never work: MLflow would try for minutes."""
+    text, _, query = uri.removeprefix(_SQLITE).partition("?")
+    file, fault = Path(text), ""
+    if (query and "=" not in query) or re.search("%[0-9A-Fa-f]{2}", text):
+        fault = "MLflow cuts a path at '?' and decodes '%41'; choose a path without them"
+    elif file.is_dir():
+        fault = "it is a folder; name a file, such as mlflow.db in it"
+    else:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            head = b""
+            if file.exists():
+                with file.open("rb") as opened:
+                    head = opened.read(len(_SQLITE_MAGIC))
+        except OSError as error:
+            fault = f"{error.filename}: {error.strerror}; choose another path"
+        else:
+            fault = "" if head in (b"", _SQLITE_MAGIC) else "the file is not a SQLite database; choose another path"
+    if fault:
+        raise BadConfigError(f"MLflow at {source}={uri} cannot be used: {fault}")
 
 
 # ---- metrics.jsonl ---------------------------------------------------------------------------------------------------
@@ -516,6 +540,9 @@ class MlflowRun:
             code, reason = error.get_http_status_code(), str(error)
             if code in (400, 409):
                 raise Rejected(reason) from error
+            if "out-of-date database schema" in reason:
+                reason = f"another version of MLflow wrote this database; install that one here, or upgrade: {reason}"
+                raise Unavailable(reason, refused=True) from error
             if "Invalid Host header" in reason:
                 reason += "; the server does not know this name: start it with --allowed-hosts NAME,NAME:*"
             raise Unavailable(reason, refused=code in (401, 403, 404)) from error
@@ -582,7 +609,8 @@ def write_model(path: Path, folder: Path, requirements: list[str], run_id: str, 
         mlflow.pyfunc.save_model(
             str(path),
             python_model=str(root / "vsr_dist" / "inference" / "mlflow_model.py"),
-            artifacts={key: str(file) for key, file in {**files, "source": source}.items()},
+            # As URIs: MLflow cuts a plain path at "#" and "?", and decodes "%41".
+            artifacts={key: file.absolute().as_uri() for key, file in {**files, "source": source}.items()},
             signature=mlflow.models.ModelSignature(inputs=spec, outputs=spec),
             pip_requirements=requirements,
             mlflow_model=mlflow.models.Model(run_id=run_id, model_id=model_id),

@@ -36,6 +36,9 @@ def refusal(*overrides: str, tree: dict | None = None) -> str:
         ("train.processes=", "train.processes", None),
         ("tracking.tags={team: a}", "tracking.tags", {"team": "a"}),
         (" name = spaced ", "name", "spaced"),
+        ("run_dir=/data/set #1", "run_dir", "/data/set #1"),
+        ("run_dir=#1", "run_dir", "#1"),
+        ("run_dir='a#1'", "run_dir", "a#1"),
     ],
 )
 def test_an_override_sets_its_key_and_no_other(override, path, value):
@@ -64,6 +67,8 @@ def test_an_override_without_path_or_value_is_refused(override):
 def test_an_override_that_is_no_yaml_or_goes_below_a_value_is_refused():
     with pytest.raises(BadConfigError, match=r"'loss.tv=\[1' is not valid YAML"):
         apply_overrides({}, ["loss.tv=[1"])
+    with pytest.raises(BadConfigError, match="has bytes that are not UTF-8"):
+        apply_overrides({}, ["run_dir=a\udcff"])
     with pytest.raises(BadConfigError, match=r"cannot set seed.x: 'seed' is a value"):
         set_path({"seed": 1}, "seed.x", 2)
 
@@ -201,6 +206,16 @@ def test_flattened_keys_are_dotted():
         (b"- a\n- b\n", "holds a list; expected a mapping"),
         (b"a: [1\n", "is not valid YAML"),
         (b"\xff\xfe\x00", "cannot be read as a YAML text file"),
+        (
+            b"a: &a [x]\n"
+            + b"".join(b"%c: &%c [%s]\n" % (c + 1, c + 1, b", ".join([b"*%c" % c] * 9)) for c in range(97, 110)),
+            "stand for more than 100,000 values",
+        ),
+        (b"a: &a [1, *a]\n", "stand for more than 100,000 values"),
+        (b"a: " + 5000 * b"[", "nested too deeply"),
+        (b"a: " + 5000 * b"1", "holds a value that cannot be read"),
+        (b"a: 2024-13-45\n", "holds a value that cannot be read"),
+        (b"a: 1\na: 2\n", "given twice: a"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused(tmp_path, content, expected):

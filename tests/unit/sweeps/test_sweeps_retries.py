@@ -24,6 +24,7 @@ from sweeps_stub import make_study, study_tree
 from sweeps import driver as driver_module
 from sweeps.driver import is_surplus, run_study
 from sweeps.storage import counted, create_study, first_number, load_trials, open_storage, retry
+from vsr_dist.core.errors import BadConfigError
 
 FAST = {"heartbeat_s": 1, "max_retries": 9, "grace_s": 5}
 
@@ -289,3 +290,17 @@ def test_signals_are_noted_and_raise_nothing(ignored):
         assert received == [signal.SIGTERM] + [signal.SIGINT] * (not ignored)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_journal_whose_last_line_was_cut_off_is_repaired(tmp_path, capsys):
+    journal = tmp_path / "journal.log"
+    run_study(make_study(tmp_path, num_trials=1, storage=f"journal:{journal}"))
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code":4,"worker_id":"')
+    config = make_study(tmp_path, num_trials=2, storage=f"journal:{journal}")
+    run_study(config)
+    assert states(config) == ["COMPLETE"] * 2 and journal.read_bytes().startswith(whole)
+    assert f"warning: the last line of {journal} was cut off" in capsys.readouterr().out
+    journal.write_text("no journal\nat all\n")
+    with pytest.raises(BadConfigError, match="is not a journal of Optuna, or it is damaged"):
+        run_study(config)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import sqlite3
 import threading
 import time
 from collections import Counter
@@ -463,6 +464,32 @@ def test_a_uri_that_can_never_work_is_an_error(uri):
 )
 def test_a_uri_that_may_work_is_taken(uri):
     check_uri(uri, "tracking.uri")
+
+
+def test_a_sqlite_file_that_can_never_work_is_an_error(tmp_path):
+    (tmp_path / "folder.db").mkdir()
+    (tmp_path / "text.db").write_text("no database at all")
+    for name, fault in {
+        "folder.db": "it is a folder",
+        "text.db": "is not a SQLite database",
+        "text.db/mlflow.db": "text.db: File exists",
+        "what?.db": "cuts a path at",
+        "100%41.db": "decodes '%41'",
+    }.items():
+        with pytest.raises(BadConfigError, match=f"MLflow at tracking.uri=sqlite:///.* cannot be used: .*{fault}"):
+            TrackingConfig(uri=f"sqlite:///{tmp_path}/{name}").resolve()
+    TrackingConfig(uri=f"sqlite:///{tmp_path}/new folder #1/100%.db").resolve()
+    assert (tmp_path / "new folder #1").is_dir()
+
+
+@pytest.mark.parametrize("version", ["bda7b8c39065", "ffffffffffff"])
+def test_a_database_of_another_mlflow_is_an_error_before_training(tmp_path, uri, version):
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = ?", (version,))
+    tracker = open_tracker(TrackingConfig(uri=uri), "name", tmp_path / "run", resume_step=0)
+    with pytest.raises(BadConfigError, match=r"another version of MLflow wrote this database.*mlflow db upgrade"):
+        tracker.start()
+    tracker.end("FAILED")
 
 
 def test_a_password_is_refused_wherever_it_stands(monkeypatch):
