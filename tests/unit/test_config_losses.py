@@ -112,10 +112,11 @@ def test_realvsr_trains_as_recurrent_does():
 
 
 def test_recurrent_begins_with_the_adversary_that_was_measured():
-    """For 1000 adversarial steps it plays the game of docs/drift.md: loss, penalties, rates; controls at rest."""
+    """For 1000 adversarial steps it trains as "cure, ratio 0.3" of docs/drift.md: loss, penalties, rates."""
     measured, shipped = (load_config(ROOT / f"configs/{name}.yaml") for name in ("drift/cure", "recurrent"))
-    game = replace(shipped.adversarial, gamma_control=measured.adversarial.gamma_control)
-    assert game == measured.adversarial
+    chosen = replace(measured.adversarial.weight_control, ratio=0.3)
+    adversarial = replace(shipped.adversarial, gamma_control=measured.adversarial.gamma_control)
+    assert adversarial == replace(measured.adversarial, weight_control=chosen)
     assert shipped.adversarial.gamma_control.after >= 1000, "gamma stays where it was measured"
     assert shipped.discriminator_optimizer.betas == measured.discriminator_optimizer.betas
     for player in ("generator_optimizer", "discriminator_optimizer"):
