@@ -24,6 +24,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
 _PNG_HEADER_BYTES = 24
+# More than 16K video has, and less than what fills a memory.
+_MAX_PIXELS, _MAX_IMAGE_BYTES = 1 << 28, 1 << 30
 
 
 class _Archive:
@@ -102,6 +104,8 @@ def read_file(path: Path, num_bytes: int = -1) -> bytes:
         if found is None:
             with path.open("rb") as file:
                 return file.read(num_bytes)
+        if num_bytes < 0 and (size := found[0].file.getinfo(found[1]).file_size) > _MAX_IMAGE_BYTES:
+            raise BadInputError(f"{path} unpacks to {size:,} bytes, too many for an image; remove it")
         with found[0].file.open(found[1]) as member:
             return member.read(num_bytes)
     except (KeyError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
@@ -124,12 +128,24 @@ def image_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
         return height, width
     if data is not None and not data.rstrip(b"\0").endswith(_PNG_END):
         raise BadInputError(f"{path} is a PNG truncated after {len(data)} bytes; replace it")
+    return _png_size(path, head)
+
+
+def _png_size(path: Path, head: bytes) -> tuple[int, int]:
+    """(height, width) from the header of a PNG; BadInputError for one that would fill the memory."""
     width, height = struct.unpack(">II", head[16:24])
+    if width * height > _MAX_PIXELS:
+        raise BadInputError(f"{path} has {width} x {height} pixels, more than {_MAX_PIXELS:,}; cut or shrink it")
     return height, width
 
 
 def _decode(path: Path, data: bytes) -> Frame:
-    image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    if len(data) >= _PNG_HEADER_BYTES and data.startswith(_PNG_MAGIC):
+        _png_size(path, data)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    except cv2.error:  # Of other formats, those with more pixels than OpenCV allows.
+        image = None
     if image is None:
         raise BadInputError(f"{path} is not an image that OpenCV can decode; replace or remove it")
     return np.asarray(image, dtype=np.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,7 @@ from sharding.schema import (
 from sharding.tar import TarEntry, hash_file, scan_tar
 
 TEMPORARY_INFIX = ".tmp."
+_HASH = re.compile("[0-9a-f]{16}")
 MAX_LISTED = 10
 
 
@@ -86,13 +88,19 @@ def index_faults(index: Index) -> Iterator[str]:
     names = [shard.name for shard in index.shards]
     listed = set(names)
     keys = [clip.key for clip in index.clips]
+    # Like the name, the hash is part of the path of a shard in the cache.
+    strange = [shard for shard in index.shards if not _HASH.fullmatch(shard.xxh3)]
+    yield from (f"index: {shard.name} has the hash {shard.xxh3!r}, expected 16 hex digits" for shard in strange)
     yield from (f"index: shard {name} is listed twice" for name in sorted(_duplicates(names)))
     yield from (f"index: clip {key} is listed twice" for key in sorted(_duplicates(keys)))
+    sizes = {shard.name: shard.num_bytes for shard in index.shards}
     previous: Clip | None = None
     seen: set[str] = set()
     for clip in index.clips:
         if clip.shard not in listed:
             yield f"index: {clip.key} is in {clip.shard}, which is not listed"
+        elif any(not _is_inside(member, sizes[clip.shard]) for part in clip.members.values() for member in part):
+            yield f"index: {clip.key} has members that are not inside {clip.shard}"
         yield from _clip_faults(index, clip)
         if previous is not None and previous.sequence == clip.sequence:
             expected = previous.first_frame + previous.num_frames
@@ -104,6 +112,10 @@ def index_faults(index: Index) -> Iterator[str]:
             yield f"index: {clip.key} is separated from the other clips of its sequence"
         seen.add(clip.sequence)
         previous = clip
+
+
+def _is_inside(member: Member, shard_bytes: int) -> bool:
+    return 0 <= member.offset <= member.offset + member.num_bytes <= shard_bytes and all(n > 0 for n in member.shape)
 
 
 def _duplicates(names: Iterable[str]) -> set[str]:

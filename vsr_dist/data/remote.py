@@ -27,6 +27,8 @@ SCHEMES = ("s3", "http", "https")
 _TIMEOUT_S = 60.0
 _MAX_PAUSE_S = 30.0
 _BLOCK_BYTES = 1 << 20
+# Of an index, whose size is not known beforehand: that of about a million clips.
+_MAX_INDEX_BYTES = 1 << 30
 # HTTP status codes after which another attempt may succeed, besides 5xx: time-outs and too many requests.
 _TRANSIENT_STATUS = {408, 425, 429}
 
@@ -173,11 +175,14 @@ class Fetcher:
     def _attempt(self, name: str, sink: BinaryIO, expected: Expected | None) -> None:
         sink.seek(0)
         state, num_bytes = xxhash.xxh3_64(), 0
+        most_bytes = _MAX_INDEX_BYTES if expected is None else expected.num_bytes
         with self.store.open(name) as stream:
             while block := stream.read(_BLOCK_BYTES):
+                num_bytes += len(block)
+                if num_bytes > most_bytes:
+                    raise FetchError(f"it has more than the expected {most_bytes} bytes", transient=True)
                 _write(sink, block)
                 state.update(block)
-                num_bytes += len(block)
         sink.truncate()
         if expected is None:
             return

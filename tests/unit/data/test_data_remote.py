@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections import Counter
@@ -108,6 +109,36 @@ def test_a_fault_that_stays_is_an_error_that_names_the_shard(server, config, tmp
     assert not [path for path in (tmp_path / "cache/shards").iterdir() if SHARD in path.name]
 
 
+def test_a_server_that_sends_more_than_the_index_says_is_cut_off(server, config, root):
+    with (root / SHARD).open("ab") as shard:
+        shard.truncate((root / SHARD).stat().st_size + (64 << 20))
+    with pytest.raises(BadShardError, match=f"{SHARD} of .* cannot be fetched: it has more than the expected"):
+        read_batches(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("name", "../../train-000000.tar", "invalid shard names"),
+        ("name", "/etc/passwd", "invalid shard names"),
+        ("xxh3", "../../../tmp/0123456", "has the hash '../../../tmp/0123456', expected 16 hex digits"),
+        ("num_bytes", 10, "has members that are not inside"),
+    ],
+)
+def test_an_index_that_leaves_its_folder_or_its_shards_is_refused(server, config, root, tmp_path, field, value, reason):
+    index = json.loads((root / "index.json").read_text())
+    old = index["shards"][0][field]
+    index["shards"][0][field] = value
+    if field == "name":
+        for clip in index["clips"]:
+            clip["shard"] = value if clip["shard"] == old else clip["shard"]
+    (root / "index.json").write_text(json.dumps(index))
+    for place in (config.root, str(root)):
+        with pytest.raises(BadShardError, match=reason):
+            open_shard_set(replace(config, root=place))
+    assert not list((tmp_path / "cache").rglob("*.tar"))
+
+
 def test_a_truncated_shard_is_no_bad_sample(server, config):
     """`replace` is for damaged clips; a shard that cannot be had stops the run."""
     server.faults = {SHARD: ["short"] * 100}
@@ -148,7 +179,7 @@ def test_a_cache_that_cannot_be_written_is_not_taken_for_a_fault_of_the_network(
         open("/dev/full", "r+b", buffering=0) as sink,
         pytest.raises(BadShardError, match=r"writing to the cache failed"),
     ):
-        fetcher.fetch(SHARD, sink, Expected(1, ""))
+        fetcher.fetch(SHARD, sink, Expected(1 << 30, ""))
     assert server.num_gets[SHARD] == 1
 
 

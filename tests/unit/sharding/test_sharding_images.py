@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from sharding import images
 from sharding.errors import BadInputError
 from sharding.images import image_size, is_folder, list_images, natural_key, read_file, read_image, subfolders
 from sharding.video import iter_frames, iter_timed_frames, probe
@@ -117,3 +120,35 @@ def test_a_set_of_pairs_given_as_a_source_is_pointed_to_its_option(tmp_path: Pat
     write_images(tmp_path / "LQ" / "000", 1)
     with pytest.raises(BadInputError, match=f"looks like paired data: use --realvsr {tmp_path}"):
         list_images(tmp_path)
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG whose header claims a size; its data are a few bytes."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_an_image_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "0.png"
+    path.write_bytes(png_of_size(50_000, 50_000))
+    for read in (image_size, read_image):
+        with pytest.raises(BadInputError, match="has 50000 x 50000 pixels, more than"):
+            read(path)
+    # Of a format whose header is not read here: OpenCV's own limit.
+    (tmp_path / "0.bmp").write_bytes(
+        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 50_000, 50_000, 1, 24, 0, 0, 0, 0, 0, 0)
+    )
+    with pytest.raises(BadInputError, match="is not an image that OpenCV can decode"):
+        read_image(tmp_path / "0.bmp")
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_MAX_IMAGE_BYTES", 1 << 20)
+    with zipfile.ZipFile(tmp_path / "GT.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("GT/0.png", bytes((1 << 20) + 1))
+    with pytest.raises(BadInputError, match=r"0\.png unpacks to 1,048,577 bytes"):
+        read_image(tmp_path / "GT.zip/GT/0.png")
