@@ -111,7 +111,7 @@ def prepare(experiment: Experiment, runner: Runner) -> None:
 
 def report(experiment: Experiment, arguments: argparse.Namespace) -> None:
     arms = [*ARMS, *TRADE_OFF, WINNER_ARM]
-    write_page(experiment, arms, all_runs(), arguments.page, arguments.pictures)
+    write_page(experiment, arms, (CHOSEN, WINNER_ARM.name), all_runs(), arguments.page, arguments.pictures)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

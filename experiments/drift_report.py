@@ -491,8 +491,13 @@ def provenance(results: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def write_page(experiment: Experiment, arms: Sequence[Arm], runs: Sequence[Run], page: Path, pictures: Path) -> None:
-    """Write the page and its pictures from the runs that are finished; refuses nothing."""
+def write_page(
+    experiment: Experiment, arms: Sequence[Arm], judged: Sequence[str], runs: Sequence[Run], page: Path, pictures: Path
+) -> None:
+    """Write the page and its pictures from the runs that are finished; refuses nothing.
+
+    judged: names of the arms whose targets are stated, where they have run; `cure` in any case.
+    """
     results = experiment.load(runs)
     titles = {arm.name: arm.title for arm in arms}
     main = [arm for arm in arms if not arm.name.startswith("cure_") and arm.name != "winner"]
@@ -512,21 +517,15 @@ def write_page(experiment: Experiment, arms: Sequence[Arm], runs: Sequence[Run],
         trade_off_picture = f"![PSNR against ST-LPIPS and against the high-frequency gap](images/{TRADE_OFF_NAME})"
         table = next(iter(results.values()))["evaluations"]["unseen"]["table"]
         by_sequence = sequence_table(main, results, {scope: rows["bicubic"] for scope, rows in table.items()})
-    cure = next(arm for arm in arms if arm.name == "cure")
-    verdicts = [
-        drift_sentence(measured, num_seeds, cure.name, cure.title),
-        *comparison_sentences(measured, cure.name, titles, num_seeds),
-    ]
+    verdicts = []
+    for name in ("cure", *(name for name in judged if name in measured)):
+        verdicts.append(drift_sentence(measured, num_seeds, name, titles[name]))
+        verdicts += comparison_sentences(measured, name, titles, num_seeds)
     if (found := comparison(measured, "paper", "vgg", titles)) is not None:
         verdicts.append(
             f"Share of the adversary in that: {titles['paper']} against the same losses without an adversary: "
             f"ST-LPIPS {_percent(found[0])}, PSNR-Y {_db(found[1])}."
         )
-    if "winner" in measured:
-        verdicts += [
-            drift_sentence(measured, num_seeds, "winner", titles["winner"]),
-            *comparison_sentences(measured, "winner", titles, num_seeds),
-        ]
     passing = [
         f"{titles[name]} (ST-LPIPS {_percent(found[0])}, PSNR-Y {_db(found[1])})"
         for name in trade_off

@@ -56,7 +56,9 @@ def page_of(tmp_path, results):
     for name, result in results.items():
         here.result_path(name).write_text(json.dumps(result))
     arms = [*drift.ARMS, *drift.TRADE_OFF, drift.WINNER_ARM]
-    report.write_page(here, arms, drift.all_runs(), tmp_path / "docs/drift.md", tmp_path / "docs/images")
+    report.write_page(
+        here, arms, (drift.CHOSEN, "winner"), drift.all_runs(), tmp_path / "docs/drift.md", tmp_path / "docs/images"
+    )
     return (tmp_path / "docs/drift.md").read_text()
 
 
