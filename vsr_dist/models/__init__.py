@@ -11,6 +11,7 @@ from typing import Any
 
 from vsr_dist.core.errors import BadConfigError, nearest_hint
 from vsr_dist.models.base import Discriminator, Generator, RecurrentGenerator, State
+from vsr_dist.models.basicvsr import Basicvsr, BasicvsrConfig
 from vsr_dist.models.espcn import Espcn, EspcnConfig
 from vsr_dist.models.paper_srgan import PaperSrgan, PaperSrganConfig
 from vsr_dist.models.recurrent import RecurrentConfig, build_recurrent
@@ -20,7 +21,7 @@ from vsr_dist.models.srresnet import Srresnet, SrresnetConfig
 from vsr_dist.models.unet_discriminator import UnetConfig, UnetDiscriminator
 from vsr_dist.models.vsrnet import Vsrnet, VsrnetConfig
 
-GeneratorConfig = PaperSrganConfig | RecurrentConfig | EspcnConfig | VsrnetConfig | SrresnetConfig
+GeneratorConfig = PaperSrganConfig | RecurrentConfig | EspcnConfig | VsrnetConfig | SrresnetConfig | BasicvsrConfig
 DiscriminatorConfig = SrganDiscriminatorConfig | UnetConfig | SpatiotemporalConfig
 
 
@@ -46,6 +47,7 @@ GENERATORS: dict[str, GeneratorEntry] = {
     "espcn": GeneratorEntry(EspcnConfig, Espcn),
     "vsrnet": GeneratorEntry(VsrnetConfig, Vsrnet),
     "srresnet": GeneratorEntry(SrresnetConfig, Srresnet),
+    "basicvsr": GeneratorEntry(BasicvsrConfig, Basicvsr),
 }
 DISCRIMINATORS: dict[str, DiscriminatorEntry] = {
     "srgan": DiscriminatorEntry(SrganDiscriminatorConfig, SrganDiscriminator),

@@ -14,6 +14,7 @@ from vsr_dist.models import (
     RecurrentGenerator,
     build_generator,
 )
+from vsr_dist.models.basicvsr import BasicvsrConfig
 from vsr_dist.models.espcn import EspcnConfig
 from vsr_dist.models.paper_srgan import PaperSrganConfig
 from vsr_dist.models.recurrent import RecurrentConfig
@@ -47,6 +48,7 @@ GENERATOR_ROWS = {
     "vsrnet_3": VsrnetConfig(channels=8, inner_channels=6, num_frames=3),
     "vsrnet_5": VsrnetConfig(channels=8, inner_channels=6, num_frames=5),
     "srresnet": SrresnetConfig(channels=8, num_blocks=2),
+    "basicvsr": BasicvsrConfig(channels=8, num_blocks=2),
 }
 SCALES = {
     "paper_srgan": (1, 2, 4),
@@ -54,6 +56,7 @@ SCALES = {
     "espcn": (1, 2, 3, 4),
     "vsrnet": (1, 2, 3, 4),
     "srresnet": (1, 2, 4, 8),
+    "basicvsr": (1, 2, 4),
 }
 
 
@@ -101,6 +104,7 @@ def test_every_kind_has_a_row_and_default_configurations_name_themselves():
         (EspcnConfig(), 37_200),
         (VsrnetConfig(), 82_307),
         (SrresnetConfig(), 1_549_462),
+        (BasicvsrConfig(), 6_291_311),
     ],
 )
 def test_number_of_parameters(config, expected):
