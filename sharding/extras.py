@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from sharding.errors import MissingExtraError
 
-Extra = Literal["studies", "postgres", "samples", "perceptual", "metrics", "s3", "onnx"]
+Extra = Literal["studies", "postgres", "samples", "perceptual", "metrics", "s3", "onnx", "basicvsr"]
 
 
 def import_extra(extra: Extra, module: str, what: str, instead: str = "") -> Any:  # noqa: ANN401 - a module

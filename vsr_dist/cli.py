@@ -51,6 +51,11 @@ VERBS: dict[str, Verb] = {
         "export a generator to ONNX or torch.export",
         "vsr-dist export --checkpoint demo/run --format onnx --out demo/generator.onnx",
     ),
+    "import": Verb(
+        "vsr_dist.import_cli",
+        "turn published weights of BasicVSR into a generator",
+        "vsr-dist import basicvsr:reds4 basicvsr_reds4",
+    ),
     "config": Verb(
         "vsr_dist.config_cli",
         "show a resolved configuration, or check that training can run with it",

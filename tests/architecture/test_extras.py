@@ -100,6 +100,7 @@ MISSING = [
     ("metrics", f"{EVALUATE} vmaf"),
     ("s3", f"{TRAIN} run_dir=d --set data.root=s3://bucket/set"),
     ("onnx", "vsr-dist export --checkpoint run --format onnx --out generator.onnx"),
+    ("basicvsr", "vsr-dist import basicvsr:reds4 published"),
     ("postgres", f"{TRAIN} run_dir=e --set tracking.uri={DATABASE}"),
     ("postgres", "vsr-dist track replay e"),
     ("postgres", f"vsr-dist upscale film other.mp4 --checkpoint models:/a/1 --tracking-uri {DATABASE}"),
