@@ -12,6 +12,7 @@ from typing import Any
 from vsr_dist.core.errors import BadConfigError, nearest_hint
 from vsr_dist.models.base import Discriminator, Generator, RecurrentGenerator, State
 from vsr_dist.models.basicvsr import Basicvsr, BasicvsrConfig
+from vsr_dist.models.compact import Compact, CompactConfig
 from vsr_dist.models.espcn import Espcn, EspcnConfig
 from vsr_dist.models.paper_srgan import PaperSrgan, PaperSrganConfig
 from vsr_dist.models.recurrent import RecurrentConfig, build_recurrent
@@ -21,7 +22,9 @@ from vsr_dist.models.srresnet import Srresnet, SrresnetConfig
 from vsr_dist.models.unet_discriminator import UnetConfig, UnetDiscriminator
 from vsr_dist.models.vsrnet import Vsrnet, VsrnetConfig
 
-GeneratorConfig = PaperSrganConfig | RecurrentConfig | EspcnConfig | VsrnetConfig | SrresnetConfig | BasicvsrConfig
+GeneratorConfig = (
+    PaperSrganConfig | RecurrentConfig | EspcnConfig | VsrnetConfig | SrresnetConfig | CompactConfig | BasicvsrConfig
+)
 DiscriminatorConfig = SrganDiscriminatorConfig | UnetConfig | SpatiotemporalConfig
 
 
@@ -47,6 +50,7 @@ GENERATORS: dict[str, GeneratorEntry] = {
     "espcn": GeneratorEntry(EspcnConfig, Espcn),
     "vsrnet": GeneratorEntry(VsrnetConfig, Vsrnet),
     "srresnet": GeneratorEntry(SrresnetConfig, Srresnet),
+    "compact": GeneratorEntry(CompactConfig, Compact),
     "basicvsr": GeneratorEntry(BasicvsrConfig, Basicvsr),
 }
 DISCRIMINATORS: dict[str, DiscriminatorEntry] = {

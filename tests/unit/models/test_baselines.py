@@ -5,6 +5,7 @@ Axes: B batch, T time, K direction of flow, C channels, H W low-resolution, Y X 
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,9 @@ from torch import nn
 from vsr_dist.cli import main
 from vsr_dist.config import load_config
 from vsr_dist.core.errors import BadConfigError
+from vsr_dist.inference.generator_io import save_generator
 from vsr_dist.models import build_generator
+from vsr_dist.models.compact import CompactConfig
 from vsr_dist.models.espcn import EspcnConfig
 from vsr_dist.models.srresnet import SrresnetConfig
 from vsr_dist.models.vsrnet import VsrnetConfig, flow_over, neighbour_flow
@@ -91,6 +94,22 @@ def test_srresnet_is_its_papers_figure():
     low = torch.rand(1, 3, 3, 7, 6, dtype=torch.float64)
     expected = Ledig(generator.state_dict())(low[0], 2)
     torch.testing.assert_close(generator(low)[0], expected, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_spandrel_loads_compact_and_gives_the_same_images(scale, tmp_path):
+    """spandrel is what chaiNNer and others load image models with; it has an implementation of its own."""
+    spandrel = importlib.import_module("spandrel")
+    config = CompactConfig(channels=6, num_convs=3)
+    generator = build_generator(config, scale)
+    for parameter in generator.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    save_generator(tmp_path, generator, config, {})
+    loaded = spandrel.ModelLoader(device="cpu").load_from_file(tmp_path / "generator.safetensors")
+    assert (loaded.architecture.id, loaded.scale, loaded.input_channels) == ("Compact", scale, 3)
+    low = torch.rand(1, 2, 3, 7, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(generator(low)[0], loaded.model(low[0]), atol=1e-6, rtol=0)
 
 
 def test_vsrnet_layers_on_hand_made_neighbours():

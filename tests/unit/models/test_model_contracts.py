@@ -15,6 +15,7 @@ from vsr_dist.models import (
     build_generator,
 )
 from vsr_dist.models.basicvsr import BasicvsrConfig
+from vsr_dist.models.compact import CompactConfig
 from vsr_dist.models.espcn import EspcnConfig
 from vsr_dist.models.paper_srgan import PaperSrganConfig
 from vsr_dist.models.recurrent import RecurrentConfig
@@ -48,6 +49,7 @@ GENERATOR_ROWS = {
     "vsrnet_3": VsrnetConfig(channels=8, inner_channels=6, num_frames=3),
     "vsrnet_5": VsrnetConfig(channels=8, inner_channels=6, num_frames=5),
     "srresnet": SrresnetConfig(channels=8, num_blocks=2),
+    "compact": CompactConfig(channels=8, num_convs=2),
     "basicvsr": BasicvsrConfig(channels=8, num_blocks=2),
 }
 SCALES = {
@@ -56,6 +58,7 @@ SCALES = {
     "espcn": (1, 2, 3, 4),
     "vsrnet": (1, 2, 3, 4),
     "srresnet": (1, 2, 4, 8),
+    "compact": (1, 2, 3, 4),
     "basicvsr": (1, 2, 4),
 }
 
@@ -104,6 +107,7 @@ def test_every_kind_has_a_row_and_default_configurations_name_themselves():
         (EspcnConfig(), 37_200),
         (VsrnetConfig(), 82_307),
         (SrresnetConfig(), 1_549_462),
+        (CompactConfig(), 621_424),
         (BasicvsrConfig(), 6_291_311),
     ],
 )
