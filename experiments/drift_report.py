@@ -109,6 +109,8 @@ def measures(result: Mapping[str, Any]) -> dict[str, float]:
     found = dict(sequences(result)["overall"])
     found["hf_gap"] = tail_median(column(result, "val/high_frequency_gap")[1])
     found["cpu_s"] = result["cpu_s"]
+    # From which of two pretrainings it started, as a number.
+    found["start"] = float(int(result["init_generator_sha256"][:12], 16))
     steps, losses = column(result, LOSS)
     if losses:
         found["loss"] = tail_median(losses)
@@ -236,36 +238,41 @@ def drift_sentence(measured: Measured, num_seeds: int, name: str, title: str) ->
         f"so; tail {min(losses):.2f} to {max(losses):.2f}"
     )
     if highs:
-        text += f", upper end of the trend {min(highs):.3f} to {max(highs):.3f}"
+        text += f", upper end of the trend {min(highs):.4f} to {max(highs):.4f}"
     return f"{text}, dead logits up to {max(values_of(runs, 'dead')):.3f}."
 
 
-def paired(
-    first: Mapping[int, Mapping[str, float]], second: Mapping[int, Mapping[str, float]], name: str
-) -> list[float]:
-    """first - second of the seeds that both have."""
-    return [first[seed][name] - second[seed][name] for seed in first if seed in second]
+def controls(measured: Measured, name: str, other: str) -> dict[int, Mapping[str, float]]:
+    """For each seed of an arm the run of `other`, or of its repetition from the second start, that started alike."""
+    return {
+        seed: run
+        for seed, values in measured.get(name, {}).items()
+        for control in (other, f"{other}_b")
+        if (run := measured.get(control, {}).get(seed)) is not None and run["start"] == values["start"]
+    }
 
 
-def comparison(measured: Measured, name: str, other: str, titles: Mapping[str, str]) -> tuple[Spread, Spread] | None:
+def comparison(measured: Measured, name: str, other: str) -> tuple[Spread, Spread] | None:
     """(Change of ST-LPIPS as a share of the other's mean, of PSNR-Y in dB), seed by seed; None if one is missing."""
-    if name not in measured or other not in measured or not paired(measured[name], measured[other], "psnr_y"):
+    found = controls(measured, name, other)
+    if not found:
         return None
-    level = statistics.fmean(values_of(measured[other], "stlpips"))
-    changes = [change / level for change in paired(measured[name], measured[other], "stlpips")]
-    return spread(changes), spread(paired(measured[name], measured[other], "psnr_y"))
+    runs, level = measured[name], statistics.fmean(run["stlpips"] for run in found.values())
+    changes = [(runs[seed]["stlpips"] - run["stlpips"]) / level for seed, run in found.items()]
+    return spread(changes), spread([runs[seed]["psnr_y"] - run["psnr_y"] for seed, run in found.items()])
 
 
 def comparison_sentences(measured: Measured, name: str, titles: Mapping[str, str], num_seeds: int) -> list[str]:
     """What an arm does for the pictures, against no adversary and against the paper's arm; targets met or missed."""
 
     def so_far(other: str) -> str:
-        return "so far " if len(paired(measured[name], measured[other], "psnr_y")) < num_seeds else ""
+        num_pairs = len(controls(measured, name, other))
+        return f"so far, {num_pairs} pair{'s' * (num_pairs > 1)}, " if num_pairs < num_seeds else ""
 
-    found = comparison(measured, name, "none", titles)
+    found = comparison(measured, name, "none")
     sentences = []
     if found is None:
-        sentences.append(f"{titles[name]} against no adversary: not run yet.")
+        sentences.append(f"{titles[name]} against no adversary: no pair of runs that started alike.")
     else:
         lpips, psnr = found
         is_met = lpips.mean <= -PERCEPTION_GAIN and psnr.mean >= -FIDELITY_LOSS_DB
@@ -275,9 +282,9 @@ def comparison_sentences(measured: Measured, name: str, titles: Mapping[str, str
             f"than {FIDELITY_LOSS_DB} dB: **{verdict}**; ST-LPIPS {_percent(lpips)}, "
             f"PSNR-Y {_db(psnr)}."
         )
-    found = comparison(measured, name, "paper", titles)
+    found = comparison(measured, name, "paper")
     if found is None:
-        sentences.append(f"{titles[name]} against the paper's arm: not run yet.")
+        sentences.append(f"{titles[name]} against the paper's arm: no pair of runs that started alike.")
     else:
         lpips, psnr = found
         gains = {"ST-LPIPS": Spread(-lpips.mean, -lpips.high, -lpips.low), "PSNR-Y": psnr}
@@ -521,7 +528,7 @@ def write_page(
     for name in ("cure", *(name for name in judged if name in measured)):
         verdicts.append(drift_sentence(measured, num_seeds, name, titles[name]))
         verdicts += comparison_sentences(measured, name, titles, num_seeds)
-    if (found := comparison(measured, "paper", "vgg", titles)) is not None:
+    if (found := comparison(measured, "paper", "vgg") or comparison(measured, "paper_b", "vgg")) is not None:
         verdicts.append(
             f"Share of the adversary in that: {titles['paper']} against the same losses without an adversary: "
             f"ST-LPIPS {_percent(found[0])}, PSNR-Y {_db(found[1])}."
@@ -530,7 +537,7 @@ def write_page(
         f"{titles[name]} (ST-LPIPS {_percent(found[0])}, PSNR-Y {_db(found[1])})"
         for name in trade_off
         if name != "none"
-        and (found := comparison(measured, name, "none", titles)) is not None
+        and (found := comparison(measured, name, "none")) is not None
         and found[0].mean <= -PERCEPTION_GAIN
         and found[1].mean >= -FIDELITY_LOSS_DB
     ]
