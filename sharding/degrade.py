@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import av
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from sharding.codec import Frame
 from sharding.errors import BadConfigError, nearest_hint
-from sharding.video import EXACT, to_rgb
+from sharding.video import BT601, EXACT, to_rgb
 
 Floats = NDArray[np.float32]
 
@@ -37,6 +38,8 @@ _RATE = 25
 # x264 reads this many frames ahead, so as many HR frames wait for their LR frames.
 _LOOKAHEAD_FRAMES = 10
 _YUV = Interpolation.BICUBIC | EXACT
+# For errors, which a video of its own encoder does not have.
+_ROUND_TRIP = Path("the low resolution")
 
 
 def crop_to_multiple(frame: Frame, scale: int) -> Frame:
@@ -152,7 +155,9 @@ class H264:
         for frame in chain([first], frames, [None]):
             packets = encoder.encode(None if frame is None else _to_yuv(frame, from_rgb))
             for decoded in _decode(decoder, packets, is_last=frame is None):
-                yield np.ascontiguousarray(to_rgb(decoded, from_yuv)[:height, :width])
+                # What `_to_yuv` makes, whatever players assume for a video of this size.
+                decoded.colorspace = BT601
+                yield np.ascontiguousarray(to_rgb(decoded, from_yuv, _ROUND_TRIP)[:height, :width])
 
     def _encoder(self, height: int, width: int) -> VideoCodecContext:
         try:

@@ -23,6 +23,7 @@ from sharding.errors import BadInputError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
+_PNG_EXIF = b"eXIf"
 _PNG_HEADER_BYTES = 24
 # More than 16K video has, and less than what fills a memory.
 _MAX_PIXELS, _MAX_IMAGE_BYTES = 1 << 28, 1 << 30
@@ -79,6 +80,11 @@ def list_images(path: Path) -> list[Path]:
     found = None if path.is_dir() else _split(path)
     names = [inner.name for inner in path.iterdir()] if found is None else found[0].files.get(found[1], [])
     images = [path / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES and name[0] != "."]
+    if found is None:
+        images = [image for image in images if not image.is_dir()]
+        if other := next((image for image in sorted(images) if not image.is_file()), None):
+            what = f"a link to {other.readlink()}, which does not exist" if other.is_symlink() else "a pipe or a device"
+            raise BadInputError(f"{other} is {what}; expected an image file: replace or remove it")
     if not images:
         inner = subfolders(path)
         hint = f"; it has subfolders: give each one as a source, for example {inner[0]}" if inner else ""
@@ -108,6 +114,8 @@ def read_file(path: Path, num_bytes: int = -1) -> bytes:
             raise BadInputError(f"{path} unpacks to {size:,} bytes, too many for an image; remove it")
         with found[0].file.open(found[1]) as member:
             return member.read(num_bytes)
+    except OSError as error:
+        raise BadInputError(f"{path} cannot be read ({error.strerror or error}); replace or remove it") from error
     except (KeyError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
         raise BadInputError(f"{path} cannot be read from its archive ({error}); create the archive again") from error
 
@@ -118,17 +126,20 @@ def read_image(path: Path) -> Frame:
 
 
 def image_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
-    """(height, width) of an image, for a PNG from its header only. `data`: the bytes of the file, if already read.
+    """(height, width) of `read_image`. `data`: the bytes of the file, if already read.
 
-    With `data`, a truncated PNG is an error. Raises BadInputError that names the file.
+    A PNG is decoded only if EXIF may turn it; a truncated one is an error. Raises BadInputError that names the file.
     """
-    head = read_file(path, _PNG_HEADER_BYTES) if data is None else data[:_PNG_HEADER_BYTES]
-    if len(head) < _PNG_HEADER_BYTES or not head.startswith(_PNG_MAGIC):
-        height, width = _decode(path, read_file(path) if data is None else data).shape[:2]
+    data = read_file(path) if data is None else data
+    if not data.startswith(_PNG_MAGIC):
+        height, width = _decode(path, data).shape[:2]
         return height, width
-    if data is not None and not data.rstrip(b"\0").endswith(_PNG_END):
+    if len(data) < _PNG_HEADER_BYTES or not data.rstrip(b"\0").endswith(_PNG_END):
         raise BadInputError(f"{path} is a PNG truncated after {len(data)} bytes; replace it")
-    return _png_size(path, head)
+    if _PNG_EXIF in data:
+        height, width = _decode(path, data).shape[:2]
+        return height, width
+    return _png_size(path, data)
 
 
 def _png_size(path: Path, head: bytes) -> tuple[int, int]:
@@ -137,6 +148,12 @@ def _png_size(path: Path, head: bytes) -> tuple[int, int]:
     if width * height > _MAX_PIXELS:
         raise BadInputError(f"{path} has {width} x {height} pixels, more than {_MAX_PIXELS:,}; cut or shrink it")
     return height, width
+
+
+def has_alpha(path: Path) -> bool:
+    """True if an image that `read_image` takes has an alpha channel, or a transparent colour in its palette."""
+    stored = cv2.imdecode(np.frombuffer(read_file(path), np.uint8), cv2.IMREAD_UNCHANGED)
+    return stored is not None and stored.shape[2:] == (4,)
 
 
 def _decode(path: Path, data: bytes) -> Frame:

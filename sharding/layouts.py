@@ -13,10 +13,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from sharding.errors import BadInputError
-from sharding.images import image_size, is_folder, list_images, natural_key, subfolders
+from sharding.images import has_alpha, image_size, is_folder, list_images, natural_key, subfolders
 from sharding.schema import make_slug
 from sharding.sources import Source, name_faults
-from sharding.video import SourceInfo
+from sharding.video import HAS_ALPHA, SourceInfo
 
 _Size = tuple[int, int]
 _MAX_LISTED = 10
@@ -117,7 +117,8 @@ def _match(low_root: Path, high_root: Path, scale: int, split: str | None) -> tu
                 "times the size, or the same size: check --scale"
             )
             continue
-        info = SourceInfo(name, len(names[1]), None, sizes[1][1], sizes[1][0])
+        notes = (HAS_ALPHA,) if any(has_alpha(list_images(side[name])[0]) for side in (low, high)) else ()
+        info = SourceInfo(name, len(names[1]), None, sizes[1][1], sizes[1][0], notes)
         sources.append(Source(make_slug(name), "paired", high[name], info, low[name], low_scale, split))
     return sources, faults
 

@@ -24,6 +24,7 @@ from sharding.plan import PackOptions, Plan, ShardPlan, check_options, dataset_r
 from sharding.scan import SCANS_DIR, ScanStore, scan_sources
 from sharding.schema import INDEX_NAME, JOURNAL_DIR, Index, parse_shard
 from sharding.sources import ScannedSource, Source, find_sources
+from sharding.video import note_lines
 from sharding.write import read_record, write_shard
 
 PLAN_NAME = "plan.json"
@@ -115,6 +116,8 @@ def _make_plan(job: PackJob, workers: Workers, store: ScanStore) -> tuple[Plan, 
             "run the parts without --overwrite"
         )
     sources = _find_sources(job)
+    for line in note_lines({source.path.name: source.info.notes for source in sources}):
+        say(line)
     options = _pair_options(job.options, sources)
     check_options(options)
     scans = scan_sources(sources, workers, store, job.part)

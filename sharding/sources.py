@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from sharding.errors import BadConfigError, BadInputError
 from sharding.extras import extra_files
-from sharding.images import is_folder
+from sharding.images import IMAGE_SUFFIXES, is_folder
 from sharding.schema import make_slug
-from sharding.video import SourceInfo, probe
+from sharding.video import SourceInfo, list_videos, probe
 
 SourceKind = Literal["video", "frames", "paired"]
 
@@ -73,11 +73,13 @@ class ScannedSource:
 
 
 def find_sources(paths: Sequence[Path]) -> list[Source]:
-    """One source per path, in the given order. Raises BadInputError that lists all faults."""
+    """One source per video or folder of images, in the given order; a folder of videos gives one for each of them.
+
+    Raises BadInputError that lists all faults.
+    """
     faults = []
     sources = []
-    for given in paths:
-        path = Path(os.path.abspath(given))
+    for path in (found for given in paths for found in _videos_inside(Path(os.path.abspath(given)))):
         try:
             info = probe(path)
         except BadInputError as error:
@@ -90,6 +92,14 @@ def find_sources(paths: Sequence[Path]) -> list[Source]:
     if faults:
         raise BadInputError("; ".join(faults))
     return sources
+
+
+def _videos_inside(path: Path) -> list[Path]:
+    """The videos of a folder without images, in natural order; otherwise the path itself."""
+    inside = [one for one in path.iterdir() if one.name[0] != "."] if path.is_dir() else []
+    if any(one.suffix.lower() in IMAGE_SUFFIXES for one in inside):
+        return [path]
+    return list_videos(path) or [path]
 
 
 def name_faults(sources: Sequence[Source]) -> list[str]:

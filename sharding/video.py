@@ -8,35 +8,57 @@ mode. A full pass over a video also detects interlacing and damage (`DamageDetec
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
 import numpy as np
 from av.container import InputContainer
+from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
+from numpy.typing import NDArray
 
 from sharding.codec import Frame
 from sharding.errors import BadInputError
-from sharding.images import is_folder, list_images, read_image
+from sharding.images import has_alpha, is_folder, list_images, natural_key, read_image
 from sharding.shots import THUMBNAIL_SIZE_PX
 
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".y4m", ".ts", ".m2ts", ".mpg", ".wmv")
 # FFmpeg opens any text file as an ANSI animation, and a single image as a video of one frame.
 _REFUSED_FORMATS = ("tty", "image2", "_pipe")
 # Without these flags the rounding depends on the SIMD instructions of the processor, and frames get one level darker.
 EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
 _RGB = Interpolation.BILINEAR | EXACT
 _SMALL = Interpolation.AREA | EXACT
-# Containers round timestamps, and some count the time before the first frame: smaller differences are not damage.
-END_TOLERANCE_S = 1.0
 # Containers with durations in their headers; for others FFmpeg estimates the duration from the file size.
 _FORMATS_WITH_DURATION = ("mov", "matroska", "avi", "asf")
+# Containers round timestamps, and some count the time before the first frame: smaller differences are not damage.
+_END_TOLERANCE_S = 1.0
+# Containers that state the length of each track, so that the loss of a few frames shows.
+_EXACT_FORMATS, _EXACT_TOLERANCE_S = ("mov", "matroska"), 0.25
+# ITU-T H.273 code points, as FFmpeg has them.
+BT709, BT601 = 1, 6
+# H.273 matrix -> that of FFmpeg's converter. BT.2020's constant-luminance matrix (10) is read as the other one (9).
+_CONVERTER = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
+# H.273 values that name no matrix of YUV: RGB, unspecified, reserved.
+_NO_MATRIX = (0, 2, 3)
+# The matrix that follows from the primaries (12), for primaries whose matrix is in the table: BT.709, BT.2020.
+_CHROMA_DERIVED, _DERIVED_MATRIX = 12, {1: 1, 9: 9}
+# Players take an untagged video of more than this for BT.709, below for BT.601 (mpv's rule).
+_MAX_SD_WIDTH_PX, _MAX_SD_HEIGHT_PX = 1279, 576
+_MAX_NAMED = 3
+HAS_ALPHA = "has alpha, which is dropped"
+IS_TAKEN_FOR_BT709 = "has no colour tags and is read as BT.709, as players do at its size"
+# How a stored picture becomes upright: rows and columns are exchanged, then columns are mirrored, then rows.
+Turn = tuple[bool, bool, bool]
 
 
 @dataclass(frozen=True)
@@ -44,7 +66,8 @@ class SourceInfo:
     """What is known of a source before it is decoded.
 
     `num_frames` is None if the container does not state it, `fps` is None for a folder or a stream without a
-    frame rate; `width` and `height` are in pixels, in display orientation.
+    frame rate; `width` and `height` are in pixels, in display orientation. `notes` are what the user should know of
+    how it is read, as text for behind its name.
     """
 
     name: str
@@ -52,6 +75,7 @@ class SourceInfo:
     fps: Fraction | None
     width: int
     height: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,14 +103,16 @@ def probe(source: Path) -> SourceInfo:
     if is_folder(source):
         paths = list_images(source)
         height, width = read_image(paths[0]).shape[:2]
-        return SourceInfo(source.name, len(paths), None, width, height)
+        notes = (HAS_ALPHA,) if has_alpha(paths[0]) else ()
+        return SourceInfo(source.name, len(paths), None, width, height, notes)
     with open_video(source) as container:
         stream = video_stream(container)
         first = next(_decoded(container, source, 1), None)
         if first is None:
             raise BadInputError(f"{source} is not a video that can be decoded: it has no frames")
-        height, width = _display_size(first)
-        return SourceInfo(source.name, _estimate_num_frames(stream), stream.average_rate, width, height)
+        height, width = to_rgb(first, VideoReformatter(), source).shape[:2]
+        num_frames, fps = _estimate_num_frames(stream), stream.average_rate
+        return SourceInfo(source.name, num_frames, fps, width, height, notes_of(first))
 
 
 def iter_frames(source: Path) -> Iterator[Frame]:
@@ -122,7 +148,7 @@ def iter_thumbnails(source: Path, num_threads: int = 1) -> Iterator[Thumbnail]:
     with open_video(source) as container:
         for frame in _decoded(container, source, num_threads):
             small = reformatter.reformat(frame, width, height, "rgb24", interpolation=_SMALL, threads=1).to_ndarray()
-            yield Thumbnail(np.asarray(small, np.uint8), *_display_size(frame), frame.pts)
+            yield Thumbnail(np.asarray(small, np.uint8), *_display_size(frame, source), frame.pts)
 
 
 def _folder_frames(folder: Path, first_frame: int) -> Iterator[TimedFrame]:
@@ -138,12 +164,22 @@ def _folder_frames(folder: Path, first_frame: int) -> Iterator[TimedFrame]:
         yield TimedFrame(image, None, None)
 
 
+def list_videos(folder: Path) -> list[Path]:
+    """The video files in a folder on disk, by their suffix, in natural order."""
+    inside = folder.iterdir() if folder.is_dir() else ()
+    videos = [one for one in inside if one.suffix.lower() in VIDEO_SUFFIXES and one.name[0] != "." and one.is_file()]
+    return sorted(videos, key=lambda one: natural_key(one.name))
+
+
 def open_video(source: Path) -> InputContainer:
-    """An open PyAV container with a video stream."""
+    """An open PyAV container with a video stream of a known codec."""
     if not source.exists():
         raise BadInputError(f"{source} does not exist; expected a video file or a folder of images")
+    if not source.is_file():
+        raise BadInputError(f"{source} is a pipe or a device; expected a file or a folder, which are read twice")
     try:
-        container: InputContainer = av.open(str(source), metadata_errors="replace")
+        # Absolute, since FFmpeg takes what stands before a colon for a protocol.
+        container: InputContainer = av.open(str(source.absolute()), metadata_errors="replace")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise _not_a_video(source, getattr(error, "strerror", None) or str(error)) from error
     name = container.format.name
@@ -153,6 +189,9 @@ def open_video(source: Path) -> InputContainer:
     if not any(_is_video(stream) for stream in container.streams.video):
         container.close()
         raise _not_a_video(source, "it has no video stream")
+    if video_stream(container).codec_context is None:
+        container.close()
+        raise _not_a_video(source, "this FFmpeg does not know its video codec")
     return container
 
 
@@ -205,7 +244,9 @@ class DamageDetector:
         self._source = source
         self._stream = stream
         self._num_frames = 0
+        self._last_s: float | None = None
         self._end_s: float | None = None
+        self._longest_s = 0.0
 
     def check(self, frame: av.VideoFrame) -> None:
         """Check the next frame."""
@@ -223,6 +264,9 @@ class DamageDetector:
             )
         self._num_frames += 1
         if frame.time is not None and frame.time_base is not None:
+            if self._last_s is not None:
+                self._longest_s = max(self._longest_s, frame.time - self._last_s)
+            self._last_s = frame.time
             self._end_s = frame.time + float((frame.duration or 0) * frame.time_base)
 
     def truncation_error(self, reason: str) -> BadInputError:
@@ -235,9 +279,11 @@ class DamageDetector:
 
     def check_end(self, container: InputContainer) -> None:
         """Compare the end of the last frame with the duration in the container's header."""
-        stated_s = stated_end_s(self._stream, container)
-        if stated_s is not None and self._end_s is not None and self._end_s < stated_s - END_TOLERANCE_S:
-            raise self.truncation_error(f"it ends at {self._end_s:.2f} s, its header says {stated_s:.2f} s")
+        lost_s = 0.0 if self._end_s is None else missing_s(container, self._end_s, self._longest_s)
+        if lost_s and self._end_s is not None:
+            raise self.truncation_error(
+                f"it ends at {self._end_s:.2f} s, and by its header the last {lost_s:.2f} s are missing"
+            )
 
     def _output_name(self, suffix: str) -> str:
         return f"{self._source.stem}_{suffix}.mkv"
@@ -254,9 +300,41 @@ def stated_end_s(stream: VideoStream, container: InputContainer) -> float | None
     if match is not None:
         return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
     # The duration of the file is that of its longest stream; it is the video's only if there is no other stream.
-    if len(container.streams) == 1 and container.duration is not None:
-        return float((container.duration + (container.start_time or 0)) / av.time_base)
-    return None
+    return _file_end_s(container) if len(container.streams) == 1 else None
+
+
+def _file_end_s(container: InputContainer) -> float | None:
+    if container.duration is None:
+        return None
+    return float((container.duration + (container.start_time or 0)) / av.time_base)
+
+
+def missing_s(container: InputContainer, end_s: float, longest_s: float) -> float:
+    """By how much less the frames last than the header says, in s; 0 for what is no damage.
+
+    end_s: the end of the last frame. longest_s: the longest step from frame to frame; the last may be as long.
+    """
+    is_exact = any(name in _EXACT_FORMATS for name in container.format.name.split(","))
+    tolerance_s = max(_EXACT_TOLERANCE_S if is_exact else _END_TOLERANCE_S, longest_s)
+    stated_s = stated_end_s(video_stream(container), container)
+    if stated_s is None and "matroska" in container.format.name:
+        # Only the length of the whole file is stated: it is cut off if no track reaches the end.
+        stated_s = _file_end_s(container)
+        if stated_s is not None and end_s < stated_s - tolerance_s:
+            with av.open(container.name, metadata_errors="replace") as again:
+                end_s = max(end_s, _last_packet_end_s(again))
+    return stated_s - end_s if stated_s is not None and end_s < stated_s - tolerance_s else 0.0
+
+
+def _last_packet_end_s(container: InputContainer) -> float:
+    end_s = 0.0
+    try:
+        for packet in container.demux():
+            if packet.size and packet.pts is not None:
+                end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    except av.error.FFmpegError:
+        return end_s
+    return end_s
 
 
 def _set_threads(container: InputContainer, num_threads: int) -> VideoStream:
@@ -272,7 +350,7 @@ def _video_frames(source: Path, first_frame: int, start_pts: int | None, num_thr
         frames = None if start_pts is None else _seek(container, start_pts, num_threads)
         if frames is not None:
             try:
-                yield from (_timed(frame, reformatter) for frame in frames)
+                yield from (_timed(frame, reformatter, source) for frame in frames)
             except av.error.FFmpegError as error:
                 raise BadInputError(
                     f"{source} cannot be decoded after frame {first_frame}: {error.strerror}; the file changed "
@@ -282,7 +360,7 @@ def _video_frames(source: Path, first_frame: int, start_pts: int | None, num_thr
     with open_video(source) as container:
         for number, frame in enumerate(_decoded(container, source, num_threads)):
             if number >= first_frame:
-                yield _timed(frame, reformatter)
+                yield _timed(frame, reformatter, source)
 
 
 def _seek(container: InputContainer, start_pts: int, num_threads: int) -> Iterator[av.VideoFrame] | None:
@@ -304,24 +382,96 @@ def _seek(container: InputContainer, start_pts: int, num_threads: int) -> Iterat
     return None
 
 
-def _timed(frame: av.VideoFrame, reformatter: VideoReformatter) -> TimedFrame:
-    return TimedFrame(to_rgb(frame, reformatter), frame.time, frame.pts)
+def _timed(frame: av.VideoFrame, reformatter: VideoReformatter, source: Path) -> TimedFrame:
+    return TimedFrame(to_rgb(frame, reformatter, source), frame.time, frame.pts)
 
 
-def _display_size(frame: av.VideoFrame) -> tuple[int, int]:
-    """(height, width) after rotation."""
-    is_rotated = frame.rotation % 180 == 90
-    return (frame.width, frame.height) if is_rotated else (frame.height, frame.width)
+def _display_size(frame: av.VideoFrame, source: Path) -> tuple[int, int]:
+    """(height, width) of the upright frame."""
+    is_transposed = turn_of(frame, source)[0]
+    return (frame.width, frame.height) if is_transposed else (frame.height, frame.width)
 
 
-def to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> Frame:
-    """uint8 RGB (H, W, 3) of a PyAV frame, rotated for display; the same bytes on every processor."""
+def to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter, source: Path) -> Frame:
+    """uint8 RGB (H, W, 3) of a PyAV frame, upright; the same bytes on every processor. source: for errors."""
+    if not is_rgb(frame):
+        frame.colorspace = converter_matrix(matrix_of(frame, source))
     plain = reformatter.reformat(frame, format="rgb24", interpolation=_RGB, threads=1)
-    rgb = np.asarray(plain.to_ndarray(), dtype=np.uint8)
-    quarter_turns, remainder = divmod(frame.rotation, 90)
-    if remainder:
+    return upright(np.asarray(plain.to_ndarray(), dtype=np.uint8), turn_of(frame, source))
+
+
+def is_rgb(frame: av.VideoFrame) -> bool:
+    """True for RGB and palettes, which have no matrix."""
+    return bool(frame.format.is_rgb or frame.format.has_palette)
+
+
+def matrix_of(frame: av.VideoFrame, source: Path) -> int:
+    """The H.273 matrix of a YUV frame; without a tag the one that players assume for a video of this size.
+
+    Raises BadInputError for one that FFmpeg's converter cannot read.
+    """
+    matrix = int(frame.colorspace)
+    if matrix in _NO_MATRIX:
+        return BT709 if _is_hd(frame) else BT601
+    if matrix == _CHROMA_DERIVED:
+        matrix = _DERIVED_MATRIX.get(int(frame.color_primaries), matrix)
+    if matrix not in _CONVERTER:
         raise BadInputError(
-            f"the video's metadata rotates it by {frame.rotation} degrees; expected a multiple of 90: re-encode it "
-            "with ffmpeg, which applies the rotation"
+            f"{source} has colours of H.273 matrix {matrix} (such as YCgCo or ICtCp), which cannot be read exactly; "
+            f"convert it first, for example with ffmpeg -i {source} -vf zscale=matrix=709 -c:v ffv1 "
+            f"{source.stem}_bt709.mkv"
         )
-    return np.ascontiguousarray(np.rot90(rgb, quarter_turns)) if quarter_turns else rgb
+    return matrix
+
+
+def _is_hd(frame: av.VideoFrame) -> bool:
+    return bool(frame.width > _MAX_SD_WIDTH_PX or frame.height > _MAX_SD_HEIGHT_PX)
+
+
+def converter_matrix(matrix: int) -> int:
+    """FFmpeg's matrix for an H.273 one that `matrix_of` gives."""
+    return _CONVERTER[matrix]
+
+
+def notes_of(frame: av.VideoFrame) -> tuple[str, ...]:
+    """What the user should know of how the first frame is read, as text for behind the name of the source."""
+    is_assumed = not is_rgb(frame) and int(frame.colorspace) in _NO_MATRIX and _is_hd(frame)
+    is_assumed = is_assumed and len(frame.format.components) > 1
+    alpha = any(component.is_alpha for component in frame.format.components)
+    return ((HAS_ALPHA,) if alpha else ()) + ((IS_TAKEN_FOR_BT709,) if is_assumed else ())
+
+
+def note_lines(notes: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """One line for each note, with the names of the sources that have it."""
+    names: dict[str, list[str]] = {}
+    for name, texts in notes.items():
+        for text in texts:
+            names.setdefault(text, []).append(name)
+    lines = []
+    for text, some in names.items():
+        more = f" and {len(some) - _MAX_NAMED} more" if len(some) > _MAX_NAMED else ""
+        lines.append(f"note: {', '.join(some[:_MAX_NAMED])}{more}: {text}")
+    return lines
+
+
+def turn_of(frame: av.VideoFrame, source: Path) -> Turn:
+    """From the display matrix: `x' = a x + c y`, `y' = b x + d y` (ISO 14496-12, 8.2.2). Raises BadInputError."""
+    data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    if data is None:
+        return False, False, False
+    a, b, _, c, d = struct.unpack("<5i", bytes(data)[:20])
+    if (b, c) == (0, 0) and a and d:
+        return False, a < 0, d < 0
+    if (a, d) == (0, 0) and b and c:
+        return True, c < 0, b < 0
+    raise BadInputError(
+        f"{source} has a rotation of {frame.rotation} degrees; expected a multiple of 90: convert it with ffmpeg, "
+        "which applies the rotation"
+    )
+
+
+def upright(rgb_HWC: NDArray[Any], turn: Turn) -> NDArray[Any]:
+    """A picture as it is displayed; contiguous."""
+    transpose, mirror_columns, mirror_rows = turn
+    turned = rgb_HWC.swapaxes(0, 1) if transpose else rgb_HWC
+    return np.ascontiguousarray(turned[:: -1 if mirror_rows else 1, :: -1 if mirror_columns else 1])

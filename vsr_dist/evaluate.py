@@ -177,6 +177,9 @@ def _check(arguments: argparse.Namespace) -> None:
 def _open(arguments: argparse.Namespace, world: World) -> _Job:
     """Open the data, the methods and the metrics; whatever cannot be used is an error here."""
     source = _source(arguments)
+    if world.is_main:
+        for line in source.notes:
+            say(line)
     preset = find_protocol(arguments.protocol)
     shortest = min(source.sequences, key=lambda info: info.num_frames)
     if shortest.num_frames <= 2 * preset.trim_frames:

@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument_group("input").add_argument
     add("--no-audio", dest="audio", action="store_false", help="drop the audio")
+    add("--encode-audio", action="store_true", help="encode audio that OUTPUT cannot hold (AAC, in .webm Opus)")
     add("--no-subtitles", dest="subtitles", action="store_false", help="drop the subtitles")
     add(
         "--start", dest="start_s", type=number_type(float, 0), metavar="SECONDS", help="start at this time (default: 0)"

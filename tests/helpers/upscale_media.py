@@ -81,20 +81,29 @@ def write_video(
     options=None,
     cover=False,
     last_duration=None,
+    texts_ms=((100, 200), (400, 200)),
+    sample_aspect=None,
 ):
-    """Encode RGB frames; tags: (matrix, range, primaries, transfer) to write, None for none. Returns the path."""
+    """Encode RGB frames; tags: (matrix, range, primaries, transfer) to write, None for none. Returns the path.
+
+    texts_ms: (time, duration) of each subtitle.
+    """
     with av.open(str(path), "w") as output:
         output.metadata.update(metadata or {})
         stream = output.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt, stream.time_base = pixel_format, time_base
         stream.codec_context.time_base = time_base
+        if sample_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = sample_aspect
         if tags is not None:
             context = stream.codec_context
             context.colorspace, context.color_range, context.color_primaries, context.color_trc = tags
         if rotation is not None:
             stream.set_display_rotation(*rotation)
         sound = None if audio is None else output.add_stream(audio, rate=48000)
+        if audio == "wmav2":
+            sound.bit_rate = 128_000
         text = None if subtitles is None else _subtitle_stream(output, subtitles)
         if cover:
             output.add_attachment("cover.png", "image/png", cv2.imencode(".png", frames[0])[1].tobytes())
@@ -102,11 +111,11 @@ def write_video(
             output.set_chapters(chapters)
         output.start_encoding()
         if text is not None:
-            for number in range(2):
+            for number, (time_ms, duration_ms) in enumerate(texts_ms):
                 packet = av.Packet(_text_payload(subtitles, f"line {number}"))
                 packet.stream, packet.time_base = text, Fraction(1, 1000)
-                packet.pts = packet.dts = 100 + 300 * number
-                packet.duration = 200
+                packet.pts = packet.dts = time_ms
+                packet.duration = duration_ms
                 output.mux(packet)
         for number, rgb in enumerate(frames):
             frame = to_yuv(rgb, pixel_format, matrix, full_range)
@@ -116,6 +125,19 @@ def write_video(
         if sound is not None:
             _write_sound(output, sound, (len(frames) if pts is None else pts[-1] + 1) * time_base)
     return path
+
+
+def remux(source, target, shift_s=0):
+    """The same packets in another file, later by `shift_s`. Returns the path."""
+    with av.open(str(source)) as inward, av.open(str(target), "w") as outward:
+        streams = {stream.index: outward.add_stream_from_template(stream) for stream in inward.streams}
+        for packet in inward.demux():
+            if packet.size:
+                ticks = round(shift_s / packet.time_base)
+                packet.pts, packet.dts = packet.pts + ticks, packet.dts + ticks
+                packet.stream = streams[packet.stream.index]
+                outward.mux(packet)
+    return target
 
 
 def _mux(output, packets, duration):

@@ -18,9 +18,9 @@ from typing import Any, Protocol, cast
 import numpy as np
 import xxhash
 
-from sharding.images import IMAGE_SUFFIXES, is_folder, list_images, natural_key, subfolders
+from sharding.images import IMAGE_SUFFIXES, is_folder, list_images, subfolders
 from sharding.schema import parse_sequence
-from sharding.video import iter_thumbnails
+from sharding.video import iter_thumbnails, list_videos, note_lines
 from vsr_dist.core.errors import BadInputError
 from vsr_dist.data.stream import SplitStream
 from vsr_dist.inference.frames import Frame, fingerprint
@@ -28,7 +28,6 @@ from vsr_dist.inference.video.video_in import MediaReader, Place, read_facts
 
 FOLDER_FPS = Fraction(25)
 PIECE_FRAMES = 16
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".y4m", ".ts")
 _MAX_NAMED = 10
 
 
@@ -71,6 +70,11 @@ class EvaluationSource(Protocol):
         """All sequences, in the order in which they come."""
         ...
 
+    @property
+    def notes(self) -> list[str]:
+        """Lines on how the files are read."""
+        ...
+
     def pieces(self, names: Collection[str]) -> Iterator[Piece]:
         """The frames of the named sequences, in the order of `sequences`."""
         ...
@@ -80,6 +84,11 @@ class ShardSource:
     """One split of a packed set."""
 
     has_low = True
+
+    @property
+    def notes(self) -> list[str]:
+        """See `EvaluationSource`."""
+        return []
 
     def __init__(self, root: Path, split: str, max_frames: int | None = None) -> None:
         """Open the set. `max_frames`: at most so many of each sequence, from its beginning."""
@@ -119,11 +128,15 @@ class ShardSource:
 
 @dataclass(frozen=True)
 class _Sequence:
-    """One sequence: the path of each side, `low`, `fake` and `real`, and their properties."""
+    """One sequence: the path of each side, `low`, `fake` and `real`, and their properties.
+
+    notes: what the user should know of how each path is read.
+    """
 
     info: SequenceInfo
     paths: Mapping[str, Path]
     scale: int
+    notes: Mapping[str, tuple[str, ...]]
 
 
 class PairSource:
@@ -164,6 +177,11 @@ class PairSource:
     def sequences(self) -> list[SequenceInfo]:
         """See `EvaluationSource`."""
         return [sequence.info for sequence in self._sequences]
+
+    @property
+    def notes(self) -> list[str]:
+        """See `EvaluationSource`."""
+        return note_lines({path: texts for one in self._sequences for path, texts in one.notes.items()})
 
     def pieces(self, names: Collection[str]) -> Iterator[Piece]:
         """See `EvaluationSource`."""
@@ -228,9 +246,7 @@ def _find_sequences(side: str, root: Path) -> dict[str, Path]:
     if root.is_dir() and any(path.suffix.lower() in IMAGE_SUFFIXES for path in root.iterdir()):
         return {root.name: root}
     found = {path.name: path for path in subfolders(root)}
-    if root.is_dir():
-        videos = [p for p in root.iterdir() if p.is_file() and p.suffix.lower() in VIDEO_SUFFIXES]
-        found |= {path.stem: path for path in sorted(videos, key=lambda path: natural_key(path.name))}
+    found |= {path.stem: path for path in list_videos(root)}
     if found:
         return found
     list_images(root)
@@ -272,7 +288,7 @@ def _open(name: str, paths: Mapping[str, Path], max_frames: int | None) -> _Sequ
         )
     fps = next((found.rate for found in facts.values() if found.is_video), FOLDER_FPS)
     info = SequenceInfo(name, name, counts["real"], fps)
-    return _Sequence(info, paths, scale)
+    return _Sequence(info, paths, scale, {str(paths[side]): found.notes for side, found in facts.items()})
 
 
 def _count(path: Path, max_frames: int | None) -> int:

@@ -94,19 +94,6 @@ def test_names_with_colons(tmp_path, generator, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["12:30.mp4", "a:b.mkv", "c:d.mp4"]
 
 
-def test_a_jump_of_the_clock_that_mp4_cannot_hold_is_one_line(tmp_path, generator, capsys):
-    joined = b""
-    for offset_s in (100, 20):
-        pts = [30 * offset_s + number for number in range(12)]
-        joined += write_video(tmp_path / "part.ts", moving(12), pts=pts).read_bytes()
-    (tmp_path / "in.ts").write_bytes(joined)
-    assert upscale(generator, tmp_path / "in.ts", tmp_path / "out.mp4") == 2
-    error = said(capsys)[1]
-    assert "has timestamps that mp4 cannot store" in error
-    assert len(error.splitlines()) == 1
-    assert not list(tmp_path.glob("*out*.mp4")) and not list(tmp_path.glob(".*part*"))
-
-
 def test_a_pipe_is_an_error_that_says_why(tmp_path, generator, capsys):
     os.mkfifo(tmp_path / "in.mp4")
     assert upscale(generator, tmp_path / "in.mp4", tmp_path / "out.mp4") == 2

@@ -14,6 +14,7 @@ from upscale_media import (
     generator,
     moving,
     packets_of,
+    remux,
     said,
     stated_length_s,
     times_of,
@@ -67,6 +68,69 @@ def test_a_late_start_of_all_tracks_is_moved_to_0(tmp_path, generator):
     assert np.diff(times_of(tmp_path / "out.mp4")) == pytest.approx(np.diff(times_of(source)), abs=1e-4)
 
 
+def spans(path):
+    """(begin, end) in s of the first video and the first audio track, by their packets."""
+    found = []
+    with av.open(str(path)) as container:
+        for kind in ("video", "audio"):
+            packets = [p for p in container.demux(**{kind: 0}) if p.size]
+            times = [(p.pts * p.time_base, (p.pts + p.duration) * p.time_base) for p in packets]
+            found.append((float(min(times)[0]), float(max(end for _, end in times))))
+            container.seek(0)
+    return found
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("offset_s", [50_000, 95_441.8])
+def test_a_clock_that_begins_late_or_wraps_around_begins_at_0(tmp_path, generator, offset_s, suffix):
+    """MPEG-TS counts 33 bits of 1/90000 s: 95,443.7 s; its muxer begins 1.4 s late."""
+    plain = write_video(tmp_path / "plain.mp4", moving(30), audio="aac")
+    source = remux(plain, tmp_path / "in.ts", Fraction(str(offset_s)))
+    assert upscale(generator, source, tmp_path / f"out{suffix}") == 0
+    (video, audio) = spans(tmp_path / f"out{suffix}")
+    assert len(times_of(tmp_path / f"out{suffix}")) == 30
+    assert min(video[0], audio[0]) == pytest.approx(0, abs=0.002)
+    assert video[1] - video[0] == pytest.approx(1, abs=0.05)
+    assert audio[1] < 1.1
+    assert video[0] - audio[0] == pytest.approx(spans(plain)[0][0] - spans(plain)[1][0], abs=0.002)
+
+
+def test_a_part_with_the_times_of_the_whole_begins_at_0(tmp_path, generator):
+    source = remux(write_video(tmp_path / "plain.mp4", moving(30), audio="aac"), tmp_path / "in.mp4", 50_000)
+    assert float(min(times_of(source))) == 50_000
+    assert upscale(generator, source, tmp_path / "out.mp4") == 0
+    assert [(round(a, 1), round(b, 1)) for a, b in spans(tmp_path / "out.mp4")] == [(0, 1), (0, 1)]
+
+
+@pytest.mark.parametrize(("one_s", "other_s"), [(100, 20), (20, 100), (20, 20), (20, 20.5)])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_jump_of_the_clock_leaves_no_gap(tmp_path, generator, capsys, one_s, other_s, suffix):
+    plain = write_video(tmp_path / "plain.mp4", moving(30), audio="aac")
+    parts = [remux(plain, tmp_path / f"{shift}.ts", Fraction(str(shift))).read_bytes() for shift in (one_s, other_s)]
+    (tmp_path / "in.ts").write_bytes(b"".join(parts))
+    output = tmp_path / f"out{suffix}"
+    assert upscale(generator, tmp_path / "in.ts", output, "--segment-frames", "7") == 0
+    assert "changes its clock once" in said(capsys)[0]
+    steps = np.diff([float(time) for time in times_of(output)])
+    assert len(steps) == 59
+    assert steps == pytest.approx(np.full(59, 1 / 30), abs=0.002)
+    (video, audio) = spans(output)
+    assert (video[1], audio[1]) == (pytest.approx(2, abs=0.06), pytest.approx(2, abs=0.06))
+    sound = np.asarray([time for time, _ in packets_of(output, "audio")])
+    assert len(sound) >= 2 * len(packets_of(plain, "audio")) - 4
+    assert np.diff(sound).min() > 0
+    assert np.diff(sound).max() < 0.1
+
+
+def test_sound_that_a_lossless_cut_hides_is_left_out(tmp_path, generator):
+    whole = write_video(tmp_path / "whole.mp4", moving(30), audio="aac", options={"g": "10", "bf": "0"})
+    source = remux(whole, tmp_path / "in.mp4", Fraction(-1, 3))
+    assert upscale(generator, source, tmp_path / "out.mkv") == 0
+    (video, audio) = spans(tmp_path / "out.mkv")
+    assert (len(times_of(tmp_path / "out.mkv")), video[0]) == (20, 0)
+    assert -0.1 <= audio[0] <= 0.03
+
+
 @pytest.mark.parametrize("segment_frames", ["1", "2", "250"])
 def test_one_frame(tmp_path, generator, segment_frames):
     source = write_video(tmp_path / "in.mkv", moving(1))
@@ -104,10 +168,11 @@ def test_colours_neither_shift_nor_lose_their_tags(tmp_path, generator, tags, ma
     assert np.abs(np.mean(results, axis=(0, 1, 2)) - np.mean(bicubic(frames), axis=(0, 1, 2))).max() < 1
 
 
-def test_large_untagged_video_is_taken_for_bt709(tmp_path, generator):
+def test_large_untagged_video_is_taken_for_bt709(tmp_path, generator, capsys):
     source = write_video(tmp_path / "in.mp4", moving(1, 584, 32), matrix=1)
     assert upscale(generator, source, tmp_path / "out.mp4") == 0
     assert decoded(tmp_path / "out.mp4")[0].colorspace == 1
+    assert said(capsys)[0].count("the input has no colour tags and is read as BT.709") == 1
 
 
 @pytest.mark.parametrize("pixel_format", ["yuv420p10le", "yuv422p10le", "gray10le"])
@@ -170,17 +235,30 @@ def test_the_result_is_upright_in_its_pixels(tmp_path, generator, turn, upright)
     assert np.abs(results[0] - wanted).mean() < 3
 
 
-def test_pixels_that_are_not_square_stay_so(tmp_path, generator):
-    source = tmp_path / "in.mp4"
-    with av.open(str(source), "w") as output:
-        stream = output.add_stream("libx264", rate=30)
-        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
-        stream.codec_context.sample_aspect_ratio = Fraction(16, 15)
-        output.mux(stream.encode(av.VideoFrame.from_ndarray(moving(1)[0], format="rgb24")))
-        output.mux(stream.encode(None))
-    assert upscale(generator, source, tmp_path / "out.mkv") == 0
-    with av.open(str(tmp_path / "out.mkv")) as container:
-        assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 15)
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [
+        (".mp4", "libx264"),
+        (".mkv", "libx264"),
+        (".webm", "libvpx-vp9"),
+        (".webm", "libsvtav1"),
+        (".mkv", "libsvtav1"),
+        (".mkv", "ffv1"),
+        (".mkv", "prores_ks"),
+        (".mov", "prores_ks"),
+    ],
+)
+@pytest.mark.parametrize(("width", "aspect"), [(64, Fraction(16, 15)), (255, Fraction(8, 9))])
+def test_pixels_that_are_not_square_stay_so(tmp_path, generator, suffix, codec, width, aspect):
+    source = write_video(tmp_path / "in.mp4", moving(1, 45, width), pixel_format="yuv444p", sample_aspect=aspect)
+    output = tmp_path / f"out{suffix}"
+    assert upscale(generator, source, output, "--codec", codec) == 0
+    with av.open(str(output)) as container:
+        stream = container.streams.video[0]
+        frame = next(container.decode(stream))
+        assert (frame.width, frame.height) == (2 * width, 90)
+        assert float(stream.sample_aspect_ratio) == pytest.approx(float(aspect), rel=0.003)
+        assert "stereo_mode" not in stream.metadata
 
 
 def test_odd_sizes(tmp_path, generator, capsys):
@@ -198,16 +276,33 @@ def test_interlaced_video_is_refused_or_made_progressive(tmp_path, generator, ca
     assert times_of(tmp_path / "out.mkv") == times_of(source)
 
 
-def test_a_matrix_that_ffmpeg_cannot_convert_keeps_its_tag_and_its_samples(tmp_path, generator):
-    source = write_video(tmp_path / "in.mp4", moving(2, 48, 64), tags=(8, 1, 1, 1), options={"crf": "1"})
-    assert upscale(generator, source, tmp_path / "out.mp4", "--quality", "1") == 0
-    frames = []
-    for path in (source, tmp_path / "out.mp4"):
-        with av.open(str(path)) as container:
-            frames.append(next(container.decode(video=0)))
-    assert [frame.colorspace for frame in frames] == [8, 8]
-    means = [[part.mean() for part in np.split(frame.to_ndarray(), [frame.height])] for frame in frames]
-    assert np.abs(np.subtract(*means)).max() < 1
+@pytest.mark.parametrize(("matrix", "primaries", "written"), [(8, 1, None), (14, 9, None), (12, 9, 9), (12, 1, 1)])
+def test_a_matrix_that_cannot_be_read_is_refused_and_a_derived_one_gets_its_own_tag(
+    tmp_path, generator, capsys, matrix, primaries, written
+):
+    source = write_video(tmp_path / "in.mp4", moving(1, 48, 64), tags=(matrix, 1, primaries, 1))
+    if written is None:
+        assert upscale(generator, source, tmp_path / "out.mp4") == 2
+        assert f"in.mp4 has colours of H.273 matrix {matrix}" in said(capsys)[1]
+        assert list(tmp_path.iterdir()) == [source]
+    else:
+        assert upscale(generator, source, tmp_path / "out.mp4") == 0
+        assert decoded(tmp_path / "out.mp4")[0].colorspace == written
+
+
+def test_colour_tags_that_change_on_the_way_are_followed(tmp_path, generator):
+    """Two parts of the same picture, each by its own matrix: the result has one colour."""
+    grey_green = np.full((48, 64, 3), (60, 160, 90), np.uint8)
+    parts = b""
+    for number, matrix in enumerate((1, 6)):
+        options = {"matrix": matrix, "tags": (matrix, 1, 1, 1), "pts": [number * 6 + n for n in range(6)]}
+        part = write_video(tmp_path / "part.ts", [grey_green] * 6, options={"crf": "1"}, **options)
+        parts += part.read_bytes()
+    (tmp_path / "in.ts").write_bytes(parts)
+    assert upscale(generator, tmp_path / "in.ts", tmp_path / "out.mp4", "--quality", "1") == 0
+    first, results = decoded(tmp_path / "out.mp4")
+    assert (first.colorspace, len(results)) == (1, 12)
+    assert np.abs(np.mean(results, axis=(1, 2)) - (60, 160, 90)).max() < 2
 
 
 def test_alpha_of_images_is_dropped_with_a_note(tmp_path, generator, capsys):
@@ -271,6 +366,73 @@ def test_sound_of_an_unknown_codec_is_dropped_with_a_note(tmp_path, generator, c
         assert [stream.type for stream in container.streams] == ["video"]
 
 
+@pytest.mark.parametrize(("suffix", "becomes"), [(".mp4", "aac"), (".mkv", "aac"), (".webm", "opus")])
+def test_sound_that_no_container_holds_is_encoded_on_request(tmp_path, generator, capsys, suffix, becomes):
+    source = write_video(tmp_path / "in.wmv", moving(30), codec="wmv2", audio="wmav2")
+    output = tmp_path / f"out{suffix}"
+    assert upscale(generator, source, output) == 2
+    assert "--encode-audio" in said(capsys)[1]
+    assert upscale(generator, source, output, "--encode-audio") == 0
+    assert f"audio track 1 encoded from wmav2 to {'libopus' if becomes == 'opus' else 'aac'}" in said(capsys)[0]
+    sound = {}
+    for path in (source, output):
+        with av.open(str(path)) as container:
+            stream = container.streams.audio[0]
+            frames = list(container.decode(stream))
+            left = np.concatenate([frame.to_ndarray()[0] for frame in frames])
+            rate, start = stream.rate, round(float(frames[0].pts * frames[0].time_base) * stream.rate)
+            sound[path] = np.concatenate([np.zeros(max(0, start)), left])[max(0, -start) :][rate // 4 : rate // 2]
+            assert stream.codec_context.codec.canonical_name == ("wmav2" if path == source else becomes)
+    one, other = sound.values()
+    # The same tone at the same time.
+    assert np.corrcoef(one, other)[0, 1] > 0.95
+
+
+def test_a_second_track_of_an_unknown_codec_goes_and_the_first_stays(tmp_path, generator, capsys):
+    plain = write_video(tmp_path / "plain.mov", moving(4), audio="aac")
+    extra = write_video(tmp_path / "extra.mov", moving(4), audio="pcm_s16le")
+    source = tmp_path / "in.mov"
+    with av.open(str(plain)) as one, av.open(str(extra)) as other, av.open(str(source), "w") as output:
+        kept = [*one.streams, other.streams.audio[0]]
+        made = [output.add_stream_from_template(stream) for stream in kept]
+        for inward, streams, targets in ((one, kept[:2], made[:2]), (other, kept[2:], made[2:])):
+            for packet in inward.demux(streams):
+                if packet.size:
+                    packet.stream = targets[streams.index(packet.stream)]
+                    output.mux(packet)
+    source.write_bytes(source.read_bytes().replace(b"sowt", b"apac"))
+    for suffix in (".mp4", ".mov", ".mkv"):
+        assert upscale(generator, source, tmp_path / f"out{suffix}") == 0
+        assert "note: audio track 2 dropped: its codec is unknown" in said(capsys)[0]
+        assert payloads(tmp_path / f"out{suffix}", "audio") == payloads(plain, "audio")
+
+
+# Supplemental enhancement information of H.264 with one pair of CEA-608 characters (ATSC A/53, part 4).
+_CAPTION = b"\0\0\1\x06\x04\x0e\xb5\x00\x31GA94\x03\x41\xff\xfc\x94\x20\xff\x80"
+
+
+def test_captions_and_mastering_data_are_dropped_with_a_word(tmp_path, generator, capsys):
+    source = tmp_path / "in.ts"
+    with av.open(str(source), "w") as output:
+        stream = output.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
+        frames = [av.VideoFrame.from_ndarray(rgb, format="rgb24") for rgb in moving(4)]
+        for packet in (packet for frame in [*frames, None] for packet in stream.encode(frame)):
+            made = av.Packet(_CAPTION + bytes(packet))
+            made.stream, made.time_base, made.is_keyframe = stream, packet.time_base, packet.is_keyframe
+            made.pts, made.dts, made.duration = packet.pts, packet.dts, packet.duration
+            output.mux(made)
+    assert upscale(generator, source, tmp_path / "out.mp4") == 0
+    assert "4 frames have closed captions, which are dropped" in said(capsys)[1]
+    display = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)"
+    source = write_video(
+        tmp_path / "in.mp4", moving(2, 48, 64, np.uint16), codec="libx265", pixel_format="yuv420p10le", matrix=9,
+        tags=(9, 1, 9, 16), options={"x265-params": f"log-level=error:master-display={display}:max-cll=1000,400"},
+    )  # fmt: skip
+    assert upscale(generator, source, tmp_path / "hdr.mp4") == 0
+    assert said(capsys)[0].count("the input has HDR10 mastering data, which is dropped") == 1
+
+
 def test_sound_that_the_container_cannot_hold_is_an_error_that_names_one(tmp_path, generator, capsys):
     source = write_video(tmp_path / "in.mkv", moving(2), audio="aac")
     assert upscale(generator, source, tmp_path / "out.webm") == 2
@@ -308,6 +470,42 @@ def test_subtitles_are_kept_or_converted(tmp_path, generator, codec, suffix, tar
                     found[text] = (float(packet.pts * packet.time_base), float(packet.duration * packet.time_base))
         assert stream.codec_context.codec.canonical_name == becomes
     assert found == {"line 0": pytest.approx((0.1, 0.2)), "line 1": pytest.approx((0.4, 0.2))}
+
+
+def texts(path):
+    """{text: (begin in s, duration in s)} of the first subtitle track."""
+    found = {}
+    with av.open(str(path)) as container:
+        stream = container.streams.subtitles[0]
+        for packet in container.demux(stream):
+            subtitles = stream.codec_context.decode2(packet) if packet.size else None
+            for rect in subtitles.rects if subtitles else ():
+                if text := rect.ass.split(b",", 8)[-1].decode().strip():
+                    found[text] = (packet.pts * packet.time_base, packet.duration * packet.time_base)
+    return found
+
+
+def test_subtitles_keep_their_times_over_conversions(tmp_path, generator):
+    times_ms = ((133, 201), (467, 199))
+    one = write_video(tmp_path / "0.mkv", moving(24), subtitles="subrip", texts_ms=times_ms)
+    wanted = {f"line {n}": tuple(Fraction(ms, 1000) for ms in times) for n, times in enumerate(times_ms)}
+    for number, suffix in enumerate((".mp4", ".mkv", ".mov", ".webm"), 1):
+        other = tmp_path / f"{number}{suffix}"
+        assert upscale(generator, one, other) == 0
+        assert texts(other) == wanted
+        one = other
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_a_text_on_the_screen_at_the_start_is_shown_from_there(tmp_path, generator, suffix):
+    source = write_video(tmp_path / "in.mkv", moving(24), subtitles="subrip")
+    options = ("--start", "0.2", "--frames", "9")
+    assert upscale(generator, source, tmp_path / f"out{suffix}", *options) == 0
+    found = texts(tmp_path / f"out{suffix}")
+    assert [(float(a), float(b)) for a, b in found.values()] == [
+        (0, pytest.approx(0.1, abs=0.001)),
+        (pytest.approx(0.2, abs=0.001), pytest.approx(0.1, abs=0.002)),
+    ]
 
 
 def test_chapters_metadata_and_cover(tmp_path, generator):

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import xxhash
 
+from sharding.video import open_video
 from vsr_dist.core.collectives import World
 from vsr_dist.core.console import Progress, say
 from vsr_dist.core.errors import BadConfigError, BadInputError
@@ -39,7 +40,6 @@ from vsr_dist.inference.video.video_in import (
     MediaReader,
     Place,
     layout_of,
-    open_source,
     packet_times,
     read_facts,
 )
@@ -75,6 +75,7 @@ class UpscaleOptions:
     pixel_format: str | None = None
     compare: Path | None = None
     audio: bool = True
+    encode_audio: bool = False
     subtitles: bool = True
     start_s: float | None = None
     num_frames: int | None = None
@@ -134,7 +135,9 @@ def prepare(options: UpscaleOptions, generator: Generator) -> UpscaleJob:
             f"{options.source} is interlaced: its odd and even rows were recorded at different times; expected a "
             "progressive video: add --deinterlace"
         )
-    notes = ["the input has alpha, which is dropped"] if facts.layout.has_alpha else []
+    notes = [f"the input {text}" for text in facts.notes]
+    if target is None and facts.sample_aspect != 1:
+        notes.append(f"images have square pixels, those of the input are {facts.sample_aspect} times as wide as high")
     settings = None
     if target is not None:
         choice = (options.codec, options.quality, options.preset, options.pixel_format)
@@ -143,9 +146,15 @@ def prepare(options: UpscaleOptions, generator: Generator) -> UpscaleJob:
         new_encoder(settings)
     tracks = []
     if facts.is_video:
-        with open_source(options.source) as source:
+        with open_video(options.source) as source:
             if target is not None:
-                tracks = plan_tracks(source, target, audio=options.audio, subtitles=options.subtitles)
+                tracks = plan_tracks(
+                    source,
+                    target,
+                    audio=options.audio,
+                    encode_audio=options.encode_audio,
+                    subtitles=options.subtitles,
+                )
             elif source.streams.audio or source.streams.subtitles:
                 notes.append("a folder of frames has no audio and subtitles: dropped")
     notes += [track.note for track in tracks if track.note]

@@ -22,6 +22,8 @@ from typing import Any, BinaryIO, Literal, cast
 
 import av
 import numpy as np
+from av.audio.codeccontext import AudioCodecContext
+from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.stream import Disposition, Stream
 from av.subtitles.codeccontext import SubtitleCodecContext
@@ -30,29 +32,38 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from sharding.images import list_images
-from sharding.video import stated_end_s, video_stream
+from sharding.video import open_video, stated_end_s, video_stream
 from vsr_dist.core.errors import BadConfigError, BadInputError
-from vsr_dist.inference.video.video_in import MediaFacts, open_source
+from vsr_dist.inference.video.video_in import Clock, MediaFacts, has_jumping_clock
 from vsr_dist.inference.video.video_out import CONTAINERS, EncoderSettings, read_packets, set_up
 
 # What a subtitle of plain text becomes where the container does not take it as it is.
 _TEXT_CODECS = ("subrip", "srt", "ass", "ssa", "webvtt", "mov_text", "text")
 _TEXT_TARGETS = {"mp4": "mov_text", "mov": "mov_text", "matroska": "subrip", "webm": "webvtt"}
+# What audio becomes with --encode-audio, and its bit rate for each channel.
+_AUDIO_TARGETS, _AUDIO_BITS_PER_S = {"webm": "libopus"}, 96_000
 _COVER_TYPES = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
 # Written by every muxer, or wrong for the new video.
 _STALE_TAGS = {"encoder", "rotate", "major_brand", "minor_version", "compatible_brands", "duration", "vendor_id"}
 _STALE_PREFIXES = ("_statistics", "bps", "number_of_", "duration-")
 # mp4 counts the time of the whole file at least this fine; its muxer doubles the units of a track until they are.
 _LEAST_TIMESCALE = 10_000
+# Tracks of an MPEG stream start within this time of each other.
+_NEAR_S = 10
+# Of hidden sound before the first frame this much is kept, from which decoders begin.
+_PRIMING_S = 0.1
+# In the header of a Matroska file.
+_STEREO_MODE, _DISPLAY_WIDTH, _DISPLAY_HEIGHT = b"\x53\xb8\x81\x03", b"\x54\xb0", b"\x54\xba"
+_EMPTY_ELEMENT = b"\xec\x82\x00\x00"
 
 
 @dataclass(frozen=True)
 class Track:
-    """What becomes of a track of the input. codec: in the output, of a converted one."""
+    """What becomes of a track of the input. codec: in the output, of a converted or encoded one."""
 
     index: int
     kind: str
-    action: Literal["copy", "convert", "attach", "drop"]
+    action: Literal["copy", "convert", "encode", "attach", "drop"]
     codec: str
     note: str = ""
 
@@ -73,36 +84,29 @@ class JoinJob:
     cut_end: bool
 
 
-def plan_tracks(container: InputContainer, target: str, *, audio: bool, subtitles: bool) -> list[Track]:
+def plan_tracks(
+    container: InputContainer, target: str, *, audio: bool, encode_audio: bool, subtitles: bool
+) -> list[Track]:
     """What becomes of every track but the video.
 
     Raises BadConfigError for sound and subtitles that the container cannot hold, naming one that can.
     """
     video, has_chapters = video_stream(container).index, bool(container.chapters())
     return [
-        _plan_track(stream, target, {"audio": audio, "subtitle": subtitles}.get(stream.type, False))
+        _plan_track(stream, target, {"audio": audio, "subtitle": subtitles}.get(stream.type, False), encode_audio)
         for stream in container.streams
         # The muxer itself writes the text track in which a mov has its chapters.
         if stream.index != video and not (stream.type == "data" and has_chapters and _codec_of(stream) == "bin_data")
     ]
 
 
-def _plan_track(stream: Stream, target: str, wanted: bool) -> Track:
-    kind, codec, language = stream.type, _codec_of(stream), stream.metadata.get("language", "")
-    name = f"{kind} track {stream.index}" + (f" ({language})" if language not in ("", "und") else "")
+def _plan_track(stream: Stream, target: str, wanted: bool, encode_audio: bool) -> Track:
+    kind, codec, name = stream.type, _codec_of(stream), _name_of(stream)
     why = f"{target} output cannot hold it"
     if kind in ("audio", "subtitle"):
-        option = "--no-audio" if kind == "audio" else "--no-subtitles"
         if wanted and stream.codec_context is not None:
-            if _can_hold(target, stream):
-                return Track(stream.index, kind, "copy", codec)
-            if codec in _TEXT_CODECS:
-                becomes = _TEXT_TARGETS[target]
-                return Track(stream.index, kind, "convert", becomes, f"{name} converted from {codec} to {becomes}")
-            able = [suffix for suffix, container in CONTAINERS.items() if _can_hold(container, stream)]
-            advice = f"name the output {' or '.join(able)}" if able else "no supported container can"
-            raise BadConfigError(f"{target} cannot hold {name} of {codec}; {advice}, or drop it with {option}")
-        why = "its codec is unknown" if wanted else option
+            return _plan_heard_or_read(stream, target, encode_audio)
+        why = "its codec is unknown" if wanted else _option_without(stream)
     elif stream.disposition & Disposition.attached_pic:
         if target == "matroska" and codec in _COVER_TYPES:
             return Track(stream.index, "cover", "attach", codec)
@@ -113,6 +117,32 @@ def _plan_track(stream: Stream, target: str, wanted: bool) -> Track:
     elif kind == "video":
         why = "only the first video is upscaled"
     return Track(stream.index, kind, "drop", codec, f"{name} dropped: {why}")
+
+
+def _plan_heard_or_read(stream: Stream, target: str, encode_audio: bool) -> Track:
+    """For sound and subtitles of a known codec."""
+    kind, codec, name = stream.type, _codec_of(stream), _name_of(stream)
+    if _can_hold(target, stream):
+        return Track(stream.index, kind, "copy", codec)
+    if codec in _TEXT_CODECS:
+        becomes = _TEXT_TARGETS[target]
+        return Track(stream.index, kind, "convert", becomes, f"{name} converted from {codec} to {becomes}")
+    becomes = _AUDIO_TARGETS.get(target, "aac")
+    if kind == "audio" and encode_audio:
+        return Track(stream.index, kind, "encode", becomes, f"{name} encoded from {codec} to {becomes}")
+    able = [suffix for suffix, container in CONTAINERS.items() if _can_hold(container, stream)]
+    advice = f"name the output {' or '.join(able)}" if able else "no supported container can"
+    advice += f", encode it to {becomes} with --encode-audio" if kind == "audio" else ""
+    raise BadConfigError(f"{target} cannot hold {name} of {codec}; {advice}, or drop it with {_option_without(stream)}")
+
+
+def _option_without(stream: Stream) -> str:
+    return "--no-audio" if stream.type == "audio" else "--no-subtitles"
+
+
+def _name_of(stream: Stream) -> str:
+    language = stream.metadata.get("language", "")
+    return f"{stream.type} track {stream.index}" + (f" ({language})" if language not in ("", "und") else "")
 
 
 def _codec_of(stream: Stream) -> str:
@@ -135,7 +165,7 @@ def check_output(job: JoinJob) -> None:
         return
     try:
         with ExitStack() as stack:
-            source = stack.enter_context(open_source(job.facts.path)) if job.facts.is_video else None
+            source = stack.enter_context(open_video(job.facts.path)) if job.facts.is_video else None
             output, _, _ = _open_output(stack, io.BytesIO(), job, job.settings, source)
             output.start_encoding()
     except (av.error.FFmpegError, ValueError) as error:
@@ -156,7 +186,7 @@ def join(job: JoinJob, segments: Sequence[Path], last_duration: int, path: Path)
     # Memory: 40 bytes for each frame.
     shown, time_base = _presentation_times(job, job.settings, segments), job.facts.time_base
     with ExitStack() as stack:
-        source = stack.enter_context(open_source(job.facts.path)) if job.facts.is_video else None
+        source = stack.enter_context(open_video(job.facts.path)) if job.facts.is_video else None
         if source is not None and not job.cut_end:
             last_duration = _last_duration(source, shown, last_duration, time_base)
         times_N3 = packet_timing(shown, last_duration)
@@ -169,8 +199,7 @@ def join(job: JoinJob, segments: Sequence[Path], last_duration: int, path: Path)
             begin_s = float(first * time_base) if job.cut_start else -math.inf
             end_s = float(end * time_base) if job.cut_end else math.inf
             output.set_chapters(_chapters(source, begin_s, end_s, float(shift * time_base)))  # type: ignore[arg-type]
-            converted = {track.index for track in job.tracks if track.action == "convert"}
-            others = _track_packets(source, streams, converted, (begin_s, end_s), shift * time_base)
+            others = _track_packets(source, streams, job, (begin_s, end_s), shift * time_base)
         packets = heapq.merge(others, _video_packets(segments, times_N3, time_base, video), key=_decoding_time)
         try:
             for packet in packets:
@@ -180,6 +209,8 @@ def join(job: JoinJob, segments: Sequence[Path], last_duration: int, path: Path)
                 f"{job.facts.path} has timestamps that {job.target} cannot store, for example after a timestamp "
                 "jump; cut it there and upscale each part"
             ) from error
+    if _needs_display_size(job, job.settings):
+        _write_display_size(path, job.settings)
     return len(shown), shift
 
 
@@ -204,8 +235,47 @@ def _open_output(
         # The form of HEVC that Apple's players take.
         video.codec_context.codec_tag = "hvc1"
     streams: dict[int, Stream] = {}
-    if source is None:
-        return output, video, streams
+    if source is not None:
+        _add_tracks(output, video, streams, job, source)
+    if _needs_display_size(job, settings):
+        # PyAV cannot tell this muxer the shape of a pixel. With a stereo mode it writes a display size, for
+        # `_write_display_size` to correct.
+        video.metadata["stereo_mode"] = "top_bottom"
+    return output, video, streams
+
+
+def _needs_display_size(job: JoinJob, settings: EncoderSettings) -> bool:
+    """True for the containers that state the shape of pixels by the size of the picture on the screen."""
+    return job.target in ("matroska", "webm") and settings.sample_aspect != 1
+
+
+def _write_display_size(path: Path, settings: EncoderSettings) -> None:
+    """Replace the stereo mode in the header of a Matroska file by an empty element, and set the display size.
+
+    The sizes are whole numbers that fit into the bytes that are there, in the exact ratio where that is possible.
+    """
+    ratio = Fraction(settings.width, settings.height) * settings.sample_aspect
+    with path.open("r+b") as file:
+        head = file.read(1 << 20)
+        place = head.index(_STEREO_MODE)
+        fields = []
+        for name in (_DISPLAY_WIDTH, _DISPLAY_HEIGHT):
+            at = head.index(name, place) + len(name)
+            fields.append((at + 1, head[at] & 0x7F))
+        most_wide, most_high = (256**num_bytes - 1 for _, num_bytes in fields)
+        shown = ratio.limit_denominator(max(1, min(most_high, int((most_wide - 1) / ratio))))
+        times = min(most_wide // shown.numerator, most_high // shown.denominator, settings.width // shown.numerator)
+        file.seek(place)
+        file.write(_EMPTY_ELEMENT)
+        for (at, num_bytes), size in zip(fields, shown.as_integer_ratio(), strict=True):
+            file.seek(at)
+            file.write((max(1, times) * size).to_bytes(num_bytes, "big"))
+
+
+def _add_tracks(
+    output: OutputContainer, video: VideoStream, streams: dict[int, Stream], job: JoinJob, source: InputContainer
+) -> None:
+    """Metadata, and the other tracks, which are put into `streams`."""
     output.metadata.update(_fresh_tags(source.metadata))
     video.metadata.update(_fresh_tags(video_stream(source).metadata))
     video.disposition = video_stream(source).disposition
@@ -217,13 +287,14 @@ def _open_output(
         elif track.action != "drop":
             if track.action == "convert":
                 stream = _add_converted(output, template, track.codec)
+            elif track.action == "encode":
+                stream = _add_encoded(output, template, track.codec)
             else:
                 stream = output.add_stream_from_template(template, opaque=True)
             stream.disposition = template.disposition
             if track.kind != "attachment":
                 stream.metadata.update(_fresh_tags(template.metadata))
                 streams[track.index] = stream
-    return output, video, streams
 
 
 def _add_converted(output: OutputContainer, template: Stream, codec: str) -> Stream:
@@ -233,6 +304,17 @@ def _add_converted(output: OutputContainer, template: Stream, codec: str) -> Str
     encoder = cast(SubtitleCodecContext, stream.codec_context)
     encoder.subtitle_header = decoder.subtitle_header
     encoder.time_base = stream.time_base = Fraction(1, 1000)
+    return stream
+
+
+def _add_encoded(output: OutputContainer, template: Stream, codec: str) -> AudioStream:
+    source = cast(AudioCodecContext, template.codec_context)
+    rates = av.Codec(codec, "w").audio_rates or [source.sample_rate]
+    rate = source.sample_rate if source.sample_rate in rates else 48_000
+    stream = cast(AudioStream, output.add_stream(codec, rate=rate))
+    stream.codec_context.layout = source.layout
+    stream.codec_context.bit_rate = _AUDIO_BITS_PER_S * source.layout.nb_channels
+    stream.codec_context.time_base = Fraction(1, rate)
     return stream
 
 
@@ -307,15 +389,22 @@ def _last_duration(source: InputContainer, shown: Sequence[int], decoded: int, t
 def _ticks_before_first(source: InputContainer | None, first: int, time_base: Fraction) -> int:
     """By how much the earliest track begins after 0, in ticks of the video, whose first frame is at `first`.
 
-    MPEG-TS begins at any time.
+    MPEG streams begin at any time, in the last seconds of their clock's round also before 0. In other containers sound
+    before 0 is hidden, and the decoder begins with it.
     """
+    if source is None:
+        return 0
     starts = [
         math.floor(stream.start_time * (stream.time_base or 0) / time_base)
-        for stream in (() if source is None else source.streams)
+        for stream in source.streams
         if stream.type in ("video", "audio", "subtitle") and stream.start_time is not None
         if not stream.disposition & Disposition.attached_pic
     ]
-    return max(0, min([first, *starts])) if source is not None else 0
+    if not has_jumping_clock(source):
+        return max(0, min([first, *starts]))
+    # What starts far away is by the clock of another section.
+    near = _NEAR_S / time_base
+    return min([first, *(start for start in starts if abs(start - first) < near)])
 
 
 def _video_packets(
@@ -335,31 +424,135 @@ def _video_packets(
 def _track_packets(
     source: InputContainer,
     streams: dict[int, Stream],
-    converted: set[int],
+    job: JoinJob,
     limits_s: tuple[float, float],
     shift_s: Fraction,
 ) -> Iterator[av.Packet]:
-    """Packets that begin within the limits, earlier by `shift_s`, in the order of the file. Ends early at damage."""
-    packets = source.demux([source.streams[index] for index in streams]) if streams else iter(())
+    """Packets within the limits, earlier by `shift_s`, in the order of the file. Ends early at damage."""
+    actions = {track.index: track.action for track in job.tracks}
+    encoders = {i: _AudioEncoder(source.streams[i], one) for i, one in streams.items() if actions[i] == "encode"}
+    clock, video, last = Clock(job.facts.clock), video_stream(source), dict.fromkeys(streams, -math.inf)
+    wanted = [source.streams[index] for index in streams]
+    # The video's packets say where the clock jumps.
+    packets = source.demux([video, *wanted] if len(job.facts.clock) > 1 else wanted) if streams else iter(())
     while True:
         try:
             packet = next(packets)
         except (StopIteration, av.error.FFmpegError):
-            return
-        pts = packet.dts if packet.pts is None else packet.pts
-        if packet.size and packet.stream.disposition & Disposition.attached_pic:
-            packet.pts = packet.dts = 0
-        elif packet.size and pts is not None and limits_s[0] <= float(pts * packet.time_base) < limits_s[1]:
-            ticks = round(shift_s / packet.time_base)
-            packet.pts = None if packet.pts is None else packet.pts - ticks
-            packet.dts = None if packet.dts is None else packet.dts - ticks
-        else:
-            continue
+            break
         index = packet.stream.index
-        ready = _converted(packet, streams[index]) if index in converted else packet
-        if ready is not None:
+        if index == video.index:
+            clock.follow(packet)
+            continue
+        clock.move(packet)
+        if not packet.size or not _place(packet, limits_s, shift_s):
+            continue
+        # Where two sections of a clock meet, the sound of both may overlap.
+        time = packet.pts if packet.dts is None else packet.dts
+        if len(job.facts.clock) > 1 and time is not None and time <= last[index]:
+            continue
+        last[index] = last[index] if time is None else time
+        if index in encoders:
+            yield from encoders[index].encode(packet)
+        elif (ready := _converted(packet, streams[index]) if actions[index] == "convert" else packet) is not None:
             ready.stream = streams[index]
             yield ready
+    for encoder in encoders.values():
+        yield from encoder.finish()
+
+
+def _place(packet: av.Packet, limits_s: tuple[float, float], shift_s: Fraction) -> bool:
+    """Move a packet of the input to its time in the output; False if it is not part of that.
+
+    A text that is on the screen when the output begins or ends is shown from there, or until there.
+    """
+    if packet.stream.disposition & Disposition.attached_pic:
+        packet.pts = packet.dts = 0
+        return True
+    pts, base = packet.dts if packet.pts is None else packet.pts, packet.time_base
+    if pts is None:
+        return False
+    begin_s, end_s = limits_s
+    if packet.stream.type == "subtitle" and packet.duration:
+        first = pts if math.isinf(begin_s) else max(pts, math.ceil(begin_s / base))
+        stop = pts + packet.duration
+        stop = stop if math.isinf(end_s) else min(stop, math.ceil(end_s / base))
+        if stop <= first:
+            return False
+        packet.pts = packet.dts = pts = first
+        packet.duration = stop - first
+    elif not begin_s <= float(pts * base) < end_s:
+        return False
+    # What an edit list hides, as a lossless cut leaves it.
+    if packet.is_discard and float(pts * base - shift_s) < -_PRIMING_S:
+        return False
+    ticks = round(shift_s / base)
+    packet.pts = None if packet.pts is None else packet.pts - ticks
+    packet.dts = None if packet.dts is None else packet.dts - ticks
+    return True
+
+
+class _AudioEncoder:
+    """Encodes the packets of an audio track for a stream of the output; gaps become silence."""
+
+    def __init__(self, template: Stream, stream: Stream) -> None:
+        self._source = cast(AudioCodecContext, template.codec_context)
+        self._time_base, self._stream = template.time_base, stream
+        self._graph: av.filter.Graph | None = None
+
+    def encode(self, packet: av.Packet) -> Iterator[av.Packet]:
+        """Packets of the output; damaged ones of the input are left out."""
+        try:
+            frames = self._source.decode(packet)
+        except av.error.FFmpegError:
+            return
+        yield from self._push(frames)
+
+    def finish(self) -> Iterator[av.Packet]:
+        """What is left at the end."""
+        yield from self._push([*self._source.decode(None), None])
+        yield from self._encoded(None)
+
+    def _push(self, frames: Sequence[av.AudioFrame | None]) -> Iterator[av.Packet]:
+        for frame in frames:
+            if self._graph is None and frame is not None:
+                self._graph = self._new_graph(frame)
+            if self._graph is None:
+                return
+            self._graph.push(frame)
+            while True:
+                try:
+                    ready = self._graph.pull()
+                except (av.error.BlockingIOError, av.error.EOFError):
+                    break
+                yield from self._encoded(ready)
+
+    def _encoded(self, frame: av.AudioFrame | None) -> Iterator[av.Packet]:
+        for packet in self._stream.codec_context.encode(frame):
+            packet.stream = self._stream
+            yield packet
+
+    def _new_graph(self, like: av.AudioFrame) -> av.filter.Graph:
+        target = cast(AudioCodecContext, self._stream.codec_context)
+        target.open(strict=False)
+        graph = av.filter.Graph()
+        nodes = [
+            graph.add_abuffer(
+                sample_rate=like.sample_rate,
+                format=like.format.name,
+                layout=like.layout.name,
+                time_base=like.time_base or self._time_base,
+            ),
+            graph.add("aresample", "async=1"),
+            graph.add(
+                "aformat",
+                f"sample_fmts={target.format.name}:sample_rates={target.sample_rate}:channel_layouts={target.layout.name}",
+            ),
+            graph.add("asetnsamples", f"n={target.frame_size or 1024}:p=0"),
+            graph.add("abuffersink"),
+        ]
+        graph.link_nodes(*nodes).configure()
+        return graph
 
 
 def _converted(packet: av.Packet, stream: Stream) -> av.Packet | None:
@@ -401,7 +594,7 @@ def _join_frames(job: JoinJob, segments: Sequence[Path], folder: Path) -> tuple[
     names = [f"{number:08d}" for number in range(len(files))]
     shift = times[0] if job.cut_start else 0
     if facts.is_video and not job.cut_start:
-        with open_source(facts.path) as source:
+        with open_video(facts.path) as source:
             shift = _ticks_before_first(source, times[0], facts.time_base)
     if not facts.is_video:
         stems = [path.stem for path in list_images(facts.path)]

@@ -25,6 +25,7 @@ import torch
 from av.codec.context import Flags
 from av.video.reformatter import VideoReformatter
 
+from sharding.video import converter_matrix
 from vsr_dist.core.errors import BadConfigError, nearest_hint
 from vsr_dist.inference.frames import Frame
 from vsr_dist.inference.video.video_in import (
@@ -35,7 +36,6 @@ from vsr_dist.inference.video.video_in import (
     ColourTags,
     MediaFacts,
     PixelLayout,
-    converter_matrix,
     layout_of,
     scaling,
 )
