@@ -110,9 +110,9 @@ def probe(source: Path) -> SourceInfo:
         first = next(_decoded(container, source, 1), None)
         if first is None:
             raise BadInputError(f"{source} is not a video that can be decoded: it has no frames")
+        num_frames, fps, notes = _estimate_num_frames(stream), stream.average_rate, notes_of(first)
         height, width = to_rgb(first, VideoReformatter(), source).shape[:2]
-        num_frames, fps = _estimate_num_frames(stream), stream.average_rate
-        return SourceInfo(source.name, num_frames, fps, width, height, notes_of(first))
+        return SourceInfo(source.name, num_frames, fps, width, height, notes)
 
 
 def iter_frames(source: Path) -> Iterator[Frame]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -21,7 +22,15 @@ from sharding.errors import BadInputError
 from sharding.images import list_images
 from sharding.scan import content_hash, scan_frames
 from sharding.sources import ScannedSource, find_samples, find_sources
-from sharding.video import iter_frames, iter_thumbnails, iter_timed_frames, probe
+from sharding.video import (
+    HAS_ALPHA,
+    IS_TAKEN_FOR_BT709,
+    iter_frames,
+    iter_thumbnails,
+    iter_timed_frames,
+    note_lines,
+    probe,
+)
 
 CLIPS = {path.stem: path for path in find_samples()}
 
@@ -109,6 +118,74 @@ def test_rotation_metadata_is_applied(tmp_path: Path, matrix, turns: int) -> Non
     assert (info.height, info.width) == frame.shape[:2]
 
 
+@pytest.mark.parametrize(
+    ("matrix", "upright"),
+    [
+        ((-1, 0, 0, 1), lambda f: f[:, ::-1]),
+        ((1, 0, 0, -1), lambda f: f[::-1]),
+        ((0, 1, 1, 0), lambda f: f.swapaxes(0, 1)),
+    ],
+    ids=["mirrored", "flipped", "transposed"],
+)
+def test_a_mirrored_film_is_mirrored(tmp_path: Path, matrix, upright) -> None:
+    mirrored = rotated_copy(CLIPS["carphone_pristine"], tmp_path / "mirrored.mp4", matrix)
+    frame, plain = (next(iter(iter_frames(path))) for path in (mirrored, CLIPS["carphone_pristine"]))
+    np.testing.assert_array_equal(frame, upright(plain))
+    assert (probe(mirrored).height, probe(mirrored).width) == frame.shape[:2]
+
+
+def tagged(path: Path, size: tuple[int, int], matrix: int | None, encoded_as: int) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "1", "preset": "ultrafast"})
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv444p"
+        if matrix is not None:
+            stream.codec_context.colorspace = matrix
+        rgb = av.VideoFrame.from_ndarray(np.full((*size, 3), (224, 64, 32), np.uint8), format="rgb24")
+        frame = VideoReformatter().reformat(rgb, format="yuv444p", dst_colorspace=encoded_as, dst_color_range=1)
+        frame.colorspace = 2 if matrix is None else matrix
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(("size", "encoded_as"), [((720, 64), 1), ((64, 1280), 1), ((576, 720), 5)])
+def test_an_untagged_film_has_the_colours_that_players_show(
+    tmp_path: Path, size: tuple[int, int], encoded_as: int
+) -> None:
+    """BT.709 from more than 1279 x 576 on, BT.601 below."""
+    path = tagged(tmp_path / "v.mp4", size, None, encoded_as)
+    assert np.abs(next(iter(iter_frames(path))).mean(axis=(0, 1)) - (224, 64, 32)).max() < 2
+    assert probe(path).notes == ((IS_TAKEN_FOR_BT709,) if encoded_as == 1 else ())
+
+
+def test_a_matrix_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"v.mp4 has colours of H.273 matrix 8 .* ffmpeg"):
+        find_sources([tagged(tmp_path / "v.mp4", (48, 64), 8, 1)])
+
+
+@pytest.mark.parametrize("name", ["2024-01-01T12:30:00.mp4", "file:x.mp4", "a|b.mp4", "concat:a|b.mp4", "%d.mp4"])
+def test_a_name_is_never_a_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(CLIPS["carphone_pristine"].read_bytes())
+    assert probe(Path(name)).num_frames == 120
+    assert len(list(iter_thumbnails(Path(name)))) == 120
+
+
+def test_a_folder_of_videos_gives_each_of_them(tmp_path: Path) -> None:
+    for name in ("b10", "b9"):
+        (tmp_path / f"{name}.mp4").write_bytes(CLIPS["carphone_pristine"].read_bytes())
+    (tmp_path / "notes.txt").write_text("")
+    assert [source.path.name for source in find_sources([tmp_path])] == ["b9.mp4", "b10.mp4"]
+
+
+def test_alpha_of_images_is_noted(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "f", 1)
+    assert probe(folder).notes == ()
+    cv2.imwrite(str(folder / "0.png"), np.full((16, 24, 4), 90, np.uint8))
+    assert probe(folder).notes == (HAS_ALPHA,)
+    assert note_lines(dict.fromkeys("abcde", (HAS_ALPHA,))) == [f"note: a, b, c and 2 more: {HAS_ALPHA}"]
+
+
 def test_folders_are_read_in_natural_order(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "f", 12, prefix="frame")
     assert [path.stem for path in list_images(folder)][:3] == ["frame0", "frame1", "frame2"]
@@ -137,6 +214,17 @@ def written(path: Path, data: bytes) -> Path:
     return path
 
 
+def unknown_codec(folder: Path) -> Path:
+    data = CLIPS["carphone_pristine"].read_bytes()
+    assert data.count(b"avc1") >= 1
+    return written(folder / "v.mp4", data.replace(b"avc1", b"xyz1"))
+
+
+def test_a_subfolder_with_the_name_of_an_image_is_left_out(tmp_path: Path) -> None:
+    (write_images(tmp_path / "f", 2) / "extra.png").mkdir()
+    assert probe(tmp_path / "f").num_frames == 2
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -146,6 +234,10 @@ def written(path: Path, data: bytes) -> Path:
         (lambda p: written(p / "empty.mp4", b""), "is not a video that can be decoded"),
         (lambda p: write_images(p / "f", 1) / "0.png", "a text or a single image"),
         (lambda p: written(p / "cut.mp4", CLIPS["bikes"].read_bytes()[:200_000]), "can be decoded"),
+        (unknown_codec, "this FFmpeg does not know its video codec"),
+        (lambda p: os.mkfifo(p / "pipe.mp4") or p / "pipe.mp4", "is a pipe or a device"),
+        (lambda p: os.mkfifo(write_images(p / "f", 1) / "1.png") or p / "f", "1.png is a pipe or a device"),
+        (lambda p: (write_images(p / "f", 1) / "1.png").symlink_to("gone") or p / "f", "1.png is a link to gone"),
         (lambda p: (p / "empty").mkdir() or p / "empty", "has no images"),
         (lambda p: write_images(p / "a" / "b", 1).parent, "subfolders: give each one as a source"),
         (mixed, "expected images of one size"),
@@ -328,6 +420,37 @@ def zero_tail(path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_an_undamaged_copy_in_another_container_is_complete(tmp_path: Path, suffix: str) -> None:
     assert scan(remux(CLIPS["bikes"], tmp_path / f"v.{suffix}")).num_frames == 250
+
+
+def with_sound(path: Path, frames: list[np.ndarray], suffix: str = "mkv") -> Path:
+    """A film whose sound lasts as long; without the length of each track, as other programs write it."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        video.height, video.width, video.pix_fmt = *frames[0].shape[:2], "yuv420p"
+        sound = container.add_stream("pcm_s16le", rate=8000)
+        for rgb in frames:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 320), np.int16), format="s16", layout="mono")
+            silence.sample_rate = 8000
+            container.mux(sound.encode(silence))
+        container.mux(video.encode(None))
+        container.mux(sound.encode(None))
+    data = path.read_bytes()
+    assert data.count(b"DURATION") == 2
+    path.write_bytes(data.replace(b"DURATION", b"NOTATIME"))
+    return path
+
+
+@pytest.mark.parametrize("num_frames", [40, 50])
+def test_an_mkv_cut_off_is_named_with_the_missing_time(
+    tmp_path: Path, frames: list[np.ndarray], num_frames: int
+) -> None:
+    path = with_sound(tmp_path / "v.mkv", frames[:num_frames])
+    assert scan(path).num_frames == num_frames
+    cut = path.read_bytes()
+    path.write_bytes(cut[: len(cut) * 7 // 10])
+    with pytest.raises(BadInputError, match=r"v.mkv is truncated after \d+ frames: .* the last 0.\d\d s are missing"):
+        scan(path)
 
 
 @pytest.mark.parametrize("damage", [flip_middle, cut_off, zero_tail])

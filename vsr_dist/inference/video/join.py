@@ -42,6 +42,7 @@ _TEXT_CODECS = ("subrip", "srt", "ass", "ssa", "webvtt", "mov_text", "text")
 _TEXT_TARGETS = {"mp4": "mov_text", "mov": "mov_text", "matroska": "subrip", "webm": "webvtt"}
 # What audio becomes with --encode-audio, and its bit rate for each channel.
 _AUDIO_TARGETS, _AUDIO_BITS_PER_S = {"webm": "libopus"}, 96_000
+_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 _COVER_TYPES = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
 # Written by every muxer, or wrong for the new video.
 _STALE_TAGS = {"encoder", "rotate", "major_brand", "minor_version", "compatible_brands", "duration", "vendor_id"}
@@ -312,8 +313,10 @@ def _add_encoded(output: OutputContainer, template: Stream, codec: str) -> Audio
     rates = av.Codec(codec, "w").audio_rates or [source.sample_rate]
     rate = source.sample_rate if source.sample_rate in rates else 48_000
     stream = cast(AudioStream, output.add_stream(codec, rate=rate))
-    stream.codec_context.layout = source.layout
-    stream.codec_context.bit_rate = _AUDIO_BITS_PER_S * source.layout.nb_channels
+    # Old formats say only how many channels there are.
+    layout = av.AudioLayout(_LAYOUTS.get(source.layout.nb_channels, "stereo"))
+    stream.codec_context.layout = layout
+    stream.codec_context.bit_rate = _AUDIO_BITS_PER_S * layout.nb_channels
     stream.codec_context.time_base = Fraction(1, rate)
     return stream
 
