@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,12 +15,25 @@ import pytest
 from evaluate_films import NUM_FRAMES, evaluate, small, spoilt, truth, write_frames
 from metric_references import scikit_fidelity
 from realvsr_tree import make_realvsr
+from upscale_media import moving, write_video
 
+from sharding.video import IS_TAKEN_FOR_BT709
 from vsr_dist.cli import main
 from vsr_dist.core.errors import MissingExtraError
 from vsr_dist.inference.pictures import VideoWriter
 from vsr_dist.metrics.registry import EVALUATED, METRICS, centre_crop
 from vsr_dist.metrics.temporal import TruthMotion, tdiff, tof
+
+
+def test_how_files_are_read_is_said_once_for_all_of_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for side in ("fake", "real"):
+        for name in ("a:b", "c"):
+            (tmp_path / side).mkdir(exist_ok=True)
+            write_video(tmp_path / side / f"{name}.mkv", moving(2, 584, 32))
+    evaluate(Path("out:1"), "--fake", "fake", "--real", "real", "--metrics", "psnr_y")
+    lines = [line for line in capsys.readouterr().out.splitlines() if IS_TAKEN_FOR_BT709 in line]
+    assert lines == [f"note: fake/a:b.mkv, real/a:b.mkv, fake/c.mkv and 1 more: {IS_TAKEN_FOR_BT709}"]
 
 
 def test_a_finished_result_gets_the_numbers_of_the_metrics(tmp_path, film_pair):

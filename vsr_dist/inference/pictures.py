@@ -44,7 +44,8 @@ class VideoWriter:
         """`crf`: x264's constant rate factor, 0 (lossless) to 51; 16 is visually lossless for comparisons."""
         self.path, self._fps, self._crf = path, fps, crf
         self._temporary = path.with_name(f".{path.stem}.part{path.suffix}")
-        self._container = av.open(str(self._temporary), "w")
+        # Absolute, since FFmpeg takes what stands before a colon for a protocol.
+        self._container = av.open(str(self._temporary.absolute()), "w")
         self._stream: av.VideoStream | None = None
         self._reformatter = VideoReformatter()
 

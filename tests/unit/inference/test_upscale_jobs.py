@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import ExitStack
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -405,14 +406,26 @@ def test_a_scene_cut_near_the_border_of_two_parts_is_counted_once(tmp_path, gene
             assert finish(job, parts).num_cuts == 1
 
 
+def test_a_place_behind_a_jump_of_the_clock_is_found(tmp_path):
+    part = write_video(tmp_path / "part.ts", moving(20)).read_bytes()
+    (tmp_path / "in.ts").write_bytes(part + part)
+    facts = read_facts(tmp_path / "in.ts", Fraction(25))
+    every = list(MediaReader(facts).frames(Place()))
+    assert [round((b.pts - a.pts) * facts.time_base * 30, 6) for a, b in pairwise(every)] == [1] * 39
+    for number in (5, 25):
+        found = list(MediaReader(facts).frames(Place(number, every[number - 1].pts)))
+        assert [frame.pts for frame in found] == [frame.pts for frame in every[number:]]
+        np.testing.assert_array_equal(found[0].rgb, every[number].rgb)
+
+
 def test_damage_before_a_place_is_not_counted_again(tmp_path, monkeypatch):
     source = write_video(tmp_path / "in.mkv", moving(40))
     facts = read_facts(source, Fraction(25))
     decoded = video_in._decoded
 
-    def stumbling(container, damage):
+    def stumbling(container, damage, offsets):
         before = 0
-        for number, frame in enumerate(decoded(container, damage)):
+        for number, frame in enumerate(decoded(container, damage, offsets)):
             # Two frames have the time of the frame before.
             frame.pts = before if number in (10, 30) else frame.pts
             before = frame.pts

@@ -60,6 +60,17 @@ def test_an_archive_reads_like_the_folder_it_was_made_of(tree: Path, compression
     assert [int(f.rgb[0, 0, 2]) for f in iter_timed_frames(archive / "GT" / "000", 10)] == [100, 110]
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_png_that_exif_turns_has_the_size_of_its_pixels(tmp_path: Path, orientation: int) -> None:
+    plain = cv2.imencode(".png", np.zeros((16, 24, 3), np.uint8))[1].tobytes()
+    # A TIFF of one entry: tag 274 (orientation), one SHORT.
+    body = b"eXIf" + struct.pack("<2sHIHHHIII", b"II", 42, 8, 1, 274, 3, 1, orientation, 0)
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    path = tmp_path / "0.png"
+    path.write_bytes(plain[:33] + chunk + plain[33:])
+    assert image_size(path) == read_image(path).shape[:2] == ((24, 16) if orientation > 4 else (16, 24))
+
+
 def test_what_finders_and_hidden_files_leave_behind_is_passed_over(tree: Path) -> None:
     (tree / "000" / "._0.png").write_bytes(b"resource fork")
     (tree / ".thumbnails").mkdir()
