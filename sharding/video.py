@@ -103,8 +103,7 @@ def probe(source: Path) -> SourceInfo:
     if is_folder(source):
         paths = list_images(source)
         height, width = read_image(paths[0]).shape[:2]
-        notes = (HAS_ALPHA,) if has_alpha(paths[0]) else ()
-        return SourceInfo(source.name, len(paths), None, width, height, notes)
+        return SourceInfo(source.name, len(paths), None, width, height, (HAS_ALPHA,) if has_alpha(paths[0]) else ())
     with open_video(source) as container:
         stream = video_stream(container)
         first = next(_decoded(container, source, 1), None)
