@@ -33,7 +33,7 @@ LOSS = "drift/paper_loss"
 LEVEL, TREND_BELOW, DEAD_BELOW = (0.35, 0.75), 0.10, 0.05
 PERCEPTION_GAIN, FIDELITY_LOSS_DB = 0.10, 0.5
 TAIL_SHARE = 0.25
-COLORS = ("#555555", "#16a085", "#c0392b", "#e67e22", "#8e44ad", "#b7950b", "#1f77b4", "#2ca02c")
+COLORS = ("#555555", "#16a085", "#c0392b", "#e67e22", "#8e44ad", "#b7950b", "#1f77b4", "#2ca02c", "#17becf", "#e377c2")
 NOT_MEASURED = "-"
 
 
