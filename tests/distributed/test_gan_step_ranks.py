@@ -14,14 +14,12 @@ import torch.multiprocessing as mp
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from forked import forks
 from small_gan import batch_of, make_step, plan_of, play, small_networks
-from torch.nn.parallel import DistributedDataParallel
 
 from vsr_dist.core.collectives import Vote, shutdown
-from vsr_dist.core.errors import BadConfigError, NonFiniteError
+from vsr_dist.core.errors import NonFiniteError
 from vsr_dist.losses.objective import LossConfig
 from vsr_dist.models.spatiotemporal import SpatiotemporalConfig
 from vsr_dist.training.config import AdversarialConfig
-from vsr_dist.training.gan_step import GanStep, Player
 
 pytestmark = pytest.mark.slow
 STEPS = {2: 10, 4: 3}
@@ -109,18 +107,6 @@ def fault(step, rank, size):
     return "", False
 
 
-def refusal():
-    network = DistributedDataParallel(torch.nn.Linear(2, 2), static_graph=True)
-    players = (Player(name, network, None) for name in ("generator", "discriminator"))
-    try:
-        GanStep(
-            None, *players, None, LossConfig(), AdversarialConfig(), scale=4, max_grad_norm=1.0, perceptual_frames=0
-        )  # fmt: skip
-    except BadConfigError as error:
-        return str(error)
-    return ""
-
-
 def votes(rank):
     """Answers of a vote in which rank 1 alone says yes, in the third call."""
     vote = Vote()
@@ -135,7 +121,7 @@ def work(rank, size, port, folder):
     torch.set_num_threads(1)
     found = {"weights": train(double_step(), rank, size, STEPS[size]), "votes": votes(rank)}
     if size == 2:
-        found |= {"traffic": traffic(double_step(), rank, size), "refusal": refusal()}
+        found["traffic"] = traffic(double_step(), rank, size)
         found["fault"] = fault(double_step(), rank, size)
     torch.save(found, Path(folder) / f"{rank}.pt")
     shutdown()
@@ -194,10 +180,6 @@ def test_a_fault_on_one_rank_stops_all_before_the_step_and_names_the_term(two):
         message, untouched = rank["fault"]
         assert "not finite: the term(s) loss_g/image" in message
         assert untouched
-
-
-def test_a_static_graph_is_refused(two):
-    assert all("static_graph" in rank["refusal"] for rank in two)
 
 
 def test_a_yes_of_one_rank_is_the_answer_of_all_at_the_next_call(two, four):
